@@ -1,0 +1,128 @@
+"""Which run a framework's callback writes to, from its first training event on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tracking_callbacks.records import Status
+from tracking_callbacks.run import Run, entered_runs
+from tracking_callbacks.tracker import MLflowTracker
+
+__all__ = ["Attachment"]
+
+logger = logging.getLogger("tracking_callbacks")
+
+RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
+
+
+class Attachment:
+    """The run of one callback: found or started at the first training event, ended with the training.
+
+    A run that the user started is joined and never ended: a ``with tracker.start_run()`` block, an active
+    ``mlflow.start_run()``, or ``MLFLOW_RUN_ID``. Everything else is a run of the callback's own.
+
+    Args:
+        tracker: Where runs go; None stands for ``MLflowTracker()``, built at the first event.
+        run_name: Name of runs that are started.
+        tags: Tags of runs that are started.
+    """
+
+    def __init__(
+        self,
+        tracker: MLflowTracker | None,
+        *,
+        run_name: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.tracker = tracker
+        self.run: Run | None = None
+        self.training = False
+        self._run_name = run_name
+        self._tags = dict(tags or {})
+        self._trained = False
+        self._borrowed: Run | None = None
+
+    def begin_training(self, *, resume_key: str | None = None, continues: bool = False) -> Run:
+        """Return the run of a training that begins now.
+
+        An evaluation's run that has seen no training yet is taken over; a training that began and never ended is
+        closed first, with the status that is true.
+
+        Args:
+            resume_key: `Run.run_key` of an earlier run, of this process or not, that this training continues.
+            continues: The training continues this object's own last run.
+        """
+        if self.training:
+            self._close_interrupted()
+        run = self.run
+        if run is None or not self._may_continue(run, resume_key, continues):
+            run = self._join() or self._start(resume_key)
+        elif run.ended:
+            run.reopen()
+        self.run = run
+        self.training = self._trained = True
+        return run
+
+    def run_for_evaluation(self) -> Run:
+        """Return the run that an evaluation belongs to: that of the last training, else one that training joins."""
+        if self.run is None:
+            self.run = self._join() or self._start(None)
+        return self.run
+
+    def end_training(self, status: Status = "FINISHED") -> None:
+        """End the run if it is the callback's own; a second call does nothing."""
+        if self.training and self.run is not None:
+            self.training = False
+            if not self._user_owns(self.run):
+                self.run.end(status)
+
+    def _may_continue(self, run: Run, resume_key: str | None, continues: bool) -> bool:
+        if resume_key is not None:
+            return run.run_key == resume_key
+        return continues or not self._trained or run in entered_runs.get()
+
+    def _close_interrupted(self) -> None:
+        """The process lives, yet its training never ended: an exception, seen by the interpreter or caught."""
+        self.training = False
+        if self.run is not None and not self._user_owns(self.run):
+            self.run.end_interrupted(otherwise="FAILED")
+
+    def _user_owns(self, run: Run) -> bool:
+        return run.joined or run is self._borrowed
+
+    def _join(self) -> Run | None:
+        entered = [run for run in entered_runs.get() if self.tracker is None or run.settings == self.tracker.settings]
+        if entered:
+            self._borrowed = entered[-1]
+            return self._borrowed
+        if run_id := os.environ.get(RUN_ID_VARIABLE):
+            return self._tracker().join_run(run_id)
+        mlflow = sys.modules.get("mlflow")
+        active = mlflow.active_run() if mlflow is not None and hasattr(mlflow, "active_run") else None
+        if active is None or mlflow is None:
+            return None
+        # An active run lives where mlflow's own URI points to, whatever ours says.
+        settings = self._tracker().settings
+        there = MLflowTracker(
+            mlflow.get_tracking_uri(),
+            settings.experiment_name,
+            journal_root=settings.journal_root,
+            offline=settings.offline,
+            flush_timeout=settings.flush_timeout,
+            delivery_grace=settings.delivery_grace,
+        )
+        return there.join_run(active.info.run_id)
+
+    def _start(self, resume_key: str | None) -> Run:
+        if resume_key is not None:
+            return self._tracker().resume_run(resume_key)
+        return self._tracker().start_run(self._run_name, tags=self._tags)
+
+    def _tracker(self) -> MLflowTracker:
+        if self.tracker is None:
+            self.tracker = MLflowTracker()
+        return self.tracker

@@ -1,0 +1,123 @@
+"""Starts the delivery process and keeps it running, from the training process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from tracking_callbacks.owner import current_owner
+from tracking_callbacks.settings import TRACKING_URI_VARIABLE, Settings
+
+__all__ = ["DELIVERY_VARIABLE", "DeliveryLauncher", "launcher_for"]
+
+logger = logging.getLogger("tracking_callbacks")
+
+DELIVERY_VARIABLE = "TRACKING_CALLBACKS_DELIVERY"
+_ENTRY = Path(__file__).parent / "delivery" / "__main__.py"
+_LOG_LIMIT = 1 << 20
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+
+
+class DeliveryLauncher:
+    """One delivery process for one training process, journal root and store."""
+
+    def __init__(self, settings: Settings, journal_root: Path) -> None:
+        self._settings = settings
+        self._root = journal_root
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._pause = _FIRST_PAUSE
+        self._warned = False
+
+    def ensure_running(self) -> None:
+        """Start the delivery process, unless it runs; one that keeps failing is restarted less and less often."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                return
+            now = time.monotonic()
+            if self._process is not None and self._process.returncode != 0:
+                lived = now - self._started
+                self._pause = _FIRST_PAUSE if lived > _LONGEST_PAUSE else min(self._pause * 2, _LONGEST_PAUSE)
+                if lived < self._pause:
+                    return
+                self._warn(f"delivery process ended with exit code {self._process.returncode}; starting another")
+            self._started = now
+            self._start()
+
+    def running(self) -> bool:
+        """Return whether the delivery process lives."""
+        with self._lock:
+            return self._process is not None and self._process.poll() is None
+
+    def leave_running(self) -> None:
+        """Let the delivery process outlive this one without a ResourceWarning."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                self._process.returncode = 0  # what Popen.__del__ asks before it warns
+
+    def _start(self) -> None:
+        if not sys.executable:
+            self._warn("no delivery: this Python names no executable; run 'tracking-callbacks sync' later")
+            return
+        told = {
+            "journal_root": str(self._root),
+            "store": self._settings.shown_uri,
+            "owner": msgspec.to_builtins(current_owner()),
+            "grace": self._settings.delivery_grace,
+        }
+        environment = dict(os.environ)
+        environment.pop("MLFLOW_RUN_ID", None)
+        # The URI with its credentials goes through the environment: a command line is open to every user.
+        environment |= {TRACKING_URI_VARIABLE: self._settings.tracking_uri, DELIVERY_VARIABLE: json.dumps(told)}
+        folder = self._settings.working_folder
+        log = self._root / "delivery.log"
+        try:
+            if log.exists() and log.stat().st_size > _LOG_LIMIT:
+                os.replace(log, log.with_suffix(".log.1"))
+            with open(log, "ab") as output:
+                # -P: a user's mlflow.py in the working folder must not shadow MLflow. No preexec_fn: it forbids
+                # vfork and cost 154 ms from a trainer of 3.7 GB; the process lowers its own priority.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", str(_ENTRY), str(self._root)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd=folder if folder.is_dir() else self._root,
+                    env=environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._warn(f"the delivery process cannot start ({error}); the journal in {self._root} is kept")
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s; its log is %s", message, self._root / "delivery.log")
+
+
+_launchers: dict[tuple[Path, str, int], DeliveryLauncher] = {}
+_registry_lock = threading.Lock()
+
+
+def launcher_for(settings: Settings, journal_root: Path) -> DeliveryLauncher:
+    """Return the launcher that all runs of this process with this root and store share."""
+    with _registry_lock:
+        key = (journal_root, settings.tracking_uri, os.getpid())
+        return _launchers.setdefault(key, DeliveryLauncher(settings, journal_root))
+
+
+def leave_all_running() -> None:
+    """Let every delivery process of this process outlive it."""
+    with contextlib.suppress(RuntimeError):
+        for launcher in list(_launchers.values()):
+            launcher.leave_running()

@@ -1,0 +1,127 @@
+"""Which process owns a journal, and whether it is still alive."""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+
+__all__ = ["Owner", "OwnerWatch", "current_owner"]
+
+_LINUX = sys.platform == "linux"
+
+
+class Owner(msgspec.Struct, frozen=True, array_like=True):
+    """The identity of a process that no later process can have by chance.
+
+    Attributes:
+        boot_id: The running kernel's boot id: a pid means nothing after a reboot or on another machine.
+        pid_namespace: Inode of the pid namespace: two containers on one machine use the same pids.
+        pid: Process id within that namespace.
+        start_ticks: Start time in clock ticks since boot, which tells a reused pid apart and, unlike a wall-clock
+            creation time, does not move when the clock is set.
+        host: Host name, shown to people only.
+    """
+
+    boot_id: str
+    pid_namespace: int
+    pid: int
+    start_ticks: int
+    host: str = ""
+
+    def is_local(self) -> bool:
+        """Return whether this machine, boot and pid namespace can judge whether the process lives."""
+        here = current_owner()
+        return (self.boot_id, self.pid_namespace) == (here.boot_id, here.pid_namespace)
+
+
+def current_owner() -> Owner:
+    """Return the identity of the calling process, also right after a fork."""
+    return _owner_of(os.getpid())
+
+
+@functools.lru_cache(maxsize=2)
+def _owner_of(pid: int) -> Owner:
+    return Owner(_boot_id(), _pid_namespace(), pid, _start_ticks(pid) or 0, socket.gethostname())
+
+
+@functools.cache
+def _boot_id() -> str:
+    if _LINUX:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    import psutil
+
+    return f"{socket.gethostname()}-{int(psutil.boot_time())}"
+
+
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino if _LINUX else 0
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Return when `pid` started, in clock ticks since boot, or None where there is no such process."""
+    if _LINUX:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return int(stat.rpartition(b")")[2].split()[19])  # field 22 of proc(5); the name before it may hold spaces
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).create_time() * 100)
+    except psutil.NoSuchProcess:
+        return None
+
+
+class OwnerWatch:
+    """Watches whether one process lives, without being its parent.
+
+    On Linux it holds a pidfd, which becomes readable the moment the process ends: a zombie counts as dead, and the
+    pid cannot be reused under the watch.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self._pidfd: int | None = None
+        self._dead = _start_ticks(owner.pid) != owner.start_ticks
+        if not self._dead and hasattr(os, "pidfd_open"):
+            try:
+                self._pidfd = os.pidfd_open(owner.pid)
+            except ProcessLookupError:
+                self._dead = True
+            else:
+                self._dead = _start_ticks(owner.pid) != owner.start_ticks  # it may have been reused in between
+
+    def alive(self) -> bool:
+        """Return whether the process still runs; once False, always False."""
+        if not self._dead:
+            if self._pidfd is not None:
+                poll = select.poll()
+                poll.register(self._pidfd, select.POLLIN)
+                self._dead = bool(poll.poll(0))
+            else:
+                self._dead = not self._alive_by_psutil()
+            if self._dead:
+                self.close()
+        return not self._dead
+
+    def _alive_by_psutil(self) -> bool:
+        import psutil
+
+        try:
+            zombie = psutil.Process(self.owner.pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+        return not zombie and _start_ticks(self.owner.pid) == self.owner.start_ticks
+
+    def close(self) -> None:
+        """Give the pidfd back."""
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None

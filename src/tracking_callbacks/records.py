@@ -1,0 +1,162 @@
+"""What a journal holds: one frozen struct per kind of record, encoded as msgpack.
+
+msgpack and not JSON: NaN and the infinities must survive. Fields are only ever added at the end, with a default, so
+that a journal of an older version stays readable. Times are wall-clock milliseconds since the epoch, taken in the
+training process.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from tracking_callbacks.owner import Owner
+
+__all__ = [
+    "Artifact",
+    "Dataset",
+    "Intent",
+    "Metrics",
+    "Model",
+    "Params",
+    "Record",
+    "RunEnded",
+    "SessionOpened",
+    "Status",
+    "Store",
+    "Tags",
+    "decode",
+    "encode",
+    "entries",
+]
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Intent = Literal["own", "join", "amend"]
+
+
+class Store(msgspec.Struct, frozen=True, array_like=True):
+    """Where a run is to be delivered.
+
+    Attributes:
+        uri: Tracking URI with its credentials masked: secrets never reach a journal.
+        working_folder: Absolute folder in which MLflow resolves a relative artifact root.
+    """
+
+    uri: str
+    working_folder: str
+
+
+class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
+    """First record of every journal: one process writing to one run.
+
+    Attributes:
+        session: Start of the session in nanoseconds since the epoch; the newest own session of a run decides its
+            status.
+        intent: ``own``: this session sets the run's status. ``join``: somebody else does. ``amend``: the run has
+            ended and more is added to it.
+        run_id: The server's id, where it is known already.
+        resumed: The run was begun by an earlier session: look for it before creating it.
+        parent_key: Key of the parent run, where that is a run of this package.
+    """
+
+    run_key: str
+    session: int
+    timestamp: int
+    owner: Owner
+    store: Store
+    experiment: str
+    intent: Intent = "own"
+    run_id: str | None = None
+    run_name: str | None = None
+    parent_key: str | None = None
+    parent_id: str | None = None
+    tags: dict[str, str] = {}
+    resumed: bool = False
+
+
+class Params(msgspec.Struct, frozen=True, array_like=True, tag="params"):
+    """Names and texts of params."""
+
+    params: dict[str, str]
+
+
+class Metrics(msgspec.Struct, frozen=True, array_like=True, tag="metrics"):
+    """Points of several metrics at one step and time."""
+
+    timestamp: int
+    step: int
+    metrics: dict[str, float]
+
+
+class Tags(msgspec.Struct, frozen=True, array_like=True, tag="tags"):
+    """Names and texts of tags."""
+
+    tags: dict[str, str]
+
+
+class Artifact(msgspec.Struct, frozen=True, array_like=True, tag="artifact"):
+    """A file or folder, snapshotted under the run folder.
+
+    Attributes:
+        staged: Path relative to the run folder.
+        artifact_path: Folder within the run's artifacts, None for their root.
+    """
+
+    staged: str
+    artifact_path: str | None = None
+
+
+class Dataset(msgspec.Struct, frozen=True, array_like=True, tag="dataset"):
+    """A dataset input; `schema` and `profile` are JSON texts as MLflow stores them."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    schema: str | None = None
+    profile: str | None = None
+    context: str | None = None
+
+
+class Model(msgspec.Struct, frozen=True, array_like=True, tag="model"):
+    """An MLmodel folder, snapshotted under the run folder.
+
+    Attributes:
+        record_key: Identifies this record on the server, so that a replay makes no second model or version.
+        step: Training step at which the model was logged; None stands for the run's last.
+    """
+
+    timestamp: int
+    record_key: str
+    staged: str
+    name: str
+    registered_model_name: str | None = None
+    aliases: tuple[str, ...] = ()
+    step: int | None = None
+    tags: dict[str, str] = {}
+
+
+class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
+    """Last record of a journal. `status` is None where the session does not decide it."""
+
+    timestamp: int
+    status: Status | None
+
+
+Record = SessionOpened | Params | Metrics | Tags | Artifact | Dataset | Model | RunEnded
+
+
+def entries(record: Record) -> int:
+    """Return how many things of the user's a record holds: metric points, params, tags, files, models."""
+    match record:
+        case Metrics(metrics=mapping) | Params(params=mapping) | Tags(tags=mapping):
+            return len(mapping)
+        case SessionOpened() | RunEnded():
+            return 0
+        case _:
+            return 1
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Record).decode

@@ -1,0 +1,424 @@
+"""A run as its user sees it: the ``log_*`` verbs, each of which appends one record to the run's journal."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from tracking_callbacks import exits, records
+from tracking_callbacks.datasets import describe_dataset
+from tracking_callbacks.errors import InputError, InvalidNameError
+from tracking_callbacks.flushing import wait_for_delivery
+from tracking_callbacks.folders import JournalRoot
+from tracking_callbacks.launch import DeliveryLauncher
+from tracking_callbacks.names import SafeNames
+from tracking_callbacks.report import DeliveryReport
+from tracking_callbacks.session import MetricClock, RunJournal
+from tracking_callbacks.settings import Settings
+from tracking_callbacks.staging import snapshot
+from tracking_callbacks.values import (
+    MAX_PARAM_LENGTH,
+    MAX_TAG_LENGTH,
+    check_aliases,
+    check_model_name,
+    mask_uris_in,
+    param_text,
+    plain,
+    safe_name,
+    to_scalar,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Run", "entered_runs"]
+
+_STATUSES = ("FINISHED", "FAILED", "KILLED")
+_STEP_RANGE = range(-(2**63), 2**63)  # the store's column is a signed 64-bit integer
+_RUN_ID_SECONDS = 5.0
+
+entered_runs: ContextVar[tuple[Run, ...]] = ContextVar("tracking_callbacks_entered_runs", default=())
+
+
+class Run:
+    """A run to log to; made by `MLflowTracker.start_run`, usable as a context manager.
+
+    Every verb appends to the journal and returns within microseconds; what it accepted survives the death of this
+    process. No verb raises for a tracking fault; wrong input raises an `InputError` that names it.
+
+    Attributes:
+        run_key: The run's identity on this side, known before the server has given it a run id.
+        joined: Somebody else started the run and will end it.
+        ended: `end` was called; more can still be logged, the status stays.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        root: JournalRoot,
+        launcher: DeliveryLauncher | None,
+        *,
+        opened: records.SessionOpened,
+    ) -> None:
+        self.run_key = opened.run_key
+        self.joined = opened.intent == "join"
+        self.ended = False
+        self.settings = settings
+        self._metric_names, self._param_names, self._tag_names = SafeNames(), SafeNames(), SafeNames()
+        self._lock = threading.RLock()
+        self._clock = MetricClock()
+        self._error_before = exits.last_uncaught()
+        self.journal = RunJournal(settings, root, launcher, opened, on_open=lambda: exits.remember(self))
+
+    # -- the verbs ---------------------------------------------------------------------------------------------------
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log one point of each metric, stamped with the present time.
+
+        Args:
+            metrics: Names and values; a value is a number, or a tensor or array of one element. NaN is kept; MLflow
+                stores the infinities as ±1.797e308.
+            step: Training step, a signed 64-bit integer; None stands for 0, as in MLflow.
+
+        Raises:
+            InvalidNameError: A name is empty or not a text.
+            MetricValueError: A value is not one number; none of this call's metrics is logged then.
+        """
+        names = self._metric_names.safe
+        points = {
+            names.get(key) or self._metric_names.add(key): value if type(value) is float else to_scalar(key, value)
+            for key, value in metrics.items()
+        }
+        step = step if type(step) is int else _whole_step(step)
+        if step not in _STEP_RANGE:
+            raise InputError(f"step: expected a signed 64-bit integer, got {step}")
+        if points:
+            with self._lock:  # in the order of their stamps
+                self.journal.append(records.Metrics(self._clock.stamp(step, points), step, points))
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters; a text longer than 6 000 characters is cut, and kept whole in ``params/<name>.txt``.
+
+        A param cannot be changed in MLflow: of two values the first stays, and the run gets the tag
+        ``param_drift.<name>``.
+
+        Raises:
+            InvalidNameError: A name is empty or not a text.
+        """
+        texts: dict[str, str] = {}
+        for key, value in params.items():
+            name = self._param_names.safe.get(key) or self._param_names.add(key)
+            text = param_text(value)
+            if len(text) > MAX_PARAM_LENGTH:
+                self.log_text(text, f"params/{name}.txt")
+                text = text[: MAX_PARAM_LENGTH - 1] + "…"
+            texts[name] = text
+        if texts:
+            self.journal.append(records.Params(texts))
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; a tag set again takes the new value. A text longer than 8 000 characters is cut.
+
+        Raises:
+            InvalidNameError: A name is empty or not a text.
+        """
+        texts = {
+            self._tag_names.safe.get(key) or self._tag_names.add(key): _cut(param_text(value), MAX_TAG_LENGTH)
+            for key, value in tags.items()
+        }
+        if texts:
+            self.journal.append(records.Tags(texts))
+
+    def log_artifact(self, path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
+        """Log a file as it is now: it may be changed or deleted right after the call.
+
+        Args:
+            path: A file, or a folder, which is logged under its own name.
+            artifact_path: Folder within the run's artifacts, ``/``-separated; None for their root.
+
+        Raises:
+            InputError: There is nothing at `path`, or `artifact_path` leaves the run's artifacts.
+        """
+        source = Path(path)
+        if not source.exists():
+            raise InputError(f"log_artifact: expected a file or folder, there is nothing at {str(path)!r}")
+        self._log_files(lambda target: snapshot(source, target), source.name or source.resolve().name, artifact_path)
+
+    def log_artifacts(self, folder: str | os.PathLike[str], artifact_path: str | None = None) -> None:
+        """Log the content of a folder as it is now.
+
+        Args:
+            folder: The folder whose files and subfolders are logged.
+            artifact_path: Folder within the run's artifacts that they go to; None for their root.
+
+        Raises:
+            InputError: `folder` is not a folder, or `artifact_path` leaves the run's artifacts.
+        """
+        source = Path(folder)
+        if not source.is_dir():
+            raise InputError(f"log_artifacts: expected a folder, got {str(folder)!r}")
+        self._log_files(lambda target: snapshot(source, target), "", artifact_path)
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Log a text as the artifact `artifact_file`, for example ``"notes/readme.txt"``."""
+        self._log_file(artifact_file, lambda target: target.write_text(text, encoding="utf-8", errors="replace"))
+
+    def log_dict(self, obj: Mapping[str, Any] | list[Any], artifact_file: str) -> None:
+        """Log a mapping or list as JSON, or as YAML where `artifact_file` ends in ``.yaml`` or ``.yml``.
+
+        Objects that the format does not know are made plain, secrets are masked (see `values.plain`).
+        """
+        content = plain(obj)
+        if artifact_file.endswith((".yaml", ".yml")):
+            import yaml
+
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        else:
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        self.log_text(text, artifact_file)
+
+    def log_figure(self, fig: Figure, artifact_file: str) -> None:
+        """Log a matplotlib figure as an image; the ending of `artifact_file` gives the format."""
+        self._log_file(artifact_file, lambda target: fig.savefig(target, dpi=200, bbox_inches="tight"))
+
+    def log_dataset(
+        self,
+        name: str,
+        *,
+        digest: str | None = None,
+        schema: Mapping[str, Any] | None = None,
+        size: int | Mapping[str, int] | None = None,
+        source: str = "",
+        source_type: str = "code",
+        context: str | None = None,
+    ) -> None:
+        """Record a dataset as an input of the run.
+
+        Args:
+            name: Name of the dataset.
+            digest: Fingerprint of its content, at most 36 characters; by default one of name, schema, size and source.
+            schema: Names and types of its columns.
+            size: Number of rows, or a mapping such as ``{"num_rows": 3000}``.
+            source: Where it comes from: a path or URI; credentials in it are masked.
+            source_type: MLflow's word for the kind of source: ``local``, ``http``, ``hugging_face``, ``code``, …
+            context: What the run uses it for: ``training``, ``evaluation``, …
+
+        Raises:
+            InvalidNameError: The name is empty.
+            InputError: The digest is too long.
+        """
+        self.journal.append(
+            describe_dataset(
+                name,
+                digest=digest,
+                schema=schema,
+                size=size,
+                source=source,
+                source_type=source_type,
+                context=context,
+            )
+        )
+
+    def log_model(
+        self,
+        mlmodel_folder: str | os.PathLike[str],
+        name: str = "model",
+        registered_model_name: str | None = None,
+        aliases: Iterable[str] = (),
+        step: int | None = None,
+        *,
+        tags: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log a model that has been saved in an MLflow flavor, and register it.
+
+        Args:
+            mlmodel_folder: A folder with an ``MLmodel`` file; it may be deleted right after the call.
+            name: Name of the logged model within the run.
+            registered_model_name: Name in the model registry; None registers nothing.
+            aliases: Aliases that the new version takes over.
+            step: Training step of the model; None stands for the run's last.
+            tags: Tags of the logged model and of the registered version.
+
+        Raises:
+            InputError: The folder holds no ``MLmodel`` file, or there are aliases without a registered name.
+            ConfigError: An alias is one that MLflow forbids.
+        """
+        source = Path(mlmodel_folder)
+        if not (source / "MLmodel").is_file():
+            raise InputError(f"log_model: expected a folder with an MLmodel file, got {str(mlmodel_folder)!r}")
+        checked = check_aliases(aliases)
+        check_model_name(name, "name")
+        if registered_model_name is not None:
+            check_model_name(registered_model_name, "registered_model_name")
+        elif checked:
+            raise InputError(f"log_model: aliases {checked!r} need a registered_model_name")
+        model_tags = {safe_name(key): param_text(value) for key, value in (tags or {}).items()}
+
+        def record(staged: str) -> records.Record:
+            return records.Model(
+                timestamp=_now_ms(),
+                record_key=uuid.uuid4().hex,
+                staged=staged,
+                name=name,
+                registered_model_name=registered_model_name,
+                aliases=checked,
+                step=step,
+                tags=model_tags,
+            )
+
+        self.journal.stage("model", lambda target: snapshot(source, target), record)
+
+    # -- the run's life ----------------------------------------------------------------------------------------------
+
+    def end(self, status: records.Status = "FINISHED") -> None:
+        """End the run; a second call does nothing. Delivery goes on in the background, `flush` waits for it.
+
+        Args:
+            status: ``FINISHED``, ``FAILED`` or ``KILLED``. A run that was only joined keeps its own status.
+
+        Raises:
+            InputError: `status` is another word.
+        """
+        if status not in _STATUSES:
+            raise InputError(f"status: expected one of {', '.join(_STATUSES)}, got {status!r}")
+        with self._lock:
+            if not self.ended:
+                self.ended = True
+                self.journal.seal(None if self.joined else status)
+
+    def fail(self, error: BaseException, status: records.Status = "FAILED") -> None:
+        """End the run because of `error`: its traceback becomes ``error.txt``, its last line a tag."""
+        if not self.ended and not self.joined:
+            lines = traceback.format_exception(error)
+            self.log_text(mask_uris_in("".join(lines)), "error.txt")
+            self.set_tags({"tracking_callbacks.error": mask_uris_in(lines[-1].strip())})
+        self.end(status)
+
+    def reopen(self) -> None:
+        """Continue the run after its end: its status is RUNNING again until the next `end`."""
+        with self._lock:
+            if self.ended:
+                self.ended = False
+                self._error_before = exits.last_uncaught()
+                self.journal.reopen("join" if self.joined else "own")
+
+    def end_interrupted(self, otherwise: records.Status = "KILLED") -> None:
+        """End a run whose work has stopped without a word: with the uncaught exception if there is one.
+
+        Args:
+            otherwise: The status where no exception has reached the top of the program since the run began.
+        """
+        error = exits.last_uncaught()
+        if error is None or error is self._error_before:
+            self.end(otherwise)
+        else:
+            self.fail(error, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+    def close(self) -> None:
+        """Let go of the journal at exit: an open run ends as interrupted, what was added to an ended one is sealed."""
+        if self.ended:
+            self.journal.seal(None)
+        else:
+            self.end_interrupted()
+
+    def flush(self, timeout: float | None = None) -> DeliveryReport:
+        """Wait until the store has everything logged so far, or `timeout` seconds have passed.
+
+        Args:
+            timeout: Seconds; None stands for the tracker's ``flush_timeout``. The wait shows its progress on stderr
+                after two seconds. With ``offline=True`` nothing is waited for.
+        """
+        if self.ended:
+            self.journal.seal(None)  # what was added after the end
+        if self.journal.offline:
+            return self.report()
+        return wait_for_delivery([self.journal], self.settings.flush_timeout if timeout is None else timeout)[0]
+
+    def report(self) -> DeliveryReport:
+        """Return what delivery has done so far, without waiting."""
+        return self.journal.report()
+
+    @property
+    def run_id(self) -> str | None:
+        """The server's id of the run; waits a few seconds for it, None when offline or not yet known."""
+        return self.journal.wait_for_run_id(_RUN_ID_SECONDS)
+
+    @property
+    def parent_reference(self) -> dict[str, str | None]:
+        """How a child run names this one."""
+        return {"parent_key": None if self.joined else self.run_key, "parent_id": self.journal.known_run_id()}
+
+    @property
+    def url(self) -> str | None:
+        """Link to the run in the MLflow UI, where the store is a server that has one."""
+        uri = self.settings.shown_uri.rstrip("/")
+        if not uri.startswith(("http://", "https://")) or self.run_id is None:
+            return None
+        return f"{uri}/#/experiments/{self.journal.state().experiment_id or 0}/runs/{self.run_id}"
+
+    def __enter__(self) -> Run:
+        entered_runs.set((*entered_runs.get(), self))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        entered_runs.set(tuple(run for run in entered_runs.get() if run is not self))
+        if error is None or (isinstance(error, SystemExit) and not error.code):
+            self.end("FINISHED")
+        elif isinstance(error, Exception):
+            self.fail(error)
+        else:  # KeyboardInterrupt, sys.exit(3): stopped from outside
+            self.fail(error, "KILLED")
+
+    def __repr__(self) -> str:
+        return f"<Run {self.run_key} at {self.settings.shown_uri}{', ended' if self.ended else ''}>"
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _log_file(self, artifact_file: str, write: Callable[[Path], object]) -> None:
+        if not isinstance(artifact_file, str) or not artifact_file.strip("/ "):
+            raise InvalidNameError(
+                f"artifact_file: expected a path such as 'a/b.txt', got {artifact_file!r}", name=artifact_file
+            )
+        place = _inside(artifact_file, "artifact_file")
+        parent = str(place.parent)
+        self._log_files(write, place.name, None if parent == "." else parent)
+
+    def _log_files(self, write: Callable[[Path], object], name: str, artifact_path: str | None) -> None:
+        place = str(_inside(artifact_path, "artifact_path")) if artifact_path else None
+        self.journal.stage(name, write, lambda staged: records.Artifact(staged, place))
+
+
+def _whole_step(step: Any) -> int:
+    if step is None:
+        return 0
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise InputError(f"step: expected a whole number, got {step!r} ({type(step).__name__})") from None
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _inside(path: str, what: str) -> PurePosixPath:
+    place = PurePosixPath(str(path).replace("\\", "/"))
+    if place.is_absolute() or ".." in place.parts:
+        raise InputError(f"{what}: expected a path inside the run's artifacts, got {str(path)!r}")
+    return place
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

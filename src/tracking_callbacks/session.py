@@ -1,0 +1,295 @@
+"""One process writing to one run: opens the journal, stamps and appends records, counts what could not be kept."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tracking_callbacks.folders import JournalRoot, RunFolder, RunState, SessionState, session_name
+from tracking_callbacks.journal import JournalWriter
+from tracking_callbacks.launch import DeliveryLauncher
+from tracking_callbacks.owner import current_owner
+from tracking_callbacks.records import Intent, Record, RunEnded, SessionOpened, Status, entries
+from tracking_callbacks.report import DeliveryReport
+from tracking_callbacks.settings import Settings
+
+__all__ = ["MetricClock", "RunJournal", "Session", "writable_root"]
+
+logger = logging.getLogger("tracking_callbacks")
+
+_CLOCK_JUMP_MS = 60_000
+_CHECK_DELIVERY_NS = 1_000_000_000
+_POLL_SECONDS = 0.05
+
+
+class MetricClock:
+    """Gives each point the present millisecond, and a later one to a true repeat.
+
+    MLflow stores one of several identical (key, time, step, value): that is what makes a re-sent batch harmless, and
+    what would swallow the second of two equal points logged within one millisecond.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0
+        self._seen: set[tuple[str, int, float | None]] = set()
+
+    def stamp(self, step: int, points: dict[str, float]) -> int:
+        """Return the timestamp, in milliseconds since the epoch, for `points` at `step`."""
+        now = time.time_ns() // 1_000_000
+        if now > self._now or now < self._now - _CLOCK_JUMP_MS:
+            self._now = now
+            self._seen.clear()
+        # NaN equals nothing, not even another NaN, but MLflow stores all NaNs alike.
+        identities = [(key, step, None if math.isnan(value) else value) for key, value in points.items()]
+        if not self._seen.isdisjoint(identities):
+            self._now += 1
+            self._seen.clear()
+        self._seen.update(identities)
+        return self._now
+
+
+class Session:
+    """The journal of one stretch of one process's writing to one run.
+
+    Attributes:
+        folder: The run's folder.
+        name: The session's key in the delivery state.
+        appended: Number of entries that the journal holds.
+        dropped: Number of entries that it could not take.
+        closed: The journal is sealed.
+    """
+
+    def __init__(self, root: JournalRoot, opened: SessionOpened) -> None:
+        self.folder: RunFolder = root.run(opened.run_key)
+        path = self.folder.journal(opened.session)
+        self.name = session_name(path)
+        self.appended = 0
+        self.dropped = 0
+        self.closed = False
+        self._writer: JournalWriter | None = None
+        try:
+            with root.locked():
+                self.folder.path.mkdir(mode=0o700, exist_ok=True)
+                self._writer = JournalWriter(path)
+        except (OSError, TimeoutError) as error:
+            self.drop(0, error)
+        else:
+            # Twice: without its header a journal cannot be delivered, and one flipped byte must not cost a run.
+            self.append(opened)
+            self.append(opened)
+
+    def append(self, record: Record) -> None:
+        """Write one record; what cannot be written is counted."""
+        try:
+            if self._writer is None:
+                raise FileNotFoundError("no journal")
+            self._writer.append(record)
+        except (OSError, ValueError) as error:
+            self.drop(entries(record), error)
+        else:
+            self.appended += entries(record)
+
+    def close(self) -> None:
+        """Seal the journal."""
+        self.closed = True
+        if self._writer is not None:
+            self._writer.close()
+
+    def acknowledged(self, state: SessionState) -> bool:
+        """Return whether the store has all of the journal, and its end if it has ended."""
+        if self._writer is None:
+            return True
+        return state.closed if self.closed else min(state.points, state.files) >= self._writer.position
+
+    def drop(self, count: int, error: Exception) -> None:
+        """Count what could not be kept; the first time is a warning."""
+        level = logging.DEBUG if self.dropped else logging.WARNING
+        logger.log(level, "cannot write to %s (%s): what is logged meanwhile is dropped", self.folder.path, error)
+        self.dropped += count
+
+
+class RunJournal:
+    """Everything that this process writes to one run: a session, and another one after each end.
+
+    Attributes:
+        root: The journal root that holds the run's folder.
+        flush_timeout: Seconds that the interpreter's exit waits for delivery at most.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        root: JournalRoot,
+        launcher: DeliveryLauncher | None,
+        opened: SessionOpened,
+        *,
+        on_open: Callable[[], None],
+    ) -> None:
+        self.flush_timeout = settings.flush_timeout
+        self.root = root
+        self._launcher = launcher
+        self._opened = opened
+        self._on_open = on_open
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._staged = 0
+        self._checked_delivery = 0
+        self._run_id = opened.run_id
+        self._sessions: list[Session] = []
+        self._session = self._open(opened)
+
+    @property
+    def offline(self) -> bool:
+        """Whether nothing is delivered until ``tracking-callbacks sync``; so also in a forked child."""
+        return self._launcher is None or self.inert
+
+    @property
+    def inert(self) -> bool:
+        """A forked child inherits the object, but neither the run nor its journal."""
+        return os.getpid() != self._pid
+
+    def append(self, record: Record) -> None:
+        """Write a record, to a new session where the run has ended."""
+        if self.inert:
+            return
+        with self._lock:
+            self._writable_session().append(record)
+        now = time.monotonic_ns()
+        if now - self._checked_delivery > _CHECK_DELIVERY_NS:
+            self._checked_delivery = now
+            self.ensure_delivery()
+
+    def stage(self, name: str, write: Callable[[Path], object], record: Callable[[str], Record]) -> None:
+        """Write files under the run's folder, then the record that names them.
+
+        Args:
+            name: Name of the file or folder to write; where it is empty, a folder without a name of its own.
+            write: Called with the path to write to.
+            record: Called with that path relative to the run's folder.
+        """
+        if self.inert:
+            return
+        with self._lock:
+            session = self._writable_session()
+            self._staged += 1
+            holder = f"staged/{session.name}-{self._staged:06d}"
+            staged = f"{holder}/{name}" if name else holder
+            target = session.folder.path / staged
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write(target)
+            except OSError as error:
+                session.drop(1, error)
+                shutil.rmtree(session.folder.path / holder, ignore_errors=True)
+            else:
+                self.append(record(staged))
+
+    def seal(self, status: Status | None) -> None:
+        """End the open session, if there is one, with what it has to say about the run's status."""
+        if self.inert:
+            return
+        with self._lock:
+            if not self._session.closed:
+                self._session.append(RunEnded(_now_ms(), status))
+                self._session.close()
+                self.ensure_delivery()
+
+    def reopen(self, intent: Intent) -> None:
+        """Open another session of the run."""
+        if self.inert:
+            return
+        with self._lock:
+            self.seal(None)
+            now = time.time_ns()
+            self._session = self._open(
+                SessionOpened(
+                    run_key=self._opened.run_key,
+                    session=max(now, self._opened.session + len(self._sessions)),
+                    timestamp=now // 1_000_000,
+                    owner=current_owner(),
+                    store=self._opened.store,
+                    experiment=self._opened.experiment,
+                    intent=intent,
+                    run_id=self.known_run_id(),
+                    resumed=True,
+                )
+            )
+
+    def report(self) -> DeliveryReport:
+        """Return what delivery has done so far with what this process wrote."""
+        state = self.state()
+        pairs = [(session, state.sessions.get(session.name, SessionState())) for session in self._sessions]
+        delivered = sum(done.delivered for _, done in pairs)
+        rejected = sum(done.rejected for _, done in pairs)
+        return DeliveryReport(
+            delivered=delivered,
+            pending=max(sum(session.appended for session in self._sessions) - delivered - rejected, 0),
+            rejected=rejected,
+            dropped=sum(session.dropped for session in self._sessions),
+            damaged=sum(done.damaged for _, done in pairs),
+            complete=all(session.acknowledged(done) for session, done in pairs),
+            last_error=state.last_error,
+        )
+
+    def state(self) -> RunState:
+        """Return what delivery knows of the run, also after its folder is gone."""
+        folder, key = self.root.run(self._opened.run_key), self._opened.run_key
+        # The folder goes when all is delivered; its final state is written before that. So look twice, in this order.
+        state = folder.read_state() or self.root.final_state(key) or folder.read_state() or RunState()
+        self._run_id = self._run_id or state.run_id
+        return state
+
+    def known_run_id(self) -> str | None:
+        """Return the server's id of the run, if it is known by now."""
+        return self._run_id or self.state().run_id
+
+    def wait_for_run_id(self, seconds: float) -> str | None:
+        """Return the server's id of the run; wait for it at most `seconds`, not at all when offline."""
+        deadline = time.monotonic() + seconds
+        while self.known_run_id() is None and not self.offline and time.monotonic() < deadline:
+            self.ensure_delivery()
+            time.sleep(_POLL_SECONDS)
+        return self._run_id
+
+    def ensure_delivery(self) -> None:
+        """Start the delivery process if it should run and does not."""
+        if self._launcher is not None and not self.inert:
+            self._launcher.ensure_running()
+
+    def _writable_session(self) -> Session:
+        if self._session.closed:
+            self.reopen("amend")
+        return self._session
+
+    def _open(self, opened: SessionOpened) -> Session:
+        session = Session(self.root, opened)
+        self._sessions.append(session)
+        self._on_open()
+        self.ensure_delivery()
+        return session
+
+
+def writable_root(path: Path) -> JournalRoot:
+    """Return the journal root at `path`, or one in the temp folder, with a warning, where `path` cannot be written."""
+    root = JournalRoot(path)
+    try:
+        root.prepare()
+    except OSError as error:
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        fallback = JournalRoot(Path(tempfile.gettempdir()) / f"tracking_callbacks-{user}")
+        reason = error.strerror or error
+        logger.warning("the journal root %s cannot be used (%s); using %s", path, reason, fallback.path)
+        fallback.prepare()
+        return fallback
+    return root
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,58 @@
+"""Snapshots of files at the moment they are logged: the user overwrites and deletes, delivery comes later."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+
+__all__ = ["snapshot"]
+
+# Written once under a new name by their writers, never in place, so a second name for the same bytes is a snapshot.
+# torch.save and most JSON writers reopen the file and would write through the link.
+_NEVER_REWRITTEN = {".safetensors"}
+_FICLONE = 0x40049409  # ioctl of linux/fs.h: share the blocks of a file (btrfs, xfs), copy on write
+
+
+def snapshot(source: Path, target: Path) -> None:
+    """Make `target` a snapshot of the file or folder `source`; its parent is created.
+
+    Raises:
+        OSError: The source cannot be read, or the target cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not source.is_dir():
+        _snapshot_file(source, target)
+        return
+    for folder, _, names in os.walk(source):
+        inner = target / Path(folder).relative_to(source)
+        inner.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            _snapshot_file(Path(folder) / name, inner / name)
+
+
+def _snapshot_file(source: Path, target: Path) -> None:
+    if source.suffix in _NEVER_REWRITTEN:
+        with contextlib.suppress(OSError):  # another file system, or one without hard links
+            os.link(os.path.realpath(source), target)
+            return
+    if not _reflink(source, target):
+        shutil.copyfile(source, target)
+
+
+def _reflink(source: Path, target: Path) -> bool:
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    with open(source, "rb") as original, open(target, "wb") as clone:
+        try:
+            fcntl.ioctl(clone.fileno(), _FICLONE, original.fileno())
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise
+            return False
+    return True

@@ -1,0 +1,247 @@
+"""Pure functions from what frameworks hand out to what MLflow can hold: scalars, names, texts, no secrets."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from tracking_callbacks.errors import ConfigError, InvalidNameError, MetricValueError
+
+__all__ = [
+    "MASK",
+    "MAX_KEY_LENGTH",
+    "MAX_PARAM_LENGTH",
+    "MAX_TAG_LENGTH",
+    "check_aliases",
+    "check_model_name",
+    "distinct_name",
+    "flatten",
+    "is_secret",
+    "mask_uri",
+    "mask_uris_in",
+    "param_text",
+    "plain",
+    "safe_name",
+    "to_scalar",
+]
+
+MASK = "***"
+
+# Limits of MLflow's tracking store (mlflow.utils.validation, 3.17).
+MAX_KEY_LENGTH = 250
+MAX_PARAM_LENGTH = 6_000
+MAX_TAG_LENGTH = 8_000
+MAX_ALIAS_LENGTH = 255
+
+_NOT_ALLOWED = re.compile(r"[^\w\-. /:]")
+_ALIAS = re.compile(r"[\w\-]+")
+_RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
+_MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_URI_CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][\w+.\-]*://)[^/\s@'\"]+@")
+_SECRET_KEY = re.compile(
+    r"(^|[_.\-])(password|passwd|secret|credentials?|authorization|api_?key|access_?key|private_?key|"
+    r"(hub|hf|auth|access|api|bearer|push_to_hub|refresh|use_auth)_?token)($|[_.\-])|^token$|_(key|secret|token)$",
+    re.IGNORECASE,
+)
+# Named like a secret by the pattern above, but settings of models and trainers that belong in a run.
+_NOT_SECRET = re.compile(
+    r"(bos|eos|pad|sep|cls|unk|mask|decoder_start|image|audio|video|special|sort|primary)_(token|key)$"
+)
+_SECRET_TEXT = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,}|AKIA[0-9A-Z]{16})\b"
+)
+
+
+def to_scalar(key: str, value: object) -> float:
+    """Return `value` as one float.
+
+    Args:
+        key: The metric's name, for the error message.
+        value: A Python number, or anything with one element and ``item()`` (numpy scalar or array, torch tensor).
+
+    Raises:
+        MetricValueError: `value` is not a number, or holds several.
+    """
+    if isinstance(value, (int, float)):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+    size = getattr(value, "size", None)
+    count = getattr(value, "numel", None) or size
+    count = count() if callable(count) else count
+    if isinstance(count, int) and count != 1:
+        shape = tuple(getattr(value, "shape", ()))
+        raise MetricValueError(f"metric {key!r}: expected one number, got {count} of them, shape {shape}", key=key)
+    item = getattr(value, "item", None)
+    number = item() if callable(item) else value
+    if isinstance(number, (int, float)):
+        return float(number)
+    if not isinstance(number, (str, bytes, complex)) and hasattr(number, "__float__"):
+        return float(number)
+    shown = repr(value) if isinstance(value, (str, bytes)) else type(value).__name__
+    raise MetricValueError(f"metric {key!r}: expected one number, got {shown}", key=key)
+
+
+def safe_name(name: str) -> str:
+    """Return `name` as MLflow accepts it for metrics, params and tags; most names come back unchanged.
+
+    MLflow allows letters, digits, ``_ - . / :`` and space, at most 250 characters, and no name that a path
+    normalisation would change (``a//b``, ``/a``, ``a/..``). Everything else becomes ``_``; a name that was cut ends
+    in eight hexadecimal digits of its own digest, so that two long names with a common beginning stay apart.
+
+    Raises:
+        InvalidNameError: `name` is not a text, or is empty.
+    """
+    if not isinstance(name, str):
+        raise InvalidNameError(f"expected a name of type str, got {name!r} ({type(name).__name__})", name=name)
+    if not name.strip():
+        raise InvalidNameError(f"expected a name with at least one character that shows, got {name!r}", name=name)
+    safe = _NOT_ALLOWED.sub("_", name)
+    if "/" in safe or safe in (".", ".."):
+        safe = "/".join(part if part.strip(".") else "_" * max(1, len(part)) for part in safe.split("/"))
+    if len(safe) > MAX_KEY_LENGTH:
+        safe = distinct_name(safe, name)
+    return safe
+
+
+def distinct_name(safe: str, original: str) -> str:
+    """Return `safe` made unmistakable by a digest of `original`, within MLflow's length limit."""
+    digest = hashlib.blake2b(original.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{safe[: MAX_KEY_LENGTH - 9]}_{digest}"
+
+
+def check_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
+    """Return `aliases` as a tuple.
+
+    Raises:
+        ConfigError: An alias holds something else than letters, digits, ``_`` and ``-``, is longer than 255
+            characters, or is one that MLflow reserves (``latest``, ``v1``, ``v2``, …).
+    """
+    if isinstance(aliases, str):
+        raise ConfigError(f"aliases: expected a sequence of names, got the text {aliases!r}", setting="aliases")
+    checked = tuple(aliases)
+    for alias in checked:
+        if not isinstance(alias, str) or not _ALIAS.fullmatch(alias) or len(alias) > MAX_ALIAS_LENGTH:
+            raise ConfigError(
+                f"aliases: {alias!r} is not a model alias; expected letters, digits, '_' and '-' "
+                f"(1 to {MAX_ALIAS_LENGTH} characters)",
+                setting="aliases",
+            )
+        if _RESERVED_ALIAS.fullmatch(alias):
+            raise ConfigError(f"aliases: {alias!r} is reserved by MLflow ('latest' and 'v<number>')", setting="aliases")
+    return checked
+
+
+def check_model_name(name: str, setting: str) -> str:
+    """Return `name`, a logged or registered model's name, as it is.
+
+    Raises:
+        ConfigError: It is empty or holds ``/``, ``:`` or another character that MLflow keeps for model URIs.
+    """
+    if not isinstance(name, str) or not name.strip() or any(character in name for character in "/:.%\"'"):
+        raise ConfigError(f"{setting}: expected a name without / : . % and quotes, got {name!r}", setting=setting)
+    return name
+
+
+def flatten(mapping: Mapping[str, Any], sep: str = ".") -> dict[str, Any]:
+    """Return `mapping` with nested mappings unfolded: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``.
+
+    An empty nested mapping stays as the value ``{}``, so that its key is not lost.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat.update({f"{key}{sep}{inner}": leaf for inner, leaf in flatten(value, sep).items()})
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+def plain(value: object) -> Any:
+    """Return `value` as JSON can hold it, the same for equal inputs, with secrets masked.
+
+    Sets are sorted, enums give their values, dataclasses and mappings become dicts, paths and dates become text,
+    classes and functions their dotted names. What has no such form becomes its ``str``, and its class's dotted name
+    where that text would be the default one with a memory address. Values under a key that names a secret
+    (``hub_token``, ``password``, …) and credentials inside URIs are replaced by ``***``.
+    """
+    return _plain(value, set())
+
+
+def _plain(value: Any, ancestors: set[int]) -> Any:
+    if isinstance(value, enum.Enum):
+        return _plain(value.value, ancestors)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)  # strict JSON has no NaN
+    if isinstance(value, str):
+        return mask_uris_in(value)
+    if isinstance(value, (os.PathLike, datetime.date, datetime.time)):
+        return str(value)
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return f"{value.__module__}.{value.__qualname__}"
+    if id(value) in ancestors:
+        return f"<{type(value).__name__}: contains itself>"
+    ancestors = ancestors | {id(value)}
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _masked(str(key), inner, ancestors) for key, inner in value.items()}
+    if isinstance(value, Set):
+        return sorted((_plain(inner, ancestors) for inner in value), key=repr)
+    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
+        return [_plain(inner, ancestors) for inner in value]
+    if callable(getattr(value, "item", None)) and getattr(value, "shape", None) == ():
+        return _plain(value.item(), ancestors)
+    if callable(getattr(value, "tolist", None)) and hasattr(value, "shape"):
+        return _plain(value.tolist(), ancestors)
+    text = str(value)
+    return (
+        f"{type(value).__module__}.{type(value).__qualname__}" if _MEMORY_ADDRESS.search(text) else mask_uris_in(text)
+    )
+
+
+def _masked(key: str, value: Any, ancestors: set[int]) -> Any:
+    if value is not None and isinstance(value, (str, bytes)) and value and is_secret(key):
+        return MASK
+    return _plain(value, ancestors)
+
+
+def is_secret(key: str) -> bool:
+    """Return whether `key` (``hub_token``, ``AWS_SECRET_ACCESS_KEY``, …) names something that must not be shown."""
+    return bool(_SECRET_KEY.search(key)) and not _NOT_SECRET.search(key.lower())
+
+
+def param_text(value: object) -> str:
+    """Return `value` as the text of an MLflow param: JSON-like for containers, ``str`` for the rest."""
+    return str(value if isinstance(value, (str, int, float, bool)) else plain(value))
+
+
+def mask_uri(uri: str) -> str:
+    """Return `uri` with its user name, password and secret query values replaced by ``***``."""
+    parts = urlsplit(uri)
+    netloc = f"{MASK}@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    query = "&".join(
+        f"{item.partition('=')[0]}={MASK}" if "=" in item and is_secret(item.partition("=")[0]) else item
+        for item in parts.query.split("&")
+    )
+    if netloc == parts.netloc and query == parts.query:
+        return uri  # urlunsplit would rewrite sqlite:////path
+    return urlunsplit(parts._replace(netloc=netloc, query=query))
+
+
+def mask_uris_in(text: str) -> str:
+    """Return `text` with the credentials of every URI in it, and tokens known by their form, replaced by ``***``."""
+    if "://" in text:
+        text = _URI_CREDENTIALS.sub(rf"\g<scheme>{MASK}@", text)
+    return _SECRET_TEXT.sub(MASK, text)
