@@ -1,0 +1,35 @@
+"""What can keep a record from the store.
+
+DeliveryError
+├── Transient    the store cannot be reached or is busy: try again
+├── Blocked      the store answers, and a person must act (credentials, a deleted experiment): try again, slowly
+└── Refused      the store will never take this: put it aside and go on
+"""
+
+from __future__ import annotations
+
+__all__ = ["Blocked", "DeliveryError", "Refused", "Transient"]
+
+
+class DeliveryError(Exception):
+    """Root of the errors that the MLflow adapter raises."""
+
+
+class Transient(DeliveryError):
+    """The outcome is unknown or negative for now; the same call may succeed later.
+
+    Attributes:
+        late_commit: The store may still carry out the call: it was reached and has not said what became of it.
+    """
+
+    def __init__(self, message: str, *, late_commit: bool = False) -> None:
+        super().__init__(message)
+        self.late_commit = late_commit
+
+
+class Blocked(DeliveryError):
+    """The store refuses every call of this kind until somebody changes something outside."""
+
+
+class Refused(DeliveryError):
+    """The store answered that the content of the call is wrong."""

@@ -1,0 +1,44 @@
+"""Delivers one artifact, dataset or model from its snapshot."""
+
+from __future__ import annotations
+
+import shutil
+
+from tracking_callbacks.delivery.errors import Refused
+from tracking_callbacks.delivery.models import deliver_model
+from tracking_callbacks.delivery.store import MlflowStore
+from tracking_callbacks.folders import RunFolder
+from tracking_callbacks.records import Artifact, Dataset, Model
+
+__all__ = ["deliver_file", "discard_staged"]
+
+
+def deliver_file(store: MlflowStore, run_id: str, record: Artifact | Dataset | Model, folder: RunFolder) -> None:
+    """Bring what `record` describes to the store; harmless when repeated.
+
+    Raises:
+        Refused: The snapshot is gone, or the store will never take it.
+        DeliveryError: The store did not take it now.
+    """
+    if isinstance(record, Dataset):
+        store.log_dataset(run_id, record)
+        return
+    snapshot = folder.path / record.staged
+    if not snapshot.exists():
+        raise Refused(f"the snapshot {record.staged} is gone")
+    if isinstance(record, Model):
+        deliver_model(store, run_id, record, snapshot)
+    elif not snapshot.is_dir():
+        store.log_artifact(run_id, snapshot, record.artifact_path)
+    elif snapshot.parent == folder.staged:  # the content of a folder, without a name of its own
+        store.log_artifacts(run_id, snapshot, record.artifact_path)
+    else:
+        place = f"{record.artifact_path}/{snapshot.name}" if record.artifact_path else snapshot.name
+        store.log_artifacts(run_id, snapshot, place)
+
+
+def discard_staged(record: Artifact | Dataset | Model, folder: RunFolder) -> None:
+    """Remove the snapshot of a record that has been acknowledged."""
+    if not isinstance(record, Dataset):
+        holder = folder.path / record.staged
+        shutil.rmtree(holder if holder.parent == folder.staged else holder.parent, ignore_errors=True)

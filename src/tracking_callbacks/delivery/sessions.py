@@ -1,0 +1,87 @@
+"""A journal as delivery sees it: who writes it, how far it is delivered, whether and how it has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracking_callbacks.folders import SessionState, session_name
+from tracking_callbacks.journal import Chunk, read_chunk
+from tracking_callbacks.owner import OwnerWatch
+from tracking_callbacks.records import RunEnded, SessionOpened, Status
+
+__all__ = ["Ending", "SessionJournal", "read_opened"]
+
+_HEADER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a session ended; `status` is None where it does not decide the run's status."""
+
+    status: Status | None
+    timestamp: int
+
+
+def read_opened(journal: Path) -> SessionOpened | None:
+    """Return the header of a journal, or None where it has none (yet)."""
+    try:
+        chunk = read_chunk(journal, 0, complete=False, limit=_HEADER_BYTES)
+    except FileNotFoundError:
+        return None
+    return next((record for record, _ in chunk.records if isinstance(record, SessionOpened)), None)
+
+
+class SessionJournal:
+    """One journal under delivery.
+
+    Args:
+        journal: The file.
+        opened: Its header.
+        state: What is delivered of it; changed in place.
+        watch: Watch over the process that writes it; None where its owner counts as dead (another machine, boot or
+            container), which only an explicit ``sync`` may assume.
+    """
+
+    def __init__(self, journal: Path, opened: SessionOpened, state: SessionState, watch: OwnerWatch | None) -> None:
+        self.path = journal
+        self.name = session_name(journal)
+        self.opened = opened
+        self.state = state
+        self._watch = watch
+        self._dead = watch is None
+
+    def over(self) -> bool:
+        """Return whether nobody writes to the journal any more."""
+        if self.state.ended is not None:
+            return True
+        if not self._dead and self._watch is not None:
+            self._dead = not self._watch.alive()
+        return self._dead
+
+    def read(self, offset: int) -> Chunk:
+        """Read records from `offset` on."""
+        # Asked before the read: what a process wrote before its death is in the file by then.
+        chunk = read_chunk(self.path, offset, complete=self.over())
+        for record, _ in chunk.records:
+            if isinstance(record, RunEnded):
+                self.state.ended = (record.status, record.timestamp)
+        return chunk
+
+    def grew(self, offset: int) -> bool:
+        """Return whether the journal holds anything beyond `offset`."""
+        try:
+            return self.path.stat().st_size > offset
+        except FileNotFoundError:  # delivered by now
+            return False
+
+    def exhausted(self) -> bool:
+        """Return whether both lanes have come to the end of a journal that nobody writes to any more."""
+        return self.over() and not self.grew(min(self.state.points, self.state.files))
+
+    def ending(self) -> Ending:
+        """Return how a session that is over ended: as it said, or by its owner's death."""
+        if self.state.ended is not None:
+            return Ending(*self.state.ended)
+        last_sign = int(self.path.stat().st_mtime * 1000)
+        return Ending("KILLED" if self.opened.intent == "own" else None, last_sign)

@@ -1,0 +1,307 @@
+"""The MLflow adapter: the only file that talks to a server. Every failure leaves it as a `DeliveryError`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracking_callbacks.delivery.batches import Batch, Point
+from tracking_callbacks.delivery.errors import Blocked, DeliveryError, Refused, Transient
+from tracking_callbacks.delivery.local_store import ensure_sqlite_store
+from tracking_callbacks.records import Dataset
+from tracking_callbacks.values import mask_uris_in
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
+
+__all__ = ["MlflowStore"]
+
+RUN_KEY_TAG = "tracking_callbacks.run_key"
+SESSION_TAG = "tracking_callbacks.session"
+RECORD_TAG = "tracking_callbacks.record"
+
+_TIMEOUT_SECONDS = 30
+_BUSY = (408, 429)
+_GATEWAY = (502, 504)  # said by something in front of the store, which may not know
+_EXISTS_ALREADY = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
+
+
+class MlflowStore:
+    """One MLflow store; connecting and importing mlflow wait for the first call.
+
+    Args:
+        uri: Tracking URI, with its credentials.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._connected: MlflowClient | None = None
+        _prepare_environment(uri)
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    def experiment_id(self, name: str) -> str:
+        """Return the id of the experiment `name`, which is made if it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        with _translated():
+            client = self._client()
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                try:
+                    return str(client.create_experiment(name))
+                except MlflowException as error:
+                    experiment = client.get_experiment_by_name(name)
+                    if error.error_code not in _EXISTS_ALREADY or experiment is None:
+                        raise  # else another trainer was faster
+        if experiment.lifecycle_stage != "active":
+            raise Blocked(f"experiment {name!r} is deleted; restore it (mlflow experiments restore) to go on")
+        return str(experiment.experiment_id)
+
+    def create_run(self, experiment_id: str, *, start_time: int, tags: dict[str, str], run_name: str | None) -> str:
+        """Create a run and return its id."""
+        with _translated():
+            run = self._client().create_run(experiment_id, start_time, tags, run_name)
+            return str(run.info.run_id)
+
+    def find_runs(self, experiment_id: str, run_key: str) -> list[str]:
+        """Return the ids of the active runs that carry `run_key`, oldest first."""
+        with _translated():
+            runs = self._client().search_runs(
+                [experiment_id],
+                filter_string=f"tags.`{RUN_KEY_TAG}` = '{run_key}'",
+                order_by=["attributes.start_time ASC"],
+            )
+            return [str(run.info.run_id) for run in runs]
+
+    def run(self, run_id: str) -> Run:
+        """Return a run with its params, tags and last metrics."""
+        with _translated():
+            return self._client().get_run(run_id)
+
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run that was created twice."""
+        with _translated():
+            self._client().delete_run(run_id)
+
+    def set_running(self, run_id: str) -> None:
+        """Make an ended run RUNNING again."""
+        with _translated():
+            self._client().update_run(run_id, status="RUNNING")
+
+    def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
+        """End a run with the status and time (ms since the epoch) that it really had."""
+        with _translated():
+            self._client().set_terminated(run_id, status, end_time)
+
+    def log_batch(self, run_id: str, batch: Batch) -> None:
+        """Log one batch."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        with _translated():
+            self._client().log_batch(
+                run_id,
+                metrics=[Metric(*point) for point in batch.metrics],
+                params=[Param(*param) for param in batch.params.items()],
+                tags=[RunTag(*tag) for tag in batch.tags.items()],
+                synchronous=True,
+            )
+
+    # -- files and datasets ------------------------------------------------------------------------------------------
+
+    def log_artifact(self, run_id: str, path: Path, artifact_path: str | None) -> None:
+        """Upload a file."""
+        with _translated():
+            self._client().log_artifact(run_id, str(path), artifact_path)
+
+    def log_artifacts(self, run_id: str, folder: Path, artifact_path: str | None) -> None:
+        """Upload what a folder holds."""
+        with _translated():
+            self._client().log_artifacts(run_id, str(folder), artifact_path)
+
+    def log_dataset(self, run_id: str, dataset: Dataset) -> None:
+        """Record a dataset as an input of the run; a replay changes nothing."""
+        from mlflow import entities
+
+        tags = [entities.InputTag("mlflow.data.context", dataset.context)] if dataset.context else []
+        entity = entities.Dataset(
+            name=dataset.name,
+            digest=dataset.digest,
+            source_type=dataset.source_type,
+            source=dataset.source,
+            schema=dataset.schema,
+            profile=dataset.profile,
+        )
+        with _translated():
+            self._client().log_inputs(run_id, datasets=[entities.DatasetInput(entity, tags)])
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    def find_model(self, experiment_id: str, record_key: str) -> LoggedModel | None:
+        """Return the logged model that a former attempt made for this record."""
+        with _translated():
+            found = self._client().search_logged_models(
+                [experiment_id], filter_string=f"tags.`{RECORD_TAG}` = '{record_key}'"
+            )
+            return min(found, key=lambda model: int(model.creation_timestamp), default=None)
+
+    def create_model(
+        self,
+        experiment_id: str,
+        *,
+        name: str,
+        run_id: str,
+        tags: dict[str, str],
+        params: dict[str, str],
+        model_type: str | None,
+    ) -> LoggedModel:
+        """Create a logged model in state PENDING."""
+        with _translated():
+            return self._client().create_logged_model(experiment_id, name, run_id, tags, params, model_type)
+
+    def upload_model(self, model_id: str, folder: Path) -> None:
+        """Upload a logged model's files and declare it READY."""
+        with _translated():
+            client = self._client()
+            client.log_model_artifacts(model_id, str(folder))
+            client.finalize_logged_model(model_id, "READY")
+
+    def link_model(self, run_id: str, model_id: str, step: int) -> None:
+        """Record a logged model as an output of the run; a replay changes nothing."""
+        from mlflow.entities import LoggedModelOutput
+
+        with _translated():
+            client = self._client()
+            outputs = client.get_run(run_id).outputs
+            if any(output.model_id == model_id for output in (outputs.model_outputs if outputs else [])):
+                return  # a second log_outputs is answered 400, IntegrityError
+            client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+
+    def link_metrics(self, run_id: str, model_id: str, points: Sequence[Point]) -> None:
+        """Link points that the run already holds to a model, by sending them again with its id."""
+        from mlflow.entities import Metric
+
+        with _translated():
+            self._client().log_batch(
+                run_id, metrics=[Metric(*point, model_id=model_id, run_id=run_id) for point in points]
+            )
+
+    def register_model(self, name: str) -> None:
+        """Make a registered model, unless there is one of that name."""
+        from mlflow.exceptions import MlflowException
+
+        with _translated():
+            try:
+                self._client().create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code not in _EXISTS_ALREADY:
+                    raise
+
+    def find_version(self, name: str, run_id: str, record_key: str) -> ModelVersion | None:
+        """Return the model version that a former attempt made for this record."""
+        with _translated():
+            versions = self._client().search_model_versions(f"run_id = '{run_id}'")
+            made = [one for one in versions if one.name == name and one.tags.get(RECORD_TAG) == record_key]
+            return min(made, key=lambda version: int(version.version), default=None)
+
+    def create_version(self, name: str, *, model_id: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
+        """Make a model version of a logged model."""
+        with _translated():
+            return self._client().create_model_version(
+                name,
+                source=f"models:/{model_id}",
+                run_id=run_id,
+                tags=tags,
+                await_creation_for=0,
+                model_id=model_id,
+            )
+
+    def tag_model(self, model_id: str, tags: dict[str, str]) -> None:
+        """Set tags of a logged model."""
+        with _translated():
+            self._client().set_logged_model_tags(model_id, tags)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Let `alias` of a registered model stand for `version`."""
+        with _translated():
+            self._client().set_registered_model_alias(name, alias, version)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _client(self) -> MlflowClient:
+        if self._connected is None:
+            import mlflow
+
+            ensure_sqlite_store(self._uri, os.path.abspath("mlruns"))
+            # The global URIs too: create_model_version resolves its source by them, and would drop a stray mlflow.db
+            # into the working folder. One store per process.
+            mlflow.set_tracking_uri(self._uri)
+            mlflow.set_registry_uri(self._uri)
+            self._connected = mlflow.MlflowClient(self._uri, self._uri)
+        return self._connected
+
+
+def _prepare_environment(uri: str) -> None:
+    # MLflow's own retry blocks about four minutes per call; the drain loop retries and sees what goes on.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_TIMEOUT_SECONDS))
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if uri.startswith("file:"):
+        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow ≥ 3.10 refuses a file store that was asked for
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what MLflow and its transports raise into the three cases that delivery tells apart."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except DeliveryError:
+        raise
+    except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
+        message = mask_uris_in(f"{type(error).__name__}: {error}").strip()
+        status = _status_of(error)
+        if status in (401, 403):
+            raise Blocked(f"the store refuses the credentials ({status}): {message}") from error
+        if status is not None and 400 <= status < 500 and status not in _BUSY:
+            raise Refused(message) from error
+        raise Transient(
+            message, late_commit=status in _GATEWAY or not (_was_answered(error) or _unsent(error))
+        ) from error
+
+
+def _was_answered(error: BaseException) -> bool:
+    """Return whether the store itself, and not MLflow's client on its behalf, said what went wrong."""
+    from mlflow.exceptions import RestException
+
+    return isinstance(error, RestException) or getattr(error, "response", None) is not None
+
+
+def _unsent(error: BaseException | None) -> bool:
+    """Return whether no connection came about, so that nothing can have been done."""
+    from urllib3.exceptions import MaxRetryError, NewConnectionError
+
+    while error is not None:
+        for part in (error, *error.args):
+            reason = part.reason if isinstance(part, MaxRetryError) else part
+            if isinstance(reason, NewConnectionError):
+                return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that stands for `error`; None where nothing has answered."""
+    response: Any = getattr(error, "response", None)
+    if response is not None:
+        return int(response.status_code)
+    code = getattr(error, "get_http_status_code", None)
+    return int(code()) if callable(code) else None
