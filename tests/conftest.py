@@ -1,0 +1,144 @@
+"""Fixtures of all tests: a clean environment, a real MLflow server on the loopback interface, leak checks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import hypothesis
+import psutil
+import pytest
+from processes import free_port, stop_delivery, wait_for
+
+from tracking_callbacks import MLflowTracker
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+hypothesis.settings.register_profile("noisy machine", deadline=None)
+hypothesis.settings.load_profile("noisy machine")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(no_leaks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable of the developer's reaches a test, and each works in a folder of its own."""
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "TRACKING_CALLBACKS_")) and name != "MLFLOW_DISABLE_TELEMETRY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test leaves no process, no environment variable and no file outside its folder behind."""
+    before = dict(os.environ)
+    children = {process.pid for process in psutil.Process().children(recursive=True)}
+    fallback = Path(tempfile.gettempdir()) / f"tracking_callbacks-{os.getuid()}"
+    there = fallback.exists()
+    yield
+    stop_delivery(tmp_path)
+    shared = tmp_path_factory.getbasetemp()
+
+    def left() -> list[str]:
+        found = [process for process in psutil.Process().children(recursive=True) if process.pid not in children]
+        return [line for process in found if str(shared) not in (line := _command_line(process)) and line]
+
+    wait_for(lambda: not left(), f"no process is left behind: {left()}")
+    assert {name for name in os.environ if name.startswith(("MLFLOW_", "TRACKING_"))} <= set(before)
+    assert fallback.exists() == there
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A real MLflow server."""
+
+    uri: str
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+
+def start_server(folder: Path, port: int) -> Server:
+    """Start an MLflow server with a SQLite store and proxied artifacts, and wait until it answers."""
+    uri = f"http://127.0.0.1:{port}"
+    with open(folder / "server.log", "ab") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+                *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1"),
+                *("--artifacts-destination", str(folder / "artifacts")),
+            ],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / "server.log").read_text()
+        try:
+            with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    wait_for(answers, "the MLflow server answers", seconds=90)
+    return Server(uri, folder, process)
+
+
+def stop_server(server: Server) -> None:
+    """Kill a server and its workers, all of which the test has started."""
+    family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    server.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One real MLflow server for the whole test session."""
+    started = start_server(tmp_path_factory.mktemp("server"), free_port())
+    yield started
+    stop_server(started)
+
+
+@pytest.fixture(scope="session")
+def shared_journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One journal root, and so one delivery process, for all tests that log from the test process itself."""
+    root = tmp_path_factory.mktemp("journal")
+    yield root
+    stop_delivery(root)
+
+
+@pytest.fixture
+def client(server: Server):
+    """A client of the server, to read back what has arrived."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(server.uri, server.uri)
+
+
+@pytest.fixture
+def tracker(server: Server, shared_journal: Path) -> MLflowTracker:
+    """A tracker on the real server, with an experiment of its own."""
+    return MLflowTracker(server.uri, f"test-{uuid.uuid4().hex[:8]}", journal_root=shared_journal)

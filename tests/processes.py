@@ -1,0 +1,99 @@
+"""Real processes for tests: start a script, wait for a condition with a deadline, find what was left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+T = TypeVar("T")
+
+_pause = threading.Event()
+
+
+def wait_for(condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
+    """Poll until `condition` gives something true, and return it; fail when `seconds` have passed."""
+    deadline = _now() + seconds
+    while not (value := condition()):
+        if _now() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}")
+        _pause.wait(0.02)
+    return value
+
+
+def _now() -> float:
+    import time
+
+    return time.monotonic()
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def script(code: str, *, cwd: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Run Python code in a process of its own, which is gone when the block is left."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def run_script(
+    code: str, *, cwd: Path, env: dict[str, str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own to its end."""
+    with script(code, cwd=cwd, env=env) as process:
+        output, errors = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def delivery_processes(folder: Path) -> list[psutil.Process]:
+    """Return the delivery processes that serve a journal root at or below `folder`."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if any(part.endswith("delivery/__main__.py") for part in line) and Path(line[-1]).is_relative_to(folder):
+            found.append(process)
+    return found
+
+
+def stop_delivery(folder: Path) -> None:
+    """Kill the delivery processes of journal roots below `folder`, by pid, and wait until they are gone."""
+    processes = delivery_processes(folder)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    for process in processes:
+        wait_for(lambda gone=process: not _alive(gone), "the delivery process ends")
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

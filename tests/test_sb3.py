@@ -1,0 +1,377 @@
+"""``MLflowSB3Callback`` on real trainings, read back from a real store."""
+
+from __future__ import annotations
+
+import csv
+import enum
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from gymnasium import spaces
+from mlflow import MlflowClient
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.logger import CSVOutputFormat, configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from tracking_callbacks import ConfigError, MLflowTracker, Run, finance
+from tracking_callbacks.sb3 import MLflowSB3Callback
+
+TINY = {"n_steps": 32, "batch_size": 32, "n_epochs": 1, "policy_kwargs": {"net_arch": [4]}, "seed": 0}
+
+
+class Position(enum.Enum):
+    LONG = 1
+
+
+class Market(gym.Env):
+    """A market of `length` days; the account of episode k begins with 100 * k and follows a fixed random walk."""
+
+    def __init__(self, length: int = 10, reward: float = 10.0, equity_key: str | None = "portfolio_value") -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.length, self.reward, self.equity_key = length, reward, equity_key
+        self.episode = self.day = 0
+
+    def _info(self) -> dict[str, Any]:
+        info: dict[str, Any] = {"prices": pd.DataFrame({"close": [1.0]}), "position": Position.LONG}
+        return info | ({self.equity_key: float(self.equities()[self.day])} if self.equity_key else {})
+
+    def equities(self, episode: int | None = None) -> np.ndarray:
+        number = self.episode if episode is None else episode
+        returns = np.random.default_rng(number).normal(0.001, 0.02, self.length)
+        return 100.0 * number * np.concatenate(([1.0], np.cumprod(1.0 + returns)))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.episode += 1
+        self.day = 0
+        return np.zeros(2, np.float32), self._info()
+
+    def step(self, action: Any) -> Any:
+        self.day += 1
+        return np.full(2, 0.5, np.float32), self.reward, False, self.day >= self.length, self._info()
+
+
+class Stop(BaseCallback):
+    def __init__(self, at: int, error: Exception | None = None) -> None:
+        super().__init__()
+        self.at, self.error = at, error
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.at and self.error is not None:
+            raise self.error
+        return self.num_timesteps < self.at
+
+
+class Store:
+    """The real server, as a test logs to it and reads from it."""
+
+    def __init__(self, tracker: MLflowTracker, client: MlflowClient) -> None:
+        self.tracker, self.client = tracker, client
+
+    def delivered(self, run: Run | None) -> Any:
+        assert run is not None
+        assert run.flush(90).complete
+        return self.client.get_run(run.run_id)
+
+    def points(self, run: Run, key: str) -> list[tuple[int, float]]:
+        return [(point.step, point.value) for point in self.client.get_metric_history(run.run_id, key)]
+
+    def episodes(self, run: Run, folder: Path) -> list[dict[str, str]]:
+        path = self.client.download_artifacts(run.run_id, "episodes.csv", str(folder))
+        return list(csv.DictReader(Path(path).read_text(encoding="utf-8").splitlines()))
+
+
+@pytest.fixture
+def store(tracker: MLflowTracker, client: MlflowClient) -> Store:
+    return Store(tracker, client)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def callback_for(store: Store, **arguments: Any) -> MLflowSB3Callback:
+    return MLflowSB3Callback(store.tracker, **{"log_model": False} | arguments)
+
+
+def market(count: int = 1, vec_env: Callable[..., Any] = DummyVecEnv, **arguments: Any) -> Any:
+    return vec_env([lambda: Market(**arguments) for _ in range(count)])
+
+
+def test_a_training_gives_a_complete_run_and_a_registered_model(store: Store, tmp_path: Path) -> None:
+    callback = callback_for(store, log_model=True, registered_model_name="market", aliases=["champion"])
+    agent = PPO("MlpPolicy", market(2), learning_rate=lambda progress: progress * 1e-3, **TINY)
+    agent.learn(128, callback=callback)
+    run = store.delivered(callback.run)
+    version = store.client.get_model_version_by_alias("market", "champion")
+
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["framework"] == "stable_baselines3"
+    assert run.data.params["algorithm"] == "PPO"
+    assert run.data.params["learning_rate.start"] == "0.001"
+    assert run.data.params["learning_rate.end"] == "0.0"
+    assert run.data.params["clip_range"] == "0.2"
+    assert run.data.params["n_envs"] == "2"
+    assert run.data.params["env.id"] == "Market"
+    assert run.data.params["total_timesteps"] == "128"
+    assert run.data.params["sharpe.source"] == "info:portfolio_value"
+    assert not [value for value in run.data.params.values() if " at 0x" in value]
+    assert run.data.metrics["train/cumulative_reward"] == 1280.0
+    assert version.run_id == run.info.run_id
+    assert len(store.episodes(callback.run, tmp_path)) == 12
+
+
+def test_every_update_is_logged_once_at_its_step_the_last_one_included(store: Store) -> None:
+    callback = callback_for(store)
+    PPO("MlpPolicy", market(), **TINY).learn(96, callback=callback)
+    store.delivered(callback.run)
+
+    assert store.points(callback.run, "train/n_updates") == [(32, 1.0), (64, 2.0), (96, 3.0)]
+    assert len(store.points(callback.run, "train/loss")) == 3
+    assert [step for step, _ in store.points(callback.run, "time/iterations")] == [32, 64, 96]
+
+
+def test_updates_are_complete_without_any_dump(store: Store) -> None:
+    callback = callback_for(store)
+    PPO("MlpPolicy", market(), **TINY).learn(96, callback=callback, log_interval=None)
+    store.delivered(callback.run)
+
+    assert [step for step, _ in store.points(callback.run, "train/n_updates")] == [32, 64, 96]
+
+
+def test_an_early_stop_repeats_no_update(store: Store) -> None:
+    callback = callback_for(store)
+    PPO("MlpPolicy", market(), **TINY).learn(96, callback=[callback, Stop(at=70)])
+    run = store.delivered(callback.run)
+
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["tracking_callbacks.stopped_early"] == "true"
+    assert [step for step, _ in store.points(callback.run, "train/n_updates")] == [32, 64]
+
+
+def test_off_policy_values_come_at_dumps_and_at_the_end(store: Store) -> None:
+    callback = callback_for(store)
+    agent = DQN("MlpPolicy", market(), learning_starts=10, policy_kwargs={"net_arch": [4]}, buffer_size=100, seed=0)
+    agent.learn(95, callback=callback, log_interval=4)
+    run = store.delivered(callback.run)
+    updates = store.points(callback.run, "train/n_updates")
+
+    assert [step for step, _ in updates] == [40, 80, 96]
+    assert [step for step, _ in store.points(callback.run, "rollout/episode_reward_mean")] == [40, 80, 96]
+    assert run.data.params["train_freq"] == "4 step"
+    assert run.data.metrics["train/cumulative_reward"] == 960.0
+
+
+def test_the_users_own_outputs_stay_as_they_were(store: Store, tmp_path: Path) -> None:
+    agent = PPO("MlpPolicy", market(), **TINY)
+    logger = configure(str(tmp_path), ["csv"])
+    agent.set_logger(logger)
+    before = list(logger.output_formats)
+    for _ in range(2):
+        callback = callback_for(store)
+        agent.learn(64, callback=callback)
+        store.delivered(callback.run)
+
+        # A logger of the user's keeps the last update of one training for the next: it is not logged there.
+        assert [step for step, _ in store.points(callback.run, "train/n_updates")] == [32, 64]
+    assert logger.output_formats == before
+    assert isinstance(before[0], CSVOutputFormat)
+    assert "train/loss" in (tmp_path / "progress.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("monitored", [True, False], ids=["monitor", "no-monitor"])
+def test_rewards_are_raw_behind_vec_normalize(store: Store, monitored: bool) -> None:
+    make = (lambda: Monitor(Market())) if monitored else Market
+    callback = callback_for(store)
+    PPO("MlpPolicy", VecNormalize(DummyVecEnv([make] * 2)), **TINY).learn(64, callback=callback)
+    run = store.delivered(callback.run)
+
+    assert set(store.points(callback.run, "episode/reward")) == {(20, 100.0), (40, 100.0), (60, 100.0)}
+    assert len(store.points(callback.run, "episode/reward")) == 6
+    assert run.data.metrics["rollout/episode_reward_std"] == 0.0
+    assert run.data.metrics["train/cumulative_reward"] == 640.0
+    assert run.data.params["vec_normalize.clip_obs"] == "10.0"
+
+
+@pytest.mark.parametrize(
+    "vec_env", [DummyVecEnv, functools.partial(SubprocVecEnv, start_method="fork")], ids=["dummy", "subprocess"]
+)
+def test_each_episodes_sharpe_ratio_starts_from_its_own_reset(
+    store: Store, tmp_path: Path, vec_env: Callable[..., Any]
+) -> None:
+    callback = callback_for(store, periods_per_year=365)
+    env = VecNormalize(market(2, vec_env, length=16))
+    PPO("MlpPolicy", env, **TINY).learn(64, callback=callback)
+    env.close()
+    store.delivered(callback.run)
+    expected = [
+        finance.sharpe_ratio(finance.returns_from_equity(Market(16).equities(episode)), periods_per_year=365)
+        for episode in (1, 1, 2, 2)
+    ]
+    table = store.episodes(callback.run, tmp_path)
+
+    assert [float(row["sharpe_ratio"]) for row in table] == pytest.approx(expected, rel=1e-9)
+    assert [float(row["total_return"]) for row in table[:1]] == pytest.approx(
+        [Market(16).equities(1)[-1] / 100.0 - 1.0]
+    )
+
+
+def test_rewards_are_the_returns_where_no_account_value_is_known(store: Store) -> None:
+    callback = callback_for(store)
+    PPO("MlpPolicy", market(equity_key=None), **TINY).learn(32, callback=callback)
+    run = store.delivered(callback.run)
+
+    assert run.data.params["sharpe.source"] == "reward"
+    assert "episode/sharpe_ratio" not in run.data.metrics  # constant rewards have none
+    assert "episode/max_drawdown" not in run.data.metrics
+
+
+def test_a_callable_gives_the_returns(store: Store) -> None:
+    callback = callback_for(store, returns=lambda info, reward: info["portfolio_value"] / 1e6)
+    PPO("MlpPolicy", market(), **TINY).learn(32, callback=callback)
+    run = store.delivered(callback.run)
+    returns = Market().equities(3)[1:] / 1e6
+
+    assert run.data.params["sharpe.source"].startswith("callable:")
+    assert run.data.metrics["episode/sharpe_ratio"] == pytest.approx(finance.sharpe_ratio(returns))
+
+
+@pytest.mark.parametrize("returns", ["cash", lambda info, reward: info["cash"]], ids=["key", "callable"])
+def test_missing_returns_are_said_and_the_training_goes_on(
+    store: Store, caplog: pytest.LogCaptureFixture, returns: Any
+) -> None:
+    callback = callback_for(store, returns=returns)
+    with caplog.at_level(logging.WARNING, "tracking_callbacks"):
+        PPO("MlpPolicy", market(), **TINY).learn(64, callback=callback)
+    run = store.delivered(callback.run)
+    warnings = [record.getMessage() for record in caplog.records if "Sharpe" in record.getMessage()]
+
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["episode/length"] == 10.0
+    assert "episode/sharpe_ratio" not in run.data.metrics
+    assert run.data.tags["sharpe.left_out"].endswith("6 × missing or infinite values")
+    assert len(warnings) == 1
+    assert "portfolio_value" in warnings[0]
+
+
+def test_nan_rewards_are_shown_and_do_not_spoil_the_sum(store: Store) -> None:
+    callback = callback_for(store)
+    PPO("MlpPolicy", VecNormalize(market(reward=math.nan)), **TINY).learn(20, callback=[callback, Stop(at=20)])
+    run = store.delivered(callback.run)
+
+    assert math.isnan(run.data.metrics["episode/reward"])
+    assert run.data.metrics["train/cumulative_reward"] == 0.0
+    assert "episode/sharpe_ratio" in run.data.metrics  # its returns come from the account
+
+
+def test_learning_again_is_a_new_run_unless_it_continues(store: Store, tmp_path: Path) -> None:
+    callback = callback_for(store)
+    agent = PPO("MlpPolicy", Market(), **TINY)
+    agent.learn(32, callback=callback)
+    first = callback.run
+    agent.learn(32, callback=callback, reset_num_timesteps=False)
+    continued = callback.run
+    agent.learn(32, callback=callback)
+    store.delivered(first)
+
+    assert continued is first
+    assert callback.run is not first
+    assert store.delivered(callback.run).info.run_id != first.run_id
+    assert [step for step, _ in store.points(first, "train/n_updates")] == [32, 64]
+    assert store.client.get_run(first.run_id).info.status == "FINISHED"
+    # The episode that was cut in two by the pause is whole: its monitor confirms the length.
+    assert [row["sharpe_ratio"] != "" for row in store.episodes(first, tmp_path)] == [True] * 6
+
+
+def test_a_training_that_raises_is_failed_and_keeps_its_episodes(store: Store, tmp_path: Path) -> None:
+    callback = callback_for(store)
+    agent = PPO("MlpPolicy", market(), **TINY)
+    with pytest.raises(RuntimeError, match="burst"):
+        agent.learn(96, callback=[callback, Stop(at=50, error=RuntimeError("burst"))])
+    failed = callback.run
+    agent.learn(32, callback=callback)
+
+    assert store.delivered(failed).info.status == "FAILED"
+    assert store.delivered(callback.run).info.status == "FINISHED"
+    assert len(store.episodes(failed, tmp_path)) == 5
+
+
+@pytest.mark.parametrize("place", ["callback_after_eval", "callback_on_new_best", "list_on_new_best"])
+def test_inside_an_eval_callback_the_run_is_as_complete_as_beside_it(store: Store, place: str) -> None:
+    callback = callback_for(store)
+    child = CallbackList([callback]) if place == "list_on_new_best" else callback
+    slot = "callback_after_eval" if place == "callback_after_eval" else "callback_on_new_best"
+    parent = EvalCallback(market(), eval_freq=16, n_eval_episodes=1, verbose=0, **{slot: child})
+    PPO("MlpPolicy", market(), **TINY).learn(64, callback=[parent])
+    run = store.delivered(callback.run)
+
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in store.points(callback.run, "eval/mean_reward")][-1] == 64
+    assert [step for step, _ in store.points(callback.run, "train/n_updates")] == [32, 64]
+    assert "on_step" not in vars(parent)
+    if place != "list_on_new_best":  # which hears of the training at its first event only
+        assert len(store.points(callback.run, "episode/reward")) == 6
+
+
+def test_an_end_that_is_announced_twice_registers_one_model(store: Store) -> None:
+    callback = callback_for(store, log_model=True, registered_model_name="announced-twice")
+    agent = PPO("MlpPolicy", market(), **TINY)
+    agent.learn(32, callback=callback)
+    callback.on_training_end()
+    store.delivered(callback.run)
+
+    assert len(store.client.search_model_versions("name='announced-twice'")) == 1
+
+
+def test_the_points_of_very_short_episodes_are_bounded(store: Store, tmp_path: Path) -> None:
+    callback = callback_for(store)
+    agent = PPO("MlpPolicy", market(4, length=1), n_steps=1500, batch_size=6000, n_epochs=1, seed=0)
+    agent.learn(6000, callback=callback)
+    store.delivered(callback.run)
+
+    assert 700 <= len(store.points(callback.run, "episode/reward")) <= 1000
+    assert len(store.episodes(callback.run, tmp_path)) == 6000
+
+
+def test_a_tracker_that_cannot_be_built_does_not_stop_a_training() -> None:
+    callback = MLflowSB3Callback()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
+        agent = PPO("MlpPolicy", market(), **TINY).learn(32, callback=callback)
+
+    assert agent.num_timesteps == 32
+    assert callback.run is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"returns": 3}, "returns"),
+        ({"returns": " "}, "returns"),
+        ({"periods_per_year": 0}, "periods_per_year"),
+        ({"periods_per_year": "daily"}, "periods_per_year"),
+        ({"registered_model_name": "a/b"}, "registered_model_name"),
+        ({"registered_model_name": "agent", "aliases": ["v1"]}, "aliases"),
+        ({"aliases": ["champion"]}, "aliases"),
+    ],
+)
+def test_wrong_configuration_is_refused_at_construction(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as refused:
+        MLflowSB3Callback(**arguments)
+
+    assert refused.value.setting == named

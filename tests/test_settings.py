@@ -1,0 +1,132 @@
+"""Environment before argument before file before MLflow's own default; wrong configuration is named at once."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from tracking_callbacks import ConfigError, MLflowTracker
+from tracking_callbacks.settings import resolve_settings
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "mlflow_config.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_default_is_mlflows_own_at_the_project_root(tmp_path, monkeypatch) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "deep" / "er")
+    settings = resolve_settings()
+
+    assert settings.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert settings.working_folder == tmp_path
+    assert settings.journal_root == tmp_path / ".tracking_callbacks"
+    assert settings.experiment_name == "Default"
+
+
+def test_old_runs_of_the_file_store_are_followed_with_a_word(tmp_path, caplog) -> None:
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").touch()
+    settings = resolve_settings()
+
+    assert settings.tracking_uri == (tmp_path / "mlruns").as_uri()
+    assert "file store" in caplog.text
+
+
+def test_environment_goes_before_argument_before_file(config, monkeypatch, caplog) -> None:
+    file = config("tracking_uri: http://from-file\ndefault_experiment_name: from-file\nflush_timeout: 5\n")
+
+    assert resolve_settings(config=file).tracking_uri == "http://from-file"
+    assert resolve_settings(config=file).flush_timeout == 5.0
+    assert resolve_settings("http://from-argument", config=file).tracking_uri == "http://from-argument"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@from-environment")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "from-environment")
+    with caplog.at_level(logging.WARNING):
+        settings = resolve_settings("http://from-argument", "from-argument", config=file)
+    assert settings.tracking_uri == "http://user:secret@from-environment"
+    assert settings.experiment_name == "from-environment"
+    assert caplog.text.count("overrides") == 2
+    assert "secret" not in caplog.text + repr(settings) + repr(MLflowTracker())
+
+
+def test_the_journal_root_comes_from_the_environment_first(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TRACKING_CALLBACKS_JOURNAL", str(tmp_path / "elsewhere"))
+
+    assert resolve_settings(journal_root="argument").journal_root == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        ("sqlite:///my.db", "sqlite:///{cwd}/my.db"),
+        ("sqlite:////abs/my.db", "sqlite:////abs/my.db"),
+        ("./mlruns", "file://{cwd}/mlruns"),
+        ("file:./mlruns", "file://{cwd}/mlruns"),
+        ("file:///abs/mlruns", "file:///abs/mlruns"),
+        ("http://host:5000", "http://host:5000"),
+        ("postgresql+psycopg2://u:p@host/db", "postgresql+psycopg2://u:p@host/db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_relative_places_are_resolved_at_construction(tmp_path, given, resolved) -> None:
+    assert resolve_settings(given).tracking_uri == resolved.format(cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("htp://host", "a scheme that MLflow knows"),
+        ("http://", "a host"),
+        ("http://host:port", "well-formed"),
+        ("sqlite://", "a file"),
+        ("sqlite:///:memory:", "a file"),
+        ("http://[::1", "well-formed"),
+    ],
+)
+def test_a_malformed_uri_is_named_without_its_password(uri, expected) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        MLflowTracker(uri)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tracking_url: http://x", "unknown key 'tracking_url'; expected one of: .*tracking_uri"),
+        ("tracking_uri: 5", "tracking_uri: expected a text"),
+        ("flush_timeout: soon", "flush_timeout: expected a number of seconds"),
+        ("offline: 'yes'", "offline: expected true or false"),
+        ("tags: [a]", "tags: expected a mapping"),
+        ("- a\n- b", "expected keys and values, got list"),
+        ("a: [", "expected YAML"),
+        ("default_experiment_name: a\nexperiment_name: b", "a second time"),
+    ],
+)
+def test_a_wrong_config_file_is_named_with_its_key(config, text, expected) -> None:
+    with pytest.raises(ConfigError, match=rf"mlflow_config.yaml.*{expected}"):
+        MLflowTracker(config=config(text))
+
+
+def test_an_absent_config_file_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml: No such file"):
+        MLflowTracker(config=tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("argument", [{"flush_timeout": -1}, {"offline": 1}, {"tags": "x"}, {"experiment_name": ""}])
+def test_a_wrong_argument_is_named(argument) -> None:
+    with pytest.raises(ConfigError, match=next(iter(argument))):
+        MLflowTracker(**argument)
+
+
+def test_construction_touches_nothing(tmp_path) -> None:
+    before = sorted(tmp_path.iterdir())
+    MLflowTracker("sqlite:///x.db", "e", journal_root="j")
+
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,168 @@
+"""Scalars, names, plain structures, masked secrets."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracking_callbacks import ConfigError, InvalidNameError, MetricValueError
+from tracking_callbacks.names import SafeNames
+from tracking_callbacks.values import (
+    check_aliases,
+    flatten,
+    is_secret,
+    mask_uri,
+    mask_uris_in,
+    param_text,
+    plain,
+    safe_name,
+    to_scalar,
+)
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Settings:
+    path: object
+    colors: set[Color]
+
+
+def test_scalars_of_every_kind_become_floats() -> None:
+    import torch
+
+    values = [1, True, 1.0, np.float32(1), np.int64(1), np.array([[1.0]]), torch.tensor(1), torch.tensor([1.0])]
+
+    assert [to_scalar("m", value) for value in values] == [1.0] * len(values)
+    assert to_scalar("huge", 10**400) == math.inf
+
+
+def test_a_gradient_does_not_keep_a_tensor_from_being_logged() -> None:
+    import torch
+
+    assert to_scalar("m", torch.tensor(2.0, requires_grad=True)) == 2.0
+
+
+@pytest.mark.parametrize("value", ["1", b"1", None, [1], np.array([1, 2]), np.array([]), object()])
+def test_what_is_not_one_number_is_named(value: object) -> None:
+    with pytest.raises(MetricValueError, match="metric 'acc': expected one number") as raised:
+        to_scalar("acc", value)
+
+    assert raised.value.key == "acc"
+
+
+@given(st.text(max_size=400))
+def test_every_text_is_refused_or_made_a_name_that_mlflow_takes(name: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
+
+    try:
+        safe = safe_name(name)
+    except InvalidNameError:
+        assert not name.strip()
+        return
+    assert len(safe) <= 250
+    for validate in (_validate_metric_name, _validate_param_name, _validate_tag_name):
+        validate(safe)
+
+
+@given(st.lists(st.text(min_size=1, max_size=300).filter(str.strip), unique=True, max_size=20))
+def test_different_names_stay_apart(names: list[str]) -> None:
+    table = SafeNames()
+
+    assert len({table.add(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("name", ["loss", "train/loss", "f1 weighted", "a.b-c_d:e", "größe"])
+def test_good_names_stay_as_they_are(name: str) -> None:
+    assert safe_name(name) == name
+
+
+def test_flatten_unfolds_and_loses_no_key() -> None:
+    assert flatten({"a": {"b": {"c": 1}}, "d": {}, "e": [1]}) == {"a.b.c": 1, "d": {}, "e": [1]}
+
+
+def test_plain_is_json_and_the_same_each_time(tmp_path) -> None:
+    value = {
+        "settings": Settings(path=tmp_path, colors={Color.RED}),
+        "set": {"b", "a"},
+        "array": np.arange(3),
+        "scalar": np.float64(0.5),
+        "class": Settings,
+        "object": object(),
+        "nan": math.nan,
+    }
+
+    text = json.dumps(plain(value), allow_nan=False)
+    assert json.loads(text) == {
+        "settings": {"path": str(tmp_path), "colors": ["red"]},
+        "set": ["a", "b"],
+        "array": [0, 1, 2],
+        "scalar": 0.5,
+        "class": f"{__name__}.Settings",
+        "object": "builtins.object",
+        "nan": "nan",
+    }
+    assert not re.search("0x[0-9a-f]{6}", text)
+
+
+def test_plain_survives_a_structure_that_contains_itself() -> None:
+    loop: dict[str, object] = {}
+    loop["self"] = loop
+
+    assert plain(loop) == {"self": "<dict: contains itself>"}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "hub_token",
+        "token",
+        "password",
+        "db.password",
+        "AWS_SECRET_ACCESS_KEY",
+        "api_key",
+        "WANDB_API_KEY",
+        "auth_token",
+    ],
+)
+def test_secrets_are_known_by_their_key(key: str) -> None:
+    assert plain({key: "hidden", "outer": {key: "hidden"}}) == {key: "***", "outer": {key: "***"}}
+
+
+@pytest.mark.parametrize("key", ["pad_token", "eos_token_id", "tokenizer", "num_input_tokens_seen", "key", "monkey"])
+def test_what_only_looks_like_a_secret_is_kept(key: str) -> None:
+    assert not is_secret(key)
+    assert plain({key: "shown"}) == {key: "shown"}
+
+
+def test_credentials_in_uris_and_tokens_in_texts_are_masked() -> None:
+    assert mask_uri("http://user:pw@host:5000/x") == "http://***@host:5000/x"
+    assert mask_uri("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"
+    assert mask_uri("postgresql://h/db?user=me&password=pw") == "postgresql://h/db?user=me&password=***"
+    assert mask_uris_in("see https://user:pw@host/a and hf_" + "a" * 30) == "see https://***@host/a and ***"
+
+
+def test_param_texts_of_containers_are_plain() -> None:
+    assert [param_text(value) for value in (1e-4, True, None, {"b", "a"}, Color.RED)] == [
+        *("0.0001", "True", "None", "['a', 'b']", "red"),
+    ]
+
+
+@pytest.mark.parametrize("aliases", [["latest"], ["v1"], ["V22"], ["a b"], [""], ["a/b"], "champion", ["x" * 256]])
+def test_aliases_that_mlflow_forbids_are_named(aliases) -> None:
+    with pytest.raises(ConfigError, match="aliases"):
+        check_aliases(aliases)
+
+
+def test_aliases_may_be_any_sequence() -> None:
+    assert check_aliases(["champion", "prod-2", "v1x"]) == ("champion", "prod-2", "v1x")
