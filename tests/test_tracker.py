@@ -264,7 +264,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("value", ["0.5", None, [1.0], np.array([1.0, 2.0]), 1j, {}])
     def test_a_metric_value_that_is_not_one_number(self, run: Run, value) -> None:
-        with pytest.raises(MetricValueError, match="'loss'.*expected one number"):
+        with pytest.raises(MetricValueError, match=r"'loss'.*expected one number"):
             run.log_metrics({"loss": value})
 
     @pytest.mark.parametrize("step", ["3", 1.5, 2**63])

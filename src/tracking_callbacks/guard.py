@@ -38,7 +38,7 @@ def never_in_the_way(hook: Callable[P, Any] | None = None, /, *, default: Any = 
             try:
                 return inner(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - this is the guard
-                _report(inner.__qualname__, error)
+                _report(getattr(inner, "__qualname__", repr(inner)), error)
                 return default
 
         return guarded

@@ -11,13 +11,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
 
 from tracking_callbacks.owner import current_owner
+from tracking_callbacks.records import Store
 from tracking_callbacks.settings import TRACKING_URI_VARIABLE, Settings
 
-__all__ = ["DELIVERY_VARIABLE", "DeliveryLauncher", "launcher_for"]
+__all__ = ["DELIVERY_VARIABLE", "DeliveryLauncher", "launcher_for", "leave_all_running", "start_sync"]
 
 logger = logging.getLogger("tracking_callbacks")
 
@@ -70,32 +72,12 @@ class DeliveryLauncher:
             self._warn("no delivery: this Python names no executable; run 'tracking-callbacks sync' later")
             return
         told = {
-            "journal_root": str(self._root),
             "store": self._settings.shown_uri,
             "owner": msgspec.to_builtins(current_owner()),
             "grace": self._settings.delivery_grace,
         }
-        environment = dict(os.environ)
-        environment.pop("MLFLOW_RUN_ID", None)
-        # The URI with its credentials goes through the environment: a command line is open to every user.
-        environment |= {TRACKING_URI_VARIABLE: self._settings.tracking_uri, DELIVERY_VARIABLE: json.dumps(told)}
-        folder = self._settings.working_folder
-        log = self._root / "delivery.log"
         try:
-            if log.exists() and log.stat().st_size > _LOG_LIMIT:
-                os.replace(log, log.with_suffix(".log.1"))
-            with open(log, "ab") as output:
-                # -P: a user's mlflow.py in the working folder must not shadow MLflow. No preexec_fn: it forbids
-                # vfork and cost 154 ms from a trainer of 3.7 GB; the process lowers its own priority.
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", str(_ENTRY), str(self._root)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    cwd=folder if folder.is_dir() else self._root,
-                    env=environment,
-                    start_new_session=True,
-                )
+            self._process = _spawn(self._root, self._settings.tracking_uri, self._settings.working_folder, told)
         except OSError as error:
             self._warn(f"the delivery process cannot start ({error}); the journal in {self._root} is kept")
 
@@ -103,6 +85,56 @@ class DeliveryLauncher:
         if not self._warned:
             self._warned = True
             logger.warning("%s; its log is %s", message, self._root / "delivery.log")
+
+
+def start_sync(root: Path, store: Store, uri: str, patience: float) -> subprocess.Popen[bytes]:
+    """Start a process that delivers what nobody writes to any more, and ends when nothing is left or moves.
+
+    Args:
+        root: The journal root.
+        store: The store that the runs were made for; runs of others are left alone.
+        uri: The store to deliver to, with its credentials.
+        patience: Seconds without progress after which the process gives up.
+    """
+    told = {"store": store.uri, "owner": msgspec.to_builtins(current_owner()), "patience": patience}
+    return _spawn(root, uri, Path(store.working_folder), told)
+
+
+def _spawn(root: Path, uri: str, working_folder: Path, told: dict[str, object]) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ)
+    environment.pop("MLFLOW_RUN_ID", None)
+    environment |= store_environment(uri) | {DELIVERY_VARIABLE: json.dumps(told)}
+    log = root / "delivery.log"
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        os.replace(log, log.with_suffix(".log.1"))
+    with open(log, "ab") as output:
+        # -P: a user's mlflow.py in the working folder must not shadow MLflow. No preexec_fn: it forbids vfork and
+        # cost 154 ms from a trainer of 3.7 GB; the process lowers its own priority.
+        return subprocess.Popen(
+            [sys.executable, "-P", str(_ENTRY), str(root)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=working_folder if working_folder.is_dir() else root,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def store_environment(uri: str) -> dict[str, str]:
+    """Return the environment variables that let MLflow reach the store at `uri`.
+
+    Credentials travel through the environment, for a command line is open to every user; those of a server go apart
+    from its URI, which MLflow prints.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
+        return {TRACKING_URI_VARIABLE: uri}
+    return {
+        TRACKING_URI_VARIABLE: urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])),
+        "MLFLOW_TRACKING_USERNAME": unquote(parts.username or ""),
+        "MLFLOW_TRACKING_PASSWORD": unquote(parts.password or ""),
+    }
 
 
 _launchers: dict[tuple[Path, str, int], DeliveryLauncher] = {}

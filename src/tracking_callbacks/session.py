@@ -103,9 +103,9 @@ class Session:
             self._writer.close()
 
     def acknowledged(self, state: SessionState) -> bool:
-        """Return whether the store has all of the journal, and its end if it has ended."""
-        if self._writer is None:
-            return True
+        """Return whether the store has all of the journal, and its end if it has ended; also if that is gone."""
+        if self._writer is None or not self._writer.path.exists():
+            return True  # nothing (more) that could be delivered
         return state.closed if self.closed else min(state.points, state.files) >= self._writer.position
 
     def drop(self, count: int, error: Exception) -> None:
@@ -142,6 +142,7 @@ class RunJournal:
         self._staged = 0
         self._checked_delivery = 0
         self._run_id = opened.run_id
+        self._last_state = RunState()
         self._sessions: list[Session] = []
         self._session = self._open(opened)
 
@@ -242,7 +243,8 @@ class RunJournal:
         """Return what delivery knows of the run, also after its folder is gone."""
         folder, key = self.root.run(self._opened.run_key), self._opened.run_key
         # The folder goes when all is delivered; its final state is written before that. So look twice, in this order.
-        state = folder.read_state() or self.root.final_state(key) or folder.read_state() or RunState()
+        state = folder.read_state() or self.root.final_state(key) or folder.read_state() or self._last_state
+        self._last_state = state
         self._run_id = self._run_id or state.run_id
         return state
 

@@ -16,11 +16,12 @@ from tracking_callbacks.delivery.errors import DeliveryError, Refused, Transient
 from tracking_callbacks.delivery.files import deliver_file, discard_staged
 from tracking_callbacks.delivery.identity import Identity
 from tracking_callbacks.delivery.rejection import refused_entries
-from tracking_callbacks.delivery.sessions import SessionJournal, read_opened
+from tracking_callbacks.delivery.sessions import SessionJournal
 from tracking_callbacks.delivery.store import SESSION_TAG, MlflowStore
 from tracking_callbacks.folders import JournalRoot, RunFolder, RunState, SessionState, session_name
-from tracking_callbacks.owner import OwnerWatch
-from tracking_callbacks.records import Artifact, Dataset, Model, SessionOpened
+from tracking_callbacks.owner import Owner, OwnerWatch
+from tracking_callbacks.pending import read_opened
+from tracking_callbacks.records import Artifact, Dataset, Model
 
 __all__ = ["RunDrain"]
 
@@ -42,6 +43,9 @@ class RunDrain:
         root: The journal root it lies in.
         store: Where the run goes.
         watch: Gives the watch over a session's owner, None where the owner counts as dead.
+
+    Attributes:
+        moved: When (monotonic seconds) something was delivered last.
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class RunDrain:
         folder: RunFolder,
         root: JournalRoot,
         store: MlflowStore,
-        watch: Callable[[SessionOpened], OwnerWatch | None],
+        watch: Callable[[Owner], OwnerWatch | None],
     ) -> None:
         self.folder = folder
         self.root = root
@@ -63,6 +67,7 @@ class RunDrain:
         self._lock = threading.Lock()
         self._points_backoff, self._files_backoff = Backoff(), Backoff()
         self._sent = 0.0
+        self.moved = time.monotonic()
         self._running: set[str] = set()
         self.look_for_sessions()
 
@@ -75,7 +80,7 @@ class RunDrain:
             if session_name(journal) in known or (opened := read_opened(journal)) is None:
                 continue
             state = self.state.sessions.setdefault(session_name(journal), SessionState())
-            self.sessions.append(SessionJournal(journal, opened, state, self._watch(opened)))
+            self.sessions.append(SessionJournal(journal, opened, state, self._watch(opened.owner)))
 
     def owners_alive(self) -> bool:
         """Return whether any process may still write to the run."""
@@ -243,7 +248,8 @@ class RunDrain:
             self._show_error(f"{type(error).__name__}: {error}")
             backoff.fail()
             return False
-        if worked and self.state.last_error:
+        if worked:
+            self.moved = time.monotonic()
             self._show_error("")
         return worked
 

@@ -17,11 +17,11 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from tracking_callbacks.delivery.drain import RunDrain
-from tracking_callbacks.delivery.sessions import read_opened
 from tracking_callbacks.delivery.store import MlflowStore
 from tracking_callbacks.folders import JournalRoot, RunFolder
 from tracking_callbacks.launch import DELIVERY_VARIABLE
 from tracking_callbacks.owner import Owner, OwnerWatch
+from tracking_callbacks.pending import read_opened
 from tracking_callbacks.records import SessionOpened
 from tracking_callbacks.settings import TRACKING_URI_VARIABLE
 
@@ -51,7 +51,8 @@ def main(root: Path) -> int:
         MlflowStore(os.environ[TRACKING_URI_VARIABLE]),
         shown_uri=told["store"],
         owner=msgspec.convert(told["owner"], Owner),
-        grace=told["grace"],
+        grace=told.get("grace", 0.0),
+        patience=told.get("patience"),
     )
     process.deliver()
     return 0
@@ -77,27 +78,41 @@ class DeliveryProcess:
         shown_uri: Its URI as journals name it; runs of other stores are left alone.
         owner: The training process that this process works for.
         grace: Seconds to go on after the owner's death, if something is left to do.
+        patience: For an explicit ``sync``: owners that cannot be judged from here count as dead, and the process
+            ends when nothing has moved for so many seconds.
     """
 
-    def __init__(self, root: JournalRoot, store: MlflowStore, *, shown_uri: str, owner: Owner, grace: float) -> None:
+    def __init__(
+        self,
+        root: JournalRoot,
+        store: MlflowStore,
+        *,
+        shown_uri: str,
+        owner: Owner,
+        grace: float,
+        patience: float | None = None,
+    ) -> None:
         self._root = root
         self._store = store
         self._shown_uri = shown_uri
         self._owner = owner
         self._grace = grace
+        self._patience = patience
         self._owner_watch = OwnerWatch(owner)
-        self._watches: dict[Owner, OwnerWatch] = {owner: self._owner_watch}
+        self._watches: dict[Owner, OwnerWatch | None] = {owner: self._owner_watch}
         self._headers: dict[Path, SessionOpened] = {}
         self._drains: dict[str, tuple[RunDrain, FileLock]] = {}
         self._drains_lock = threading.Lock()
         self._stopping = threading.Event()
+        self._died: float | None = None
+        self._idle_since: float | None = None
 
     def deliver(self) -> None:
         """Work until nothing is left to do, or the grace has ended."""
         self._root.prune(time.time() - _KEEP_DELIVERED_SECONDS)
         files = threading.Thread(target=self._files_lane, name="files", daemon=True)
         files.start()
-        scanned = idle_since = died = None
+        scanned: float | None = None
         while True:
             now = time.monotonic()
             if scanned is None or now - scanned >= _SCAN_SECONDS:
@@ -105,22 +120,27 @@ class DeliveryProcess:
                 self._take_on_runs()
             worked = [drain.step_points() for drain in self._current()]
             self._finish_complete()
-            if not self._owner_watch.alive():
-                died = died or now
-                if not self._drains or now - died > self._grace:
-                    break
-            elif self._drains:
-                idle_since = None
-            else:
-                idle_since = idle_since or now
-                if now - idle_since > _LINGER_SECONDS:
-                    break
+            if self._done(now):
+                break
             if not any(worked):
                 time.sleep(_POLL_SECONDS)
         self._stopping.set()
         for _, lock in self._drains.values():
             lock.release()
         logger.info("delivery ends, %d runs left", len(self._drains))
+
+    def _done(self, now: float) -> bool:
+        if self._patience is not None:
+            moved = max((drain.moved for drain in self._current()), default=None)
+            return moved is None or now - moved > self._patience
+        if not self._owner_watch.alive():
+            self._died = self._died or now
+            return not self._drains or now - self._died > self._grace
+        if self._drains:
+            self._idle_since = None
+            return False
+        self._idle_since = self._idle_since or now
+        return now - self._idle_since > _LINGER_SECONDS
 
     def _files_lane(self) -> None:
         while not self._stopping.is_set():
@@ -146,29 +166,31 @@ class DeliveryProcess:
                     lock.release()
                     shutil.rmtree(folder.path, ignore_errors=True)
                     continue
-                drain = RunDrain(folder, self._root, self._store, self._watch)
+                drain = RunDrain(folder, self._root, self._store, self._watch_of)
                 with self._drains_lock:
                     self._drains[folder.run_key] = (drain, lock)
 
     def _is_ours(self, folder: RunFolder) -> bool:
-        """Our owner's runs are ours, and runs of this store whose owners, judged from here, are all dead."""
+        """Our owner's runs are ours, and runs of this store whose owners are all dead."""
         opened = [header for journal in folder.journals() if (header := self._header(journal)) is not None]
         if not opened or any(header.store.uri != self._shown_uri for header in opened):
             return False
         owners = {header.owner for header in opened}
-        return self._owner in owners or all(owner.is_local() and not self._watch_of(owner).alive() for owner in owners)
+        return self._owner in owners or all(self._known_dead(owner) for owner in owners)
+
+    def _known_dead(self, owner: Owner) -> bool:
+        # Another machine's or container's process cannot be judged from here: only an explicit sync may assume.
+        watch = self._watch_of(owner)
+        return self._patience is not None if watch is None else not watch.alive()
 
     def _header(self, journal: Path) -> SessionOpened | None:
         if journal not in self._headers and (opened := read_opened(journal)) is not None:
             self._headers[journal] = opened
         return self._headers.get(journal)
 
-    def _watch(self, opened: SessionOpened) -> OwnerWatch | None:
-        return self._watch_of(opened.owner)
-
-    def _watch_of(self, owner: Owner) -> OwnerWatch:
+    def _watch_of(self, owner: Owner) -> OwnerWatch | None:
         if owner not in self._watches:
-            self._watches[owner] = OwnerWatch(owner)
+            self._watches[owner] = OwnerWatch(owner) if owner.is_local() else None
         return self._watches[owner]
 
     def _finish_complete(self) -> None:

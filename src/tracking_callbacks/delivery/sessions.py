@@ -10,9 +10,7 @@ from tracking_callbacks.journal import Chunk, read_chunk
 from tracking_callbacks.owner import OwnerWatch
 from tracking_callbacks.records import RunEnded, SessionOpened, Status
 
-__all__ = ["Ending", "SessionJournal", "read_opened"]
-
-_HEADER_BYTES = 1 << 16
+__all__ = ["Ending", "SessionJournal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +19,6 @@ class Ending:
 
     status: Status | None
     timestamp: int
-
-
-def read_opened(journal: Path) -> SessionOpened | None:
-    """Return the header of a journal, or None where it has none (yet)."""
-    try:
-        chunk = read_chunk(journal, 0, complete=False, limit=_HEADER_BYTES)
-    except FileNotFoundError:
-        return None
-    return next((record for record, _ in chunk.records if isinstance(record, SessionOpened)), None)
 
 
 class SessionJournal:

@@ -1,0 +1,79 @@
+"""From an MLmodel folder to a registered model that loads, without mlflow's own log_model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tracking_callbacks import ConfigError, InputError, MLflowTracker
+
+
+@pytest.fixture
+def mlmodel(tmp_path: Path) -> Path:
+    """A model that doubles its input, saved in MLflow's pyfunc flavor."""
+    import mlflow
+
+    class Doubler(mlflow.pyfunc.PythonModel):
+        def predict(self, model_input: list[float]) -> list[float]:
+            return [2 * value for value in model_input]
+
+    mlflow.pyfunc.save_model(tmp_path / "saved", python_model=Doubler(), pip_requirements=["mlflow"])
+    return tmp_path / "saved"
+
+
+def test_a_model_is_logged_linked_registered_and_loads(
+    tracker: MLflowTracker, client, server, mlmodel, tmp_path
+) -> None:
+    import mlflow
+
+    name = f"doubler-{tmp_path.name}"
+    with tracker.start_run() as run:
+        run.log_params({"factor": 2})
+        run.log_metrics({"eval/loss": 0.5}, step=4)
+        run.log_metrics({"eval/loss": 0.25}, step=9)
+        run.log_model(mlmodel, registered_model_name=name, aliases=["champion"], tags={"task": "double"})
+        (mlmodel / "MLmodel").unlink()
+    assert run.flush().complete
+
+    stored = client.get_run(run.run_id)
+    (output,) = stored.outputs.model_outputs
+    model = client.get_logged_model(output.model_id)
+    version = client.get_model_version_by_alias(name, "champion")
+    assert (version.version, version.run_id, version.tags["task"]) == ("1", run.run_id, "double")
+    assert (str(model.status), model.name, model.source_run_id) == ("READY", "model", run.run_id)
+    assert model.params == {"factor": "2"}
+    assert model.tags["mlflow.user"] == stored.data.tags["mlflow.user"]
+    assert '"version": "1"' in model.tags["mlflow.modelVersions"]
+    assert [(m.key, m.value, m.step, m.run_id) for m in model.metrics] == [("eval/loss", 0.25, 9, run.run_id)]
+    assert [(p.step, p.value) for p in client.get_metric_history(run.run_id, "eval/loss")] == [(4, 0.5), (9, 0.25)]
+    mlflow.set_tracking_uri(server.uri)
+    try:
+        loaded = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+        assert loaded.predict([1.0, 2.0]) == [2.0, 4.0]
+        assert loaded.metadata.run_id == run.run_id
+        assert loaded.metadata.model_id == output.model_id
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+def test_the_next_run_makes_the_next_version_and_takes_the_alias(tracker, client, mlmodel, tmp_path) -> None:
+    name = f"versions-{tmp_path.name}"
+    for _ in range(2):
+        with tracker.start_run() as run:
+            run.log_model(mlmodel, registered_model_name=name, aliases=["champion"])
+        assert run.flush().complete
+
+    assert len(client.search_model_versions(f"name = '{name}'")) == 2
+    assert client.get_model_version_by_alias(name, "champion").version == "2"
+
+
+def test_bad_names_and_aliases_are_named_at_the_call(tmp_path, mlmodel) -> None:
+    run = MLflowTracker("http://127.0.0.1:9", journal_root=tmp_path / "j", offline=True).start_run()
+    with pytest.raises(ConfigError, match="latest"):
+        run.log_model(mlmodel, registered_model_name="m", aliases=["latest"])
+    with pytest.raises(InputError, match="registered_model_name"):
+        run.log_model(mlmodel, aliases=["champion"])
+    with pytest.raises(ConfigError, match="registered_model_name"):
+        run.log_model(mlmodel, registered_model_name="a/b")
+    run.end()

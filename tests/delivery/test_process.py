@@ -1,0 +1,239 @@
+"""The delivery process under real faults: killed, without a server, cold store, orphans, status of dead trainers."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from conftest import start_server, stop_server
+from processes import delivery_processes, free_port, run_script, script, wait_for
+from tracking_callbacks import MLflowTracker
+
+TRAIN = """
+    import sys, time
+    from tracking_callbacks import MLflowTracker
+    tracker = MLflowTracker()
+    with tracker.start_run("trained") as run:
+        run.log_params({"lr": 1})
+        for step in range(500):
+            run.log_metrics({"loss": 1 / (step + 1)}, step=step)
+        {then}
+"""
+
+
+def train(then: str = "pass") -> str:
+    return TRAIN.replace("{then}", then)
+
+
+def local_client(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder / 'mlflow.db'}", f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def only_run(client: MlflowClient):
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return run
+
+
+def check_exact(client: MlflowClient, run, points: int = 500) -> None:
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(step, 1 / (step + 1)) for step in range(points)]
+    assert run.data.params == {"lr": "1"}
+
+
+def test_a_script_on_the_cold_default_store_leaves_a_complete_run(tmp_path) -> None:
+    done = run_script(train(), cwd=tmp_path)
+    client = local_client(tmp_path)
+    run = only_run(client)
+
+    assert done.returncode == 0, done.stderr
+    assert run.info.status == "FINISHED"
+    assert run.info.artifact_uri.startswith(f"{tmp_path}/mlruns/")
+    check_exact(client, run)
+    wait_for(lambda: not delivery_processes(tmp_path), "the delivery process ends with its work")
+    left = {path.name for path in (tmp_path / ".tracking_callbacks").iterdir()}
+    assert left <= {".gitignore", ".lock", "delivered", "delivery.log"}
+    assert {path.name for path in tmp_path.iterdir()} == {".tracking_callbacks", "mlflow.db", "pyproject.toml"}
+
+
+@pytest.mark.parametrize(
+    ("then", "code", "status", "last_line"),
+    [
+        ("raise RuntimeError('diverged')", 1, "FAILED", "RuntimeError: diverged"),
+        ("sys.exit(3)", 3, "KILLED", "SystemExit: 3"),
+        ("import os; os._exit(4)", 4, "KILLED", None),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9, "KILLED", None),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -15, "KILLED", None),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -2, "KILLED", "KeyboardInterrupt"),
+    ],
+)
+def test_the_status_is_true_however_the_trainer_ends(server, client, tmp_path, then, code, status, last_line) -> None:
+    env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
+    done = run_script(train(then), cwd=tmp_path, env=env)
+
+    def ended():
+        experiment = client.get_experiment_by_name(tmp_path.name)
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        return [run for run in runs if run.info.status != "RUNNING"]
+
+    (run,) = wait_for(ended, "the run has ended in the store")
+    assert done.returncode == code
+    assert run.info.status == status
+    assert run.data.tags.get("tracking_callbacks.error") == last_line
+    assert ("Traceback" in done.stderr) == (code in (1, -2))
+    check_exact(client, run)
+
+
+def test_an_exception_outside_of_any_with_block_is_failed_with_its_traceback(server, client, tmp_path) -> None:
+    code = """
+        from tracking_callbacks import MLflowTracker
+        run = MLflowTracker().start_run()
+        run.log_metrics({"loss": 1.0})
+        raise RuntimeError("outside")
+    """
+    run_script(code, cwd=tmp_path, env={"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name})
+
+    (run,) = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
+    assert run.info.status == "FAILED"
+    assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["error.txt"]
+
+
+def test_a_killed_delivery_process_is_replaced_and_nothing_is_doubled(server, client, tmp_path) -> None:
+    tracker = MLflowTracker(server.uri, tmp_path.name, journal_root=tmp_path / "journal")
+    with tracker.start_run() as run:
+        for round_ in range(3):
+            for step in range(1000 * round_, 1000 * (round_ + 1)):
+                run.log_metrics({"loss": step / 7}, step=step)
+            (process,) = wait_for(lambda: delivery_processes(tmp_path), "delivery runs")
+            if round_:
+                wait_for(lambda: run.report().delivered > 0, "some points have arrived")
+            process.send_signal(signal.SIGKILL)
+            wait_for(lambda gone=process: not gone.is_running() or gone.status() == psutil.STATUS_ZOMBIE, "it is gone")
+            run.flush()
+    report = run.flush()
+
+    assert report.complete
+    history = client.get_metric_history(run.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(step, step / 7) for step in range(3000)]
+    assert len(client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])) == 1
+
+
+def test_an_absent_server_holds_nothing_up_and_gets_everything_later(tmp_path) -> None:
+    port = free_port()
+    code = train().replace("MLflowTracker()", "MLflowTracker(flush_timeout=1)")
+    env = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", "MLFLOW_EXPERIMENT_NAME": "late"}
+    done = run_script(code, cwd=tmp_path, env=env, timeout=30)
+
+    assert done.returncode == 0, done.stderr
+    assert "not delivered after 1 s" in done.stderr
+    assert delivery_processes(tmp_path), "delivery goes on without the trainer"
+    server = start_server(tmp_path, port)
+    try:
+        client = MlflowClient(server.uri)
+        wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end", seconds=90)
+        (run,) = client.search_runs([client.get_experiment_by_name("late").experiment_id])
+        assert run.info.status == "FINISHED"
+        assert run.info.end_time - run.info.start_time < 20_000
+        check_exact(client, run)
+    finally:
+        stop_server(server)
+
+
+def test_what_a_dead_machine_left_is_picked_up_by_the_next_run(server, client, tmp_path) -> None:
+    env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
+    offline = train("import os; os._exit(0)").replace("MLflowTracker()", "MLflowTracker(offline=True)")
+    run_script(offline, cwd=tmp_path, env=env)
+    assert not delivery_processes(tmp_path)
+    run_script(train(), cwd=tmp_path, env=env)
+    wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end")
+
+    runs = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+    for run in runs:
+        check_exact(client, run)
+
+
+def test_delivery_outlives_sigterm_and_a_shadowing_mlflow(server, client, tmp_path) -> None:
+    (tmp_path / "mlflow.py").write_text("raise ImportError('a file of the user that happens to have this name')")
+    env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
+    with script(train("print('ready', flush=True); sys.stdin.readline()"), cwd=tmp_path, env=env) as trainer:
+        assert trainer.stdout.readline() == "ready\n"
+        (process,) = wait_for(lambda: delivery_processes(tmp_path), "delivery runs")
+        wait_for(lambda: "SIGTERM" in ignored_signals(process), "delivery has set its signals up")
+        process.terminate()
+        trainer.communicate("\n", timeout=60)
+
+        assert trainer.returncode == 0
+    (run,) = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
+    assert run.info.status == "FINISHED"
+    check_exact(client, run)
+
+
+def ignored_signals(process: psutil.Process) -> set[str]:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    mask = int(next(line for line in status.splitlines() if line.startswith("SigIgn")).split()[1], 16)
+    return {name.name for name in signal.Signals if mask >> (name - 1) & 1}
+
+
+def test_a_forked_child_writes_nothing_and_delivers_nothing(server, client, tmp_path) -> None:
+    fork = """import os
+        child = os.fork()
+        if child == 0:
+            run.log_metrics({"loss": -1.0}, step=-1)
+            run.end("FAILED")
+            sys.exit(0)
+        os.waitpid(child, 0)"""
+    env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
+    done = run_script(train(fork), cwd=tmp_path, env=env)
+
+    assert done.returncode == 0, done.stderr
+    (run,) = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
+    assert run.info.status == "FINISHED"
+    check_exact(client, run)
+
+
+def test_four_trainers_start_at_once_on_a_cold_default_store(tmp_path) -> None:
+    import contextlib
+
+    with contextlib.ExitStack() as stack:
+        trainers = [stack.enter_context(script(train(), cwd=tmp_path)) for _ in range(4)]
+        for trainer in trainers:
+            _, errors = trainer.communicate(timeout=120)
+            assert trainer.returncode == 0, errors
+    client = local_client(tmp_path)
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    for run in runs:
+        check_exact(client, run)
+
+
+def test_a_file_store_works_although_mlflow_refuses_it(tmp_path, monkeypatch) -> None:
+    done = run_script(train(), cwd=tmp_path, env={"MLFLOW_TRACKING_URI": "file:./mlruns"})
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = MlflowClient((tmp_path / "mlruns").as_uri())
+
+    assert done.returncode == 0, done.stderr
+    check_exact(client, only_run(client))
+
+
+def test_credentials_of_the_uri_are_written_nowhere(server, tmp_path) -> None:
+    uri = server.uri.replace("http://", "http://someone:s3cret-w0rd@")
+    done = run_script(train("print(tracker, run, run.url)"), cwd=tmp_path, env={"MLFLOW_TRACKING_URI": uri})
+    wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end")
+
+    assert done.returncode == 0, done.stderr
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"s3cret" not in written
+    assert "s3cret" not in done.stdout + done.stderr
+    assert "***@127.0.0.1" in done.stdout
+
+
+def test_the_training_process_never_imports_mlflow_to_log(server, tmp_path) -> None:
+    env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
+    done = run_script(train("print(sorted(m for m in sys.modules if m == 'mlflow'))"), cwd=tmp_path, env=env)
+
+    assert done.stdout == "[]\n"

@@ -1,0 +1,82 @@
+"""``tracking-callbacks status`` and ``sync``: what is shown, what is delivered, the exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from processes import free_port, run_script, script
+
+OFFLINE = """
+    import sys
+    from tracking_callbacks import MLflowTracker
+    with MLflowTracker({uri!r}, {experiment!r}, offline=True).start_run("night run") as run:
+        for step in range(100):
+            run.log_metrics({{"loss": float(step)}}, step=step)
+        run.log_text("hello", "hello.txt")
+        {then}
+"""
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tracking_callbacks.cli", *arguments],
+        cwd=cwd, capture_output=True, text=True, timeout=120, check=False, env=dict(os.environ),
+    )  # fmt: skip
+
+
+def test_offline_runs_are_shown_and_synced(server, client, tmp_path) -> None:
+    run_script(OFFLINE.format(uri=server.uri, experiment=tmp_path.name, then="pass"), cwd=tmp_path)
+    before = command("status", cwd=tmp_path)
+    synced = command("sync", cwd=tmp_path)
+    after = command("status", str(tmp_path), cwd=tmp_path.parent)
+
+    assert before.returncode == 1
+    assert all(word in before.stdout for word in ("night run", server.uri, "101", "gone"))
+    assert (synced.returncode, synced.stdout.strip()) == (0, "Everything is delivered.")
+    assert (after.returncode, after.stdout.strip()) == (0, "Everything is delivered.")
+    (run,) = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "night run")
+    assert len(client.get_metric_history(run.info.run_id, "loss")) == 100
+    assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["hello.txt"]
+
+
+def test_a_store_that_does_not_answer_leaves_everything_and_exits_with_1(tmp_path) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    run_script(OFFLINE.format(uri=uri, experiment="e", then="pass"), cwd=tmp_path)
+    synced = command("sync", "--patience", "2", cwd=tmp_path)
+
+    assert synced.returncode == 1
+    assert "night run: 101 left" in synced.stderr
+    assert "refused" in synced.stderr
+    assert command("status", cwd=tmp_path).returncode == 1
+
+
+def test_a_run_can_be_delivered_to_another_store(server, client, tmp_path) -> None:
+    run_script(OFFLINE.format(uri="http://127.0.0.1:9", experiment=tmp_path.name, then="pass"), cwd=tmp_path)
+    synced = command("sync", "--tracking-uri", server.uri, cwd=tmp_path)
+
+    assert synced.returncode == 0, synced.stderr
+    assert client.get_experiment_by_name(tmp_path.name) is not None
+
+
+def test_a_run_under_way_is_shown_and_left_to_its_own_delivery(tmp_path) -> None:
+    code = OFFLINE.format(
+        uri="http://127.0.0.1:9", experiment="e", then="print('up', flush=True); sys.stdin.readline()"
+    )
+    with script(code, cwd=tmp_path) as trainer:
+        assert trainer.stdout.readline() == "up\n"
+        shown = command("status", cwd=tmp_path)
+        synced = command("sync", "--patience", "1", cwd=tmp_path)
+
+    assert "running" in shown.stdout
+    assert synced.returncode == 0
+
+
+def test_wrong_use_exits_with_2(tmp_path) -> None:
+    for arguments in (["sync", "absent"], ["sync", "--patience", "x"], ["frobnicate"]):
+        assert command(*arguments, cwd=tmp_path).returncode == 2
+    help_text = command("--help", cwd=tmp_path).stdout
+    assert all(word in help_text for word in ("status", "sync", "ui"))
