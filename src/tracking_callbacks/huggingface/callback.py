@@ -1,0 +1,302 @@
+"""``MLflowTrainerCallback``: from the hooks of Hugging Face's ``Trainer`` to the verbs of a run."""
+
+# ruff: noqa: ARG002 - the hooks have Trainer's signature
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tracking_callbacks.attach import Attachment
+from tracking_callbacks.errors import ConfigError, MetricValueError, TrackingError
+from tracking_callbacks.guard import never_in_the_way
+from tracking_callbacks.huggingface.classification import claim_report
+from tracking_callbacks.huggingface.metrics import evaluation_prefix, grouped
+from tracking_callbacks.huggingface.model import check_choice, choose_form, processor_of, save_mlmodel
+from tracking_callbacks.huggingface.params import describe
+from tracking_callbacks.run import Run
+from tracking_callbacks.tracker import MLflowTracker
+from tracking_callbacks.values import check_aliases, check_model_name, to_scalar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["MLflowTrainerCallback"]
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+logger = logging.getLogger("tracking_callbacks")
+
+STATE_KEY = "tracking_callbacks"  # in TrainerState.stateful_callbacks, and so in every checkpoint
+MODEL_ERROR_TAG = "tracking_callbacks.model_error"
+
+
+def on_main_process(hook: Hook) -> Hook:
+    """Run a hook in the one process that writes, and let no fault of it reach the training."""
+
+    @never_in_the_way(default=None)
+    @functools.wraps(hook)
+    def hook_on_main_process(
+        self: MLflowTrainerCallback,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero:
+            hook(self, args, state, control, **kwargs)
+
+    return cast(Hook, hook_on_main_process)
+
+
+class MLflowTrainerCallback(TrainerCallback):
+    """Tracks a ``Trainer``: params, metrics, configuration and the trained model, in one truthful MLflow run.
+
+    Nothing starts before the first training event, and no tracking fault reaches the training.
+
+    Args:
+        tracker: Where runs go; None stands for ``MLflowTracker()``.
+        run_name: Name of the run; by default ``TrainingArguments.run_name``, else MLflow makes one up.
+        tags: Tags of the run.
+        log_model: How the model is saved at the end of training. ``"adapter"``: the PEFT adapter with a
+            reference to its base model; ``"merged"``: the base model with the adapter merged in; ``"full"``:
+            a whole model, which for a PEFT model is the merged one; ``"auto"``: the adapter where that alone
+            loads back anywhere, else merged, and full without PEFT; False: not at all.
+        registered_model_name: Name in the model registry; None registers nothing.
+        aliases: Aliases that the registered version takes over.
+        log_checkpoints: Log every checkpoint that ``Trainer`` saves, as ``checkpoints/checkpoint-<step>``.
+
+    Raises:
+        ConfigError: `log_model`, `registered_model_name` or `aliases` cannot be used. That `log_model` does
+            not suit the model is raised at the beginning of training, before the first step.
+    """
+
+    def __init__(
+        self,
+        tracker: MLflowTracker | None = None,
+        *,
+        run_name: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        log_model: str | bool = "auto",
+        registered_model_name: str | None = None,
+        aliases: Iterable[str] = (),
+        log_checkpoints: bool = False,
+    ) -> None:
+        check_choice(log_model)
+        self.log_model = log_model
+        self.registered_model_name = registered_model_name
+        self.aliases = check_aliases(aliases)
+        if registered_model_name is not None:
+            check_model_name(registered_model_name, "registered_model_name")
+        elif self.aliases:
+            raise ConfigError(f"aliases: {self.aliases!r} need a registered_model_name", setting="aliases")
+        self.log_checkpoints = log_checkpoints
+        self._tracker = tracker
+        self._run_name = run_name
+        self._tags = dict(tags or {})
+        self._attachment: Attachment | None = None
+        self._batch_size: int | None = None
+        self._attempts = 0
+        self._skipped: set[str] = set()
+
+    @property
+    def run(self) -> Run | None:
+        """The run that the callback writes to; None before the first training event."""
+        return self._attachment.run if self._attachment else None
+
+    # -- hooks ---------------------------------------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the run, or continue it, and log what the training is made of."""
+        check_choice(self.log_model, kwargs["model"])  # wrong configuration raises, before the first step
+        self._begin(args, state, control, model=kwargs["model"])
+
+    @on_main_process
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log the values of a training step, an evaluation or the summary."""
+        self._log_metrics(self._attached(args).run_for_evaluation(), grouped(kwargs["logs"]), state.global_step)
+
+    @on_main_process
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log the report behind an evaluation; its numbers have come through `on_log` already."""
+        self._log_report(self._attached(args).run_for_evaluation(), kwargs["metrics"], state.global_step)
+
+    @on_main_process
+    def on_predict(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Log the numbers of a prediction, which come through no other hook, and the report behind them."""
+        run = self._attached(args).run_for_evaluation()
+        self._log_metrics(run, grouped(metrics), state.global_step)
+        self._log_report(run, metrics, state.global_step)
+
+    @on_main_process
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log the checkpoint that has just been saved, if checkpoints are wanted."""
+        name = f"checkpoint-{state.global_step}"
+        checkpoint = _output_folder(args) / name
+        run = self.run
+        if self.log_checkpoints and run is not None and checkpoint.is_dir():  # save_total_limit may have taken it
+            run.log_artifacts(checkpoint, f"checkpoints/{name}")
+
+    @on_main_process
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save and register the model, and end the run."""
+        attachment = self._attached(args)
+        run = attachment.run
+        if run is None or not attachment.training:
+            return
+        pruned = state.is_hyper_param_search and state.global_step < state.max_steps
+        if pruned and not control.should_training_stop:
+            run.set_tags({"tracking_callbacks.pruned": "true"})
+            attachment.end_training("KILLED")
+            return
+        if self.log_model is not False:
+            self._save_model(run, args, state, kwargs)
+        attachment.end_training()
+
+    # -- what they do --------------------------------------------------------------------------------------
+
+    def _attached(self, args: TrainingArguments) -> Attachment:
+        if self._attachment is None:
+            # Older versions of transformers give the output folder as the name.
+            trainer_name = args.run_name if args.run_name != args.output_dir else None
+            self._attachment = Attachment(self._tracker, run_name=self._run_name or trainer_name, tags=self._tags)
+        return self._attachment
+
+    @on_main_process
+    def _begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
+        attachment = self._attached(args)
+        if attachment.training and self._is_retry(args, state):
+            self._attempts += 1
+            if attachment.run is not None:
+                attachment.run.set_tags({"tracking_callbacks.attempts": self._attempts})
+            return
+        self._attempts, self._batch_size = 1, state.train_batch_size
+        if "mlflow" in (args.report_to or ()):
+            logger.warning(
+                "report_to names 'mlflow' too: transformers' own callback makes a run beside this one; "
+                "take it out of TrainingArguments(report_to=...)"
+            )
+        run = attachment.begin_training(resume_key=_resume_key(attachment, state))
+        _carried(state)[STATE_KEY] = {
+            "run_key": run.run_key,
+            "tracking_uri": run.settings.shown_uri,
+            "experiment_name": run.settings.experiment_name,
+        }
+        description = describe(args, model)
+        run.set_tags(_tags(model))
+        run.log_params(
+            description.params | {f"trial.{key}": value for key, value in (state.trial_params or {}).items()}
+        )
+        for name, document in description.documents.items():
+            run.log_dict(document, f"config/{name}")
+
+    def _is_retry(self, args: TrainingArguments, state: TrainerState) -> bool:
+        """Return whether ``auto_find_batch_size`` has begun the same training again, with a smaller batch."""
+        before, self._batch_size = self._batch_size, state.train_batch_size
+        return bool(args.auto_find_batch_size and before and self._batch_size and self._batch_size < before)
+
+    def _log_metrics(self, run: Run, values: Mapping[str, Any], step: int) -> None:
+        metrics = {}
+        for key, value in values.items():
+            try:
+                metrics[key] = to_scalar(key, value)
+            except MetricValueError as error:
+                if key not in self._skipped:
+                    self._skipped.add(key)
+                    logger.warning("%s; it is left out of the run", error)
+        run.log_metrics(metrics, step=step)
+
+    def _log_report(self, run: Run, metrics: Mapping[str, Any], step: int) -> None:
+        prefix = evaluation_prefix(metrics) or ""
+        report = claim_report(metrics, prefix)
+        if report is None:
+            return
+        folder = f"evaluation/{prefix}/step-{step}"
+        run.log_text(report.table, f"{folder}/classification_report.txt")
+        run.log_dict({"labels": report.labels, "matrix": report.matrix}, f"{folder}/confusion_matrix.json")
+
+    @never_in_the_way(default=None)
+    def _save_model(self, run: Run, args: TrainingArguments, state: TrainerState, context: Mapping[str, Any]) -> None:
+        model = context["model"]
+        with contextlib.ExitStack() as stack:
+            stack.push(functools.partial(_tag_model_error, run))
+            if args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3()):
+                raise TrackingError("the weights are spread over processes; save them with trainer.save_model()")
+            chosen = choose_form(str(self.log_model), model)
+            if chosen.notice:
+                logger.info("model: %s", chosen.notice)
+            processor = processor_of(context.get("processing_class"), context.get("train_dataloader"), model)
+            _output_folder(args).mkdir(parents=True, exist_ok=True)  # on a disk that has room for checkpoints
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".mlmodel-", dir=_output_folder(args)))
+            save_mlmodel(model, processor, Path(folder, "model"), chosen)
+            registered = None if state.is_hyper_param_search else self.registered_model_name
+            run.log_model(
+                Path(folder, "model"),
+                registered_model_name=registered,
+                aliases=self.aliases if registered else (),
+                step=_model_step(args, state),
+                tags={"form": str(chosen.form)},
+            )
+
+
+def _output_folder(args: TrainingArguments) -> Path:
+    return Path(args.output_dir or ".")
+
+
+def _carried(state: TrainerState) -> dict[str, Any]:
+    """Return what checkpoints carry for callbacks; a dict, whatever its annotation in transformers says."""
+    return cast(dict[str, Any], state.stateful_callbacks)
+
+
+def _resume_key(attachment: Attachment, state: TrainerState) -> str | None:
+    """Return the key of the run that a resumed checkpoint belongs to, if that is in the tracker's store."""
+    saved = _carried(state).get(STATE_KEY)
+    if not isinstance(saved, Mapping):
+        return None
+    if attachment.tracker is None:
+        attachment.tracker = MLflowTracker()
+    settings = attachment.tracker.settings
+    here = {"tracking_uri": settings.shown_uri, "experiment_name": settings.experiment_name}
+    if any(saved.get(key) != value for key, value in here.items()):
+        logger.warning(
+            "the checkpoint's run is in experiment %r at %s; a new run begins in %r at %s",
+            *(saved.get(key) for key in ("experiment_name", "tracking_uri")),
+            *(here[key] for key in ("experiment_name", "tracking_uri")),
+        )
+        return None
+    return saved.get("run_key")
+
+
+def _tags(model: nn.Module) -> dict[str, str]:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    return {"framework": "transformers"} | ({"model_type": model_type} if model_type else {})
+
+
+def _model_step(args: TrainingArguments, state: TrainerState) -> int:
+    best = state.best_global_step if args.load_best_model_at_end else None
+    return best or state.global_step
+
+
+def _tag_model_error(
+    run: Run, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+) -> None:
+    if kind is not None:
+        run.set_tags({MODEL_ERROR_TAG: f"{kind.__name__}: {error}"})

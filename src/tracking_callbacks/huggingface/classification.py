@@ -1,0 +1,166 @@
+"""``ClassificationMetrics``: the ``compute_metrics`` of a classifier, and the report behind its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracking_callbacks.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
+
+__all__ = ["ClassificationMetrics", "ClassificationReport", "claim_report"]
+
+IGNORED_LABEL = -100  # what transformers' collators give to tokens that carry no label
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationReport:
+    """One evaluation: its figures, and what they were computed from.
+
+    Attributes:
+        figures: ``accuracy``, ``f1``, … as returned to ``Trainer``.
+        labels: The classes' names, in the order of the matrix.
+        matrix: How often class ``i`` (row) was predicted as class ``j`` (column).
+        table: scikit-learn's classification report as text.
+    """
+
+    figures: dict[str, float]
+    labels: tuple[str, ...]
+    matrix: tuple[tuple[int, ...], ...]
+    table: str
+
+
+class ClassificationMetrics:
+    """Accuracy, F1, precision and recall for ``Trainer(compute_metrics=…)``, through scikit-learn.
+
+    With two classes F1, precision and recall are those of class 1, with more they are macro averages;
+    ``f1_weighted`` is the average weighted by class size in both cases. A class that is never predicted
+    counts as 0. Labels of -100 are left out. With ``MLflowTrainerCallback`` the confusion matrix and the
+    classification report of every evaluation become artifacts of the run.
+
+    Args:
+        labels: The classes' names in the order of their ids; None names them by id.
+    """
+
+    _latest: ClassVar[ClassificationReport | None] = None
+
+    def __init__(self, labels: Sequence[str] | None = None) -> None:
+        self.labels = None if labels is None else tuple(labels)
+        self._batches: list[tuple[IntArray, IntArray]] = []
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """Return the figures of one evaluation.
+
+        Args:
+            prediction: ``predictions`` are logits of shape ``(*label shape, classes)``, a tuple that begins
+                with them, or class ids in the labels' shape; ``label_ids`` are class ids.
+            compute_result: False for all but the last batch under
+                ``TrainingArguments(batch_eval_metrics=True)``.
+
+        Raises:
+            InputError: The shapes of predictions and labels do not fit, or a label has no name.
+        """
+        references = _array(prediction.label_ids)
+        predicted = _class_ids(prediction.predictions, references)
+        counted = references != IGNORED_LABEL
+        self._batches.append((references[counted].astype(np.int64), predicted[counted].astype(np.int64)))
+        if not compute_result:
+            return {}
+        batches, self._batches = self._batches, []
+        report = _report(
+            np.concatenate([batch[0] for batch in batches]),
+            np.concatenate([batch[1] for batch in batches]),
+            labels=self.labels,
+            classes=_number_of_classes(prediction.predictions, references),
+        )
+        ClassificationMetrics._latest = report
+        return dict(report.figures)
+
+
+def claim_report(metrics: Mapping[str, Any], prefix: str) -> ClassificationReport | None:
+    """Return the report behind `metrics` and forget it, or None when `metrics` have none.
+
+    ``Trainer`` hands a callback the numbers of an evaluation and nothing else, so the report waits in the
+    class; it belongs to this evaluation when all its figures are among `metrics`.
+
+    Args:
+        metrics: What ``on_evaluate`` or ``on_predict`` was given.
+        prefix: The evaluation's ``metric_key_prefix``.
+    """
+    report = ClassificationMetrics._latest
+    if report is None or any(metrics.get(f"{prefix}_{key}") != value for key, value in report.figures.items()):
+        return None
+    ClassificationMetrics._latest = None
+    return report
+
+
+def _report(
+    references: IntArray, predicted: IntArray, *, labels: tuple[str, ...] | None, classes: int | None
+) -> ClassificationReport:
+    from sklearn.metrics import (
+        accuracy_score,
+        classification_report,
+        confusion_matrix,
+        precision_recall_fscore_support,
+    )
+
+    seen = int(max(references.max(initial=-1), predicted.max(initial=-1))) + 1
+    known = max(seen, classes or 0, 2) if labels is None else len(labels)
+    if seen > known:
+        raise InputError(
+            f"labels: {known} names given, but class id {seen - 1} occurs; expected a name for every class"
+        )
+    ids = list(range(known))
+    names = labels or tuple(str(class_id) for class_id in ids)
+    average = "binary" if known == 2 else "macro"
+    precision, recall, f1, _ = precision_recall_fscore_support(references, predicted, average=average, zero_division=0)
+    weighted = precision_recall_fscore_support(references, predicted, average="weighted", zero_division=0)
+    return ClassificationReport(
+        figures={
+            "accuracy": float(accuracy_score(references, predicted)),
+            "f1": float(f1),
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1_weighted": float(weighted[2]),
+        },
+        labels=names,
+        matrix=tuple(tuple(int(n) for n in row) for row in confusion_matrix(references, predicted, labels=ids)),
+        table=classification_report(references, predicted, labels=ids, target_names=names, zero_division=0, digits=4),
+    )
+
+
+def _class_ids(predictions: Any, references: NDArray[Any]) -> NDArray[Any]:
+    scores = _first_array(predictions)
+    if scores.shape == references.shape:
+        return scores
+    if scores.shape[:-1] == references.shape and scores.shape[-1] > 1:
+        return np.asarray(scores.argmax(axis=-1))
+    raise InputError(
+        f"predictions of shape {scores.shape} do not fit labels of shape {references.shape}; "
+        f"expected class ids of the same shape, or logits of shape {(*references.shape, 'classes')}"
+    )
+
+
+def _number_of_classes(predictions: Any, references: NDArray[Any]) -> int | None:
+    scores = _first_array(predictions)
+    return None if scores.shape == references.shape else scores.shape[-1]
+
+
+def _first_array(predictions: Any) -> NDArray[Any]:
+    return _array(predictions[0] if isinstance(predictions, (tuple, list)) else predictions)
+
+
+def _array(values: Any) -> NDArray[Any]:
+    if hasattr(
+        values, "detach"
+    ):  # a torch tensor, on any device and of any precision: batch_eval_metrics hands them out
+        values = values.detach().float().cpu().numpy() if values.is_floating_point() else values.detach().cpu().numpy()
+    return np.asarray(values)

@@ -1,0 +1,68 @@
+"""Pure functions from the names in ``Trainer``'s logs to metrics in groups: train/…, eval/…, test/…."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["evaluation_prefix", "grouped"]
+
+_TRAIN = "train"
+_KNOWN_GROUPS = ("eval", "test")
+
+# The summary at the end of training calls its mean over all steps `train_loss`; as `train/loss` it would be
+# one more point on the curve of the last steps' loss, and a wrong one.
+_SUMMARY_NAMES = {"train_loss": "train/mean_loss"}
+
+
+def grouped(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of one ``on_log`` or ``on_predict`` under the names they have in a run.
+
+    ``eval_loss`` becomes ``eval/loss``, ``test_accuracy`` becomes ``test/accuracy``, and the training loop's
+    ``loss`` becomes ``train/loss``. Every evaluation brings its own prefix (``metric_key_prefix``), and one
+    with several evaluation sets brings one for each: ``eval_news_loss`` becomes ``eval/news/loss``. An
+    evaluation's ``epoch`` is left out, for the training loop's own is at the same step.
+
+    Args:
+        logs: What ``Trainer`` handed to the callback; not changed.
+    """
+    prefix = evaluation_prefix(logs)
+    return {
+        _grouped_name(key, prefix): value
+        for key, value in logs.items()
+        if not (key == "epoch" and prefix not in (None, _TRAIN))
+    }
+
+
+def evaluation_prefix(logs: Mapping[str, Any]) -> str | None:
+    """Return the ``metric_key_prefix`` of the evaluation behind `logs`, ``train`` for the summary, or None.
+
+    ``transformers.trainer_utils.speed_metrics`` adds ``<prefix>_runtime`` and a throughput to all of them.
+    """
+    return _shortest(
+        key.removesuffix("_runtime")
+        for key in logs
+        if key.endswith("_runtime") and key.replace("_runtime", "_samples_per_second") in logs
+    )
+
+
+def _shortest(names: Iterable[str]) -> str | None:
+    return min(names, key=len, default=None)
+
+
+def _grouped_name(key: str, prefix: str | None) -> str:
+    if key in _SUMMARY_NAMES:
+        return _SUMMARY_NAMES[key]
+    if prefix is not None and key.startswith(f"{prefix}_"):
+        return f"{_group_of(prefix)}/{key.removeprefix(f'{prefix}_')}"
+    for group in (*_KNOWN_GROUPS, _TRAIN):
+        if key.startswith(f"{group}_"):
+            return f"{group}/{key.removeprefix(f'{group}_')}"
+    return f"{_TRAIN}/{key}"
+
+
+def _group_of(prefix: str) -> str:
+    for group in _KNOWN_GROUPS:
+        if prefix.startswith(f"{group}_"):
+            return f"{group}/{prefix.removeprefix(f'{group}_')}"
+    return prefix

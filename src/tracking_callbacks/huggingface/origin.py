@@ -1,0 +1,48 @@
+"""Where a model's weights came from: a name, and a place in the Hub's cache if the name is the Hub's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["base_model_of", "hub_snapshot_of"]
+
+
+def base_model_of(model: nn.Module) -> str | None:
+    """Return the Hub id or the path that the model's weights came from, None for a model built in code."""
+    for config in _peft_configs(model):
+        if config.base_model_name_or_path:
+            return str(config.base_model_name_or_path)
+    return getattr(model, "name_or_path", None) or None
+
+
+def hub_snapshot_of(model: nn.Module) -> Path | None:
+    """Return the folder in the Hub's cache that the model was loaded from; its name is the commit.
+
+    None for any other origin, and where the cache holds several commits of the base model and nothing tells
+    which of them was loaded: transformers 5.23 no longer notes it in the configuration.
+    """
+    name = base_model_of(model)
+    if name is None or Path(name).exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    known = getattr(getattr(model, "config", None), "_commit_hash", None)
+    for config in _peft_configs(model):
+        known = known or config.revision
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=known)
+    except HFValidationError:
+        return None  # a path that is no more
+    if not isinstance(found, str):
+        return None
+    snapshot = Path(found).parent
+    return snapshot if known or len(list(snapshot.parent.iterdir())) == 1 else None
+
+
+def _peft_configs(model: nn.Module) -> list[Any]:
+    return list(getattr(model, "peft_config", {}).values())

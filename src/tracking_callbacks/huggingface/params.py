@@ -1,0 +1,91 @@
+"""What a ``Trainer`` was given, as flat params to compare runs by and whole documents to reproduce them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tracking_callbacks.huggingface.origin import base_model_of, hub_snapshot_of
+from tracking_callbacks.values import flatten, plain
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import TrainingArguments
+
+__all__ = ["Description", "describe"]
+
+# Mappings by label or by module name: one param each, for their keys differ from model to model.
+_ONE_PARAM = frozenset({"id2label", "rank_pattern", "alpha_pattern"})
+_MIRROR_OF_ANOTHER = frozenset({"label2id"})
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a training is made of.
+
+    Attributes:
+        params: Flat names and values, for MLflow's params.
+        documents: File name to the whole of a configuration, as JSON can hold it.
+    """
+
+    params: dict[str, Any]
+    documents: dict[str, Any]
+
+
+def describe(args: TrainingArguments, model: nn.Module) -> Description:
+    """Return the arguments, model configuration and PEFT configuration of a training, with secrets masked.
+
+    Training arguments keep their names, the model configuration's begin with ``model.``, those of a PEFT
+    configuration with its type (``lora.r``), and with the adapter's name where there are several
+    (``lora.default.r``).
+    """
+    arguments = plain(_as_mapping(args))
+    params = _flat(arguments) | {"world_size": args.world_size}
+    documents = {"training_args.json": arguments}
+    if model_config := _as_mapping(getattr(model, "config", None)):
+        documents["model_config.json"] = plain(model_config)
+        params |= _flat(documents["model_config.json"], "model.")
+    if adapters := _adapter_configs(model):
+        documents["peft_config.json"] = adapters
+        for adapter, config in adapters.items():
+            peft_type = str(config["peft_type"]).lower()
+            params |= _flat(config, f"{peft_type}." if len(adapters) == 1 else f"{peft_type}.{adapter}.")
+    return Description(params=params | _base_model(model) | _sizes(model), documents=documents)
+
+
+def _base_model(model: nn.Module) -> dict[str, Any]:
+    snapshot = hub_snapshot_of(model)
+    known = {"base_model": base_model_of(model), "base_model_revision": snapshot.name if snapshot else None}
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _sizes(model: nn.Module) -> dict[str, Any]:
+    # PEFT's own count knows packed 4-bit weights and weights that DeepSpeed has spread over processes.
+    count = getattr(model, "get_nb_trainable_parameters", None)
+    if count is not None:
+        trainable, total = count()
+    else:
+        trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "trainable_ratio": round(trainable / total, 6) if total else 0.0,
+    }
+
+
+def _adapter_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
+    return {name: plain(config.to_dict()) for name, config in getattr(model, "peft_config", {}).items()}
+
+
+def _as_mapping(config: Any) -> Mapping[str, Any]:
+    if isinstance(config, Mapping):
+        return config
+    return config.to_dict() if hasattr(config, "to_dict") else {}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    unfolded = {key: value for key, value in config.items() if key not in _ONE_PARAM | _MIRROR_OF_ANOTHER}
+    whole = {key: str(value) for key, value in config.items() if key in _ONE_PARAM}
+    return {f"{prefix}{key}": value for key, value in (flatten(unfolded) | whole).items()}

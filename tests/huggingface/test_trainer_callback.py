@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from peft import PeftModel
+from transformers import BertForSequenceClassification, Trainer, TrainerCallback
+
+from tracking_callbacks import ConfigError, MLflowTracker, Run
+from tracking_callbacks.huggingface import MLflowTrainerCallback
+
+TrainerFactory = Callable[..., Trainer]
+
+
+def finished_run(callback: MLflowTrainerCallback) -> Run:
+    """Return the callback's run when the server has all of it."""
+    assert callback.run is not None
+    assert callback.run.flush(timeout=60).complete
+    return callback.run
+
+
+def points(client: MlflowClient, run: Run, key: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client.get_metric_history(run.run_id, key)]
+
+
+def artifacts(client: MlflowClient, run: Run, folder: str | None = None) -> set[str]:
+    found: set[str] = set()
+    for entry in client.list_artifacts(run.run_id, folder):
+        found |= artifacts(client, run, entry.path) if entry.is_dir else {entry.path}
+    return found
+
+
+def runs_of(client: MlflowClient, tracker: MLflowTracker) -> list[Any]:
+    experiment = client.get_experiment_by_name(tracker.settings.experiment_name)
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def test_one_run_holds_training_evaluation_prediction_and_model(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, lora_model: PeftModel, tmp_path: Path
+) -> None:
+    name = f"tiny-{tmp_path.name}"
+    callback = MLflowTrainerCallback(
+        tracker, run_name="whole", tags={"team": "blue"}, registered_model_name=name, aliases=["champion"]
+    )
+    trainer = make_trainer(lora_model, callback, eval_strategy="steps", eval_steps=3)
+    trainer.evaluate()
+    trainer.train()
+    trainer.evaluate()
+    predicted = trainer.predict(trainer.eval_dataset)
+    run = finished_run(callback)
+
+    stored = client.get_run(run.run_id)
+    history = trainer.state.log_history
+    assert len(runs_of(client, tracker)) == 1
+    assert (stored.info.status, stored.info.run_name) == ("FINISHED", "whole")
+    assert stored.data.tags.items() >= {"team": "blue", "framework": "transformers", "model_type": "bert"}.items()
+    assert stored.data.params["lora.r"] == "4"
+    assert stored.data.params["learning_rate"] == "0.01"
+    # the state, and so the history, begins anew with the training: one evaluation was before it
+    evaluated = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    assert points(client, run, "train/loss") == [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    assert points(client, run, "eval/loss")[1:] == evaluated
+    assert [step for step, _ in points(client, run, "eval/accuracy")] == [0, 3, 6, 6]
+    assert points(client, run, "test/loss") == [(6, predicted.metrics["test_loss"])]
+    assert points(client, run, "train/mean_loss") == [(6, pytest.approx(history[-2]["train_loss"]))]
+    assert {key.split("/")[0] for key in stored.data.metrics} == {"train", "eval", "test"}
+    version = client.get_model_version_by_alias(name, "champion")
+    assert (str(version.version), version.run_id) == ("1", run.run_id)
+    assert version.tags["form"] == "merged"
+    assert "tracking_callbacks.model_error" not in stored.data.tags
+    assert artifacts(client, run) >= {
+        "config/training_args.json",
+        "config/model_config.json",
+        "config/peft_config.json",
+        "evaluation/eval/step-3/confusion_matrix.json",
+        "evaluation/eval/step-6/classification_report.txt",
+        "evaluation/test/step-6/confusion_matrix.json",
+    }
+
+
+def test_training_goes_on_unharmed_after_the_model_was_saved(
+    tracker: MLflowTracker, make_trainer: TrainerFactory, lora_model: PeftModel, tmp_path: Path
+) -> None:
+    class BeforeAndAfter(TrainerCallback):
+        def on_log(self, args, state, control, **kwargs):
+            self.weights = {name: weight.clone() for name, weight in kwargs["model"].state_dict().items()}
+
+    callback, witness = MLflowTrainerCallback(tracker, log_model="merged"), BeforeAndAfter()
+    trainer = make_trainer(lora_model, callback)
+    trainer.add_callback(witness)  # comes after: it sees the weights of the summary, before the model is saved
+    trainer.train()
+
+    assert all(torch.equal(weight, witness.weights[name]) for name, weight in lora_model.state_dict().items())
+    assert trainer.train().global_step == 6
+    assert not list((tmp_path / "output").glob(".mlmodel-*"))
+
+
+def test_a_second_training_is_a_run_of_its_own(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
+) -> None:
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    trainer = make_trainer(full_model, callback)
+    trainer.train()
+    first = finished_run(callback).run_id
+    trainer.train()
+    second = finished_run(callback).run_id
+
+    assert first != second
+    assert {run.info.run_id: run.info.status for run in runs_of(client, tracker)} == {
+        first: "FINISHED",
+        second: "FINISHED",
+    }
+
+
+def test_a_resumed_checkpoint_continues_its_run(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any, tmp_path: Path
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    first = MLflowTrainerCallback(tracker, log_model=False)
+    make_trainer(full_model, first, **saving).train()
+    run_id = finished_run(first).run_id
+    checkpoint = tmp_path / "output" / "checkpoint-3"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
+
+    second = MLflowTrainerCallback(tracker, log_model=False)
+    make_trainer(full_model, second, max_steps=8, **saving).train(resume_from_checkpoint=str(checkpoint))
+    run = finished_run(second)
+
+    assert set(state["tracking_callbacks"]) == {"run_key", "tracking_uri", "experiment_name"}
+    assert run.run_id == run_id
+    assert client.get_run(run_id).info.status == "FINISHED"
+    assert max(step for step, _ in points(client, run, "train/loss")) == 8
+
+
+def test_a_checkpoint_of_another_store_begins_a_new_run(
+    tracker: MLflowTracker,
+    make_trainer: TrainerFactory,
+    full_model: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    first = MLflowTrainerCallback(tracker, log_model=False)
+    make_trainer(full_model, first, **saving).train()
+    elsewhere = MLflowTracker(tracker.settings.tracking_uri, "elsewhere", journal_root=tracker.settings.journal_root)
+
+    second = MLflowTrainerCallback(elsewhere, log_model=False)
+    make_trainer(full_model, second, **saving).train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-3"))
+
+    assert finished_run(second).run_id != finished_run(first).run_id
+    assert "a new run begins in 'elsewhere'" in caplog.text
+
+
+def test_a_users_own_run_is_joined_and_not_ended(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
+) -> None:
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    with tracker.start_run("mine") as run:
+        make_trainer(full_model, callback).train()
+        ended = run.ended
+    assert run.flush(timeout=60).complete
+
+    assert callback.run is run
+    assert not ended
+    assert len(runs_of(client, tracker)) == 1
+    assert points(client, run, "train/loss")
+
+
+def test_tensors_are_metrics_and_arrays_are_skipped_with_one_warning(
+    tracker: MLflowTracker,
+    client: MlflowClient,
+    make_trainer: TrainerFactory,
+    full_model: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    trainer = make_trainer(full_model, callback)
+    trainer.train()
+    for _ in range(2):
+        trainer.log({"tensor": torch.tensor(0.5), "numpy": np.float32(0.25), "array": np.ones(3), "text": "no"})
+    run = finished_run(callback)
+
+    metrics = client.get_run(run.run_id).data.metrics
+    assert (metrics["train/tensor"], metrics["train/numpy"]) == (0.5, 0.25)
+    assert "train/array" not in metrics
+    assert sum("'train/array'" in record.message for record in caplog.records) == 1
+
+
+def test_a_model_that_cannot_be_saved_does_not_fail_the_training(
+    tracker: MLflowTracker,
+    client: MlflowClient,
+    make_trainer: TrainerFactory,
+    full_model: BertForSequenceClassification,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Unheard(BertForSequenceClassification):
+        """No pipeline of transformers knows this class."""
+
+    full_model.__class__ = Unheard
+    callback = MLflowTrainerCallback(tracker)
+    make_trainer(full_model, callback).train()
+    stored = client.get_run(finished_run(callback).run_id)
+
+    assert stored.info.status == "FINISHED"
+    assert "no pipeline for a Unheard" in stored.data.tags["tracking_callbacks.model_error"]
+    assert stored.data.metrics["train/mean_loss"] > 0
+    assert any(record.levelno >= logging.WARNING for record in caplog.records)
+
+
+def test_checkpoints_are_logged_although_the_trainer_deletes_them(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any, tmp_path: Path
+) -> None:
+    callback = MLflowTrainerCallback(tracker, log_model=False, log_checkpoints=True)
+    trainer = make_trainer(full_model, callback, save_strategy="steps", save_steps=2, save_total_limit=1)
+    trainer.train()
+    found = artifacts(client, finished_run(callback), "checkpoints")
+
+    assert sorted(os.listdir(tmp_path / "output")) == ["checkpoint-6"]
+    assert {path.split("/")[1] for path in found} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
+    assert "checkpoints/checkpoint-2/model.safetensors" in found
+
+
+def test_the_registered_model_is_the_best_one(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any, tmp_path: Path
+) -> None:
+    name = f"best-{tmp_path.name}"
+    callback = MLflowTrainerCallback(tracker, registered_model_name=name, aliases=["champion"])
+    trainer = make_trainer(
+        full_model,
+        callback,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=True,  # the first evaluation is the one with the greatest loss
+    )
+    trainer.train()
+    run = finished_run(callback)
+    version = client.get_model_version_by_alias(name, "champion")
+
+    assert trainer.state.best_global_step < 6
+    assert version.run_id == run.run_id
+    assert [model.step for model in client.get_run(run.run_id).outputs.model_outputs] == [
+        trainer.state.best_global_step
+    ]
+
+
+def test_a_retry_with_a_smaller_batch_is_the_same_run(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
+) -> None:
+    class OutOfMemoryOnce(TrainerCallback):
+        failed = False
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if not self.failed:
+                self.failed = True
+                raise RuntimeError("CUDA out of memory.")
+
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    trainer = make_trainer(full_model, callback, auto_find_batch_size=True)
+    trainer.add_callback(OutOfMemoryOnce())
+    trainer.train()
+    run = finished_run(callback)
+
+    stored = client.get_run(run.run_id)
+    assert len(runs_of(client, tracker)) == 1
+    assert stored.info.status == "FINISHED"
+    assert stored.data.tags["tracking_callbacks.attempts"] == "2"
+    assert "tracking_callbacks.error" not in stored.data.tags
+
+
+def test_an_exception_fails_the_run_and_the_next_training_has_its_own(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
+) -> None:
+    class Broken(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise ZeroDivisionError("broken at step 3")
+
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    trainer = make_trainer(full_model, callback)
+    trainer.add_callback(broken := Broken())
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    failed = callback.run
+    trainer.remove_callback(broken)
+    trainer.train()
+    finished_run(callback)
+    assert failed.flush(timeout=60).complete
+
+    assert client.get_run(failed.run_id).info.status == "FAILED"
+    assert client.get_run(callback.run.run_id).info.status == "FINISHED"
+    assert failed is not callback.run
+
+
+def test_only_the_main_process_writes(
+    tracker: MLflowTracker, make_trainer: TrainerFactory, full_model: Any, tmp_path: Path
+) -> None:
+    callback = MLflowTrainerCallback(tracker)
+    trainer = make_trainer(full_model, callback)
+    trainer.state.is_world_process_zero = False
+    logs = {"loss": 1.0}
+    callback.on_log(trainer.args, trainer.state, trainer.control, logs=logs)
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control, model=full_model)
+    callback.on_predict(trainer.args, trainer.state, trainer.control, metrics=logs)
+    callback.on_train_end(trainer.args, trainer.state, trainer.control, model=full_model)
+
+    assert callback.run is None
+
+
+def test_a_choice_that_does_not_suit_the_model_stops_before_the_first_step(
+    tracker: MLflowTracker, make_trainer: TrainerFactory, full_model: Any
+) -> None:
+    callback = MLflowTrainerCallback(tracker, log_model="adapter")
+    trainer = make_trainer(full_model, callback)
+
+    with pytest.raises(ConfigError, match="needs a PEFT model"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert callback.run is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"log_model": "whole"}, "expected 'auto', 'adapter', 'merged', 'full' or False, got 'whole'"),
+        ({"registered_model_name": "m", "aliases": ["a b"]}, "'a b' is not a model alias"),
+        ({"registered_model_name": "m", "aliases": ["latest"]}, "reserved"),
+        ({"aliases": ["champion"]}, "need a registered_model_name"),
+        ({"registered_model_name": "a/b"}, "registered_model_name"),
+    ],
+)
+def test_wrong_configuration_raises_at_construction(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        MLflowTrainerCallback(**arguments)
+
+
+def test_naming_mlflow_in_report_to_is_warned_about(
+    tracker: MLflowTracker, make_trainer: TrainerFactory, full_model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    trainer = make_trainer(full_model, callback)
+    trainer.args.report_to = ["mlflow"]
+    trainer.train()
+
+    assert "report_to names 'mlflow' too" in caplog.text
