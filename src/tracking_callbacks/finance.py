@@ -1,0 +1,175 @@
+"""Figures of a return series: Sharpe and Sortino ratio, drawdown, total return, volatility. Pure numpy.
+
+All of them take a one-dimensional series of *simple* returns (0.01 is one per cent), leave NaN out, and return None
+where the figure is undefined: never inf, never a zero that looks like a measurement. Where a figure exists, it equals
+the one of ``empyrical`` (https://github.com/stefan-jansen/empyrical-reloaded) to 1e-9.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "max_drawdown",
+    "returns_from_equity",
+    "sharpe_ratio",
+    "sortino_ratio",
+    "total_return",
+    "volatility",
+]
+
+# Equal returns computed as quotients of equity values differ by the rounding of 1 + r, a few units in the last place.
+_ROUNDING = 16 * np.finfo(np.float64).eps
+
+
+def returns_from_equity(equity: ArrayLike) -> NDArray[np.float64]:
+    """Return the simple returns ``equity[t] / equity[t - 1] - 1`` of consecutive account values.
+
+    Args:
+        equity: Account values over time, shape (n,), in any unit (money, or a factor that starts at 1.0).
+
+    Returns:
+        Shape (n - 1,), empty for fewer than two values. A return on an equity of zero or less, which has no meaning,
+        is NaN.
+    """
+    values = np.asarray(equity, dtype=np.float64)
+    if values.size < 2:
+        return np.empty(0)
+    before, after = values[:-1], values[1:]
+    returns = np.full(before.shape, np.nan)
+    np.divide(after, before, out=returns, where=before > 0.0)
+    returns -= 1.0
+    return returns
+
+
+def sharpe_ratio(returns: ArrayLike, *, periods_per_year: float = 252, risk_free: float = 0.0) -> float | None:
+    """Return the annualised Sharpe ratio ``sqrt(periods_per_year) * mean(r - risk_free) / std(r, ddof=1)``.
+
+    Args:
+        returns: Simple returns per period, shape (n,).
+        periods_per_year: 252 for daily bars, 365 * 24 for hourly crypto bars, …
+        risk_free: The risk-free simple return *per period*.
+
+    Returns:
+        None for fewer than two returns, for an infinite one, or where all are equal up to rounding.
+
+    Source: W. F. Sharpe, "The Sharpe Ratio", The Journal of Portfolio Management 21 (1), 1994.
+    """
+    series = _finite(returns)
+    if series is None or series.size < 2:
+        return None
+    mean, deviation = _mean_and_deviation(series)
+    if deviation == 0.0:
+        return None
+    return _figure(math.sqrt(periods_per_year) * (mean - risk_free) / deviation)
+
+
+def sortino_ratio(returns: ArrayLike, *, periods_per_year: float = 252, required_return: float = 0.0) -> float | None:
+    """Return the annualised Sortino ratio ``sqrt(periods_per_year) * mean(r - m) / sqrt(mean(min(r - m, 0) ** 2))``.
+
+    Args:
+        returns: Simple returns per period, shape (n,).
+        periods_per_year: Periods in a year, as for `sharpe_ratio`.
+        required_return: The least acceptable simple return ``m`` per period.
+
+    Returns:
+        None for fewer than two returns, for an infinite one, or where no return falls short of the required one.
+
+    Source: F. A. Sortino and L. N. Price, "Performance Measurement in a Downside Risk Framework", The Journal of
+    Investing 3 (3), 1994; the deviation is taken over all periods, as in https://www.cmegroup.com/education/files/
+    rr-sortino-a-sharper-ratio.pdf.
+    """
+    series = _finite(returns)
+    if series is None or series.size < 2:
+        return None
+    excess = series - required_return
+    shortfall = np.minimum(excess, 0.0)
+    downside_deviation = math.sqrt(np.dot(shortfall, shortfall) / series.size)
+    if downside_deviation <= _ROUNDING:
+        return None
+    return _figure(math.sqrt(periods_per_year) * float(excess.mean()) / downside_deviation)
+
+
+def max_drawdown(returns: ArrayLike) -> float | None:
+    """Return the largest loss from a peak, ``min(V / running_max(V) - 1)``, with ``V = cumprod(1 + r)`` from 1.0.
+
+    Args:
+        returns: Simple returns per period, shape (n,).
+
+    Returns:
+        0.0 (never below the peak) down to -1.0 (everything lost; beyond, where debt is possible); None without
+        returns, or with an infinite one.
+
+    Source: M. Magdon-Ismail and A. Atiya, "Maximum Drawdown", Risk 17 (10), 2004.
+    """
+    series = _finite(returns)
+    if series is None or series.size == 0:
+        return None
+    wealth = np.cumprod(1.0 + series)
+    peak = np.maximum.accumulate(np.maximum(wealth, 1.0))
+    return _figure(float(np.min((wealth - peak) / peak)))
+
+
+def total_return(returns: ArrayLike) -> float | None:
+    """Return the compounded return of the whole series, ``prod(1 + r) - 1``.
+
+    Args:
+        returns: Simple returns per period, shape (n,).
+
+    Returns:
+        None without returns, or with an infinite one.
+
+    Source: C. R. Bacon, "Practical Portfolio Performance Measurement and Attribution", chapter 2.
+    """
+    series = _finite(returns)
+    if series is None or series.size == 0:
+        return None
+    return _figure(float(np.prod(1.0 + series)) - 1.0)
+
+
+def volatility(returns: ArrayLike, *, periods_per_year: float = 252) -> float | None:
+    """Return the annualised standard deviation ``sqrt(periods_per_year) * std(r, ddof=1)``.
+
+    Args:
+        returns: Simple returns per period, shape (n,).
+        periods_per_year: Periods in a year, as for `sharpe_ratio`.
+
+    Returns:
+        0.0 where all returns are equal up to rounding; None for fewer than two, or with an infinite one.
+
+    Source: J. C. Hull, "Options, Futures, and Other Derivatives", "Estimating volatility from historical data".
+    """
+    series = _finite(returns)
+    if series is None or series.size < 2:
+        return None
+    return _figure(math.sqrt(periods_per_year) * _mean_and_deviation(series)[1])
+
+
+def _finite(returns: ArrayLike) -> NDArray[np.float64] | None:
+    """Return `returns` without its NaN, or None where one of them is infinite."""
+    series = np.asarray(returns, dtype=np.float64)
+    if series.ndim != 1:
+        raise ValueError(f"expected a one-dimensional series of returns, got shape {series.shape}")
+    if math.isfinite(series.sum()):  # one pass; NaN and inf both show in the sum
+        return series
+    series = series[~np.isnan(series)]
+    return series if np.isfinite(series).all() else None
+
+
+def _mean_and_deviation(series: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean and the sample deviation (ddof=1), which is 0.0 where it is no more than rounding.
+
+    The float deviation of equal values may be 1e-19 instead of 0, and a ratio to it any large number.
+    """
+    mean = float(series.sum()) / series.size
+    deviations = series - mean
+    deviation = math.sqrt(float(np.dot(deviations, deviations)) / (series.size - 1))
+    return mean, 0.0 if deviation <= _ROUNDING * (1.0 + abs(mean)) else deviation
+
+
+def _figure(value: float) -> float | None:
+    """Return `value`, or None where it overflowed."""
+    return float(value) if math.isfinite(value) else None
