@@ -7,6 +7,8 @@ import enum
 import functools
 import logging
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,7 @@ def test_the_users_own_outputs_stay_as_they_were(store: Store, tmp_path: Path) -
 
         # A logger of the user's keeps the last update of one training for the next: it is not logged there.
         assert [step for step, _ in store.points(callback.run, "train/n_updates")] == [32, 64]
+    logger.close()
     assert logger.output_formats == before
     assert isinstance(before[0], CSVOutputFormat)
     assert "train/loss" in (tmp_path / "progress.csv").read_text(encoding="utf-8")
@@ -336,6 +339,22 @@ def test_an_end_that_is_announced_twice_registers_one_model(store: Store) -> Non
     store.delivered(callback.run)
 
     assert len(store.client.search_model_versions("name='announced-twice'")) == 1
+
+
+def test_a_process_that_turns_warnings_into_errors_keeps_its_model(tmp_path: Path) -> None:
+    script = """if True:
+        import warnings
+        from stable_baselines3 import PPO
+        from tracking_callbacks import MLflowTracker
+        from tracking_callbacks.sb3 import MLflowSB3Callback
+
+        agent = PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32)
+        warnings.filterwarnings("error")  # as gym_trading_env does when it is imported
+        agent.learn(32, callback=MLflowSB3Callback(MLflowTracker("sqlite:///m.db", journal_root="j", offline=True)))
+    """
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+
+    assert len(list(tmp_path.glob("j/**/MLmodel"))) == 1
 
 
 def test_the_points_of_very_short_episodes_are_bounded(store: Store, tmp_path: Path) -> None:

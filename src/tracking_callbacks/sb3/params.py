@@ -1,0 +1,154 @@
+"""What a run says about an agent before its training: every setting with its effective value, as plain values."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import TrainFreq
+from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+from tracking_callbacks.guard import never_in_the_way
+from tracking_callbacks.values import flatten, plain
+
+__all__ = ["describe"]
+
+# Arguments that have a place of their own below, or that say nothing about the training.
+_ELSEWHERE = {"self", "policy", "env", "policy_kwargs", "device", "seed", "_init_setup_model"}
+_SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf", "delta_std"}
+_NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
+_INNERMOST = re.compile(r"<(?P<cls>\w+)(?:<(?P<id>[^<>]+)>| instance)>")
+
+
+def describe(model: BaseAlgorithm) -> dict[str, Any]:
+    """Return the params of a training of `model` that begins now.
+
+    A schedule that is constant gives one value; any other gives ``<name>.start`` and ``<name>.end``, its values
+    at progress remaining 1.0 and 0.0.
+    """
+    return {
+        "algorithm": type(model).__name__,
+        "total_timesteps": model._total_timesteps,
+        "seed": model.seed,
+        "device": str(model.device),
+        **dict(_hyperparameters(model)),
+        **_policy(model),
+        **_environment(model),
+    }
+
+
+def _hyperparameters(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
+    """Yield every argument of the algorithm's constructor that the model still knows, with its value now."""
+    for name in _constructor_arguments(type(model)):
+        value = getattr(model, name, getattr(model, f"_{name}", getattr(model, f"{name}_schedule", _ABSENT)))
+        if name in _ELSEWHERE or value is _ABSENT:
+            continue
+        if isinstance(value, FloatSchedule) or (name in _SCHEDULES and callable(value)):
+            yield from _schedule(name, value)
+        elif isinstance(value, TrainFreq):
+            yield name, f"{value.frequency} {value.unit.value}"
+        else:
+            yield from flatten({name: plain(value)}).items()
+
+
+_ABSENT = object()
+
+
+def _constructor_arguments(algorithm: type) -> dict[str, None]:
+    """Return the names of the constructor's arguments; ``**kwargs`` stands for those of the class above."""
+    names: dict[str, None] = {}
+    for cls in algorithm.__mro__:
+        if "__init__" not in cls.__dict__:
+            continue
+        parameters = inspect.signature(cls.__dict__["__init__"]).parameters.values()
+        names |= dict.fromkeys(
+            parameter.name
+            for parameter in parameters
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        )
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
+
+
+def _schedule(name: str, schedule: Any) -> Iterator[tuple[str, Any]]:
+    values = [_scheduled(schedule, progress) for progress in (1.0, 0.75, 0.5, 0.25, 0.0)]
+    if len(set(values)) == 1:
+        yield name, values[0]
+    else:
+        yield f"{name}.start", values[0]
+        yield f"{name}.end", values[-1]
+
+
+@never_in_the_way
+def _scheduled(schedule: Any, progress: float) -> float:
+    return float(schedule(progress))
+
+
+def _policy(model: BaseAlgorithm) -> dict[str, Any]:
+    policy, policy_class = model.policy, model.policy_class
+    alias = next((name for name, cls in model.policy_aliases.items() if cls is policy_class), None)
+    parameters = list(policy.parameters())
+    optimizer = getattr(policy, "optimizer", None) or getattr(getattr(policy, "actor", None), "optimizer", None)
+    described = {
+        "policy": alias or policy_class.__name__,
+        "policy.class": plain(policy_class),
+        "policy.parameters": sum(parameter.numel() for parameter in parameters),
+        "policy.trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "optimizer": None if optimizer is None else type(optimizer).__name__,
+    }
+    for name in ("net_arch", "activation_fn", "features_extractor_class"):
+        if hasattr(policy, name):
+            described[f"policy.{name}"] = plain(getattr(policy, name))
+    if model.policy_kwargs:
+        described |= flatten({"policy_kwargs": plain(model.policy_kwargs)})
+    return described
+
+
+def _environment(model: BaseAlgorithm) -> dict[str, Any]:
+    env = model.get_env()
+    described: dict[str, Any] = {
+        "env.observation_space": str(plain(model.observation_space)),
+        "env.action_space": str(plain(model.action_space)),
+    }
+    if env is None:
+        return described
+    vec_envs = [type(layer).__name__ for layer in _layers(env)]
+    described |= {"n_envs": env.num_envs, "env.vec_env": vec_envs[-1], **(_names(env) or {})}
+    if vec_envs[:-1]:
+        described["env.vec_wrappers"] = vec_envs[:-1]
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        settings = {name: plain(getattr(normalizer, name, None)) for name in _NORMALIZATION}
+        described |= {f"vec_normalize.{name}": value for name, value in settings.items() if value is not None}
+    return described
+
+
+@never_in_the_way
+def _names(env: VecEnv) -> Mapping[str, Any]:
+    """Return the id and wrappers of the first environment.
+
+    From its text, ``<Monitor<OrderEnforcing<CartPoleEnv<CartPole-v1>>>>``: a worker process can always send
+    that, while it dies of a spec that does not pickle (a lambda in ``gym.make(..., reward_function=...)``).
+    """
+    text = str(env.env_method("__str__", indices=[0])[0])
+    innermost = _INNERMOST.search(text)
+    if innermost is None:
+        return {}
+    wrappers = text[: innermost.start()].strip("<").split("<") if innermost.start() else []
+    described: dict[str, Any] = {
+        "env.id": innermost["id"] or innermost["cls"],
+        "env.class": innermost["cls"],
+    }
+    return described | ({"env.wrappers": wrappers} if wrappers else {})
+
+
+def _layers(env: VecEnv) -> Iterator[VecEnv]:
+    yield env
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+        yield env
