@@ -5,16 +5,30 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tracking_callbacks.flushing import drain_at_exit
+from tracking_callbacks.report import DeliveryReport
+from tracking_callbacks.session import RunJournal
 
-if TYPE_CHECKING:
-    from tracking_callbacks.run import Run
+__all__ = ["ExitingRun", "last_uncaught", "remember"]
 
-__all__ = ["last_uncaught", "remember"]
 
-_runs: list[Run] = []
+class ExitingRun(Protocol):
+    """What a run must have to be looked after at exit."""
+
+    ended: bool
+    journal: RunJournal
+
+    def close(self) -> None:
+        """End the run if it is open, with the status that is true."""
+
+    def report(self) -> DeliveryReport:
+        """Return what delivery has done so far."""
+        ...
+
+
+_runs: list[ExitingRun] = []
 _registered_pids: set[int] = set()
 
 
@@ -27,7 +41,7 @@ def last_uncaught() -> BaseException | None:
     return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
 
 
-def remember(run: Run) -> None:
+def remember(run: ExitingRun) -> None:
     """Close and drain `run` at exit, if it still needs it then."""
     pid = os.getpid()
     if pid not in _registered_pids:

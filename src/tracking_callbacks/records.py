@@ -7,6 +7,7 @@ training process.
 
 from __future__ import annotations
 
+import time
 from typing import Literal
 
 import msgspec
@@ -29,6 +30,7 @@ __all__ = [
     "decode",
     "encode",
     "entries",
+    "now_ms",
 ]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -156,6 +158,11 @@ def entries(record: Record) -> int:
             return 0
         case _:
             return 1
+
+
+def now_ms() -> int:
+    """Return the present wall-clock time in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
 
 
 encode = msgspec.msgpack.Encoder().encode

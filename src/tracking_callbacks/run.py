@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
 import threading
-import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +27,16 @@ from tracking_callbacks.staging import snapshot
 from tracking_callbacks.values import (
     MAX_PARAM_LENGTH,
     MAX_TAG_LENGTH,
+    artifact_place,
     check_aliases,
     check_model_name,
+    cut_text,
     mask_uris_in,
     param_text,
     plain,
     safe_name,
     to_scalar,
+    whole_step,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["Run", "entered_runs"]
 
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
-_STEP_RANGE = range(-(2**63), 2**63)  # the store's column is a signed 64-bit integer
 _RUN_ID_SECONDS = 5.0
 
 entered_runs: ContextVar[tuple[Run, ...]] = ContextVar("tracking_callbacks_entered_runs", default=())
@@ -99,9 +99,7 @@ class Run:
             names.get(key) or self._metric_names.add(key): value if type(value) is float else to_scalar(key, value)
             for key, value in metrics.items()
         }
-        step = step if type(step) is int else _whole_step(step)
-        if step not in _STEP_RANGE:
-            raise InputError(f"step: expected a signed 64-bit integer, got {step}")
+        step = whole_step(step)
         if points:
             with self._lock:  # in the order of their stamps
                 self.journal.append(records.Metrics(self._clock.stamp(step, points), step, points))
@@ -133,7 +131,7 @@ class Run:
             InvalidNameError: A name is empty or not a text.
         """
         texts = {
-            self._tag_names.safe.get(key) or self._tag_names.add(key): _cut(param_text(value), MAX_TAG_LENGTH)
+            self._tag_names.safe.get(key) or self._tag_names.add(key): cut_text(param_text(value), MAX_TAG_LENGTH)
             for key, value in tags.items()
         }
         if texts:
@@ -266,7 +264,7 @@ class Run:
 
         def record(staged: str) -> records.Record:
             return records.Model(
-                timestamp=_now_ms(),
+                timestamp=records.now_ms(),
                 record_key=uuid.uuid4().hex,
                 staged=staged,
                 name=name,
@@ -391,34 +389,10 @@ class Run:
             raise InvalidNameError(
                 f"artifact_file: expected a path such as 'a/b.txt', got {artifact_file!r}", name=artifact_file
             )
-        place = _inside(artifact_file, "artifact_file")
+        place = artifact_place(artifact_file, "artifact_file")
         parent = str(place.parent)
         self._log_files(write, place.name, None if parent == "." else parent)
 
     def _log_files(self, write: Callable[[Path], object], name: str, artifact_path: str | None) -> None:
-        place = str(_inside(artifact_path, "artifact_path")) if artifact_path else None
+        place = str(artifact_place(artifact_path, "artifact_path")) if artifact_path else None
         self.journal.stage(name, write, lambda staged: records.Artifact(staged, place))
-
-
-def _whole_step(step: Any) -> int:
-    if step is None:
-        return 0
-    try:
-        return operator.index(step)
-    except TypeError:
-        raise InputError(f"step: expected a whole number, got {step!r} ({type(step).__name__})") from None
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _inside(path: str, what: str) -> PurePosixPath:
-    place = PurePosixPath(str(path).replace("\\", "/"))
-    if place.is_absolute() or ".." in place.parts:
-        raise InputError(f"{what}: expected a path inside the run's artifacts, got {str(path)!r}")
-    return place
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

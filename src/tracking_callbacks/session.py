@@ -16,7 +16,7 @@ from tracking_callbacks.folders import JournalRoot, RunFolder, RunState, Session
 from tracking_callbacks.journal import JournalWriter
 from tracking_callbacks.launch import DeliveryLauncher
 from tracking_callbacks.owner import current_owner
-from tracking_callbacks.records import Intent, Record, RunEnded, SessionOpened, Status, entries
+from tracking_callbacks.records import Intent, Record, RunEnded, SessionOpened, Status, entries, now_ms
 from tracking_callbacks.report import DeliveryReport
 from tracking_callbacks.settings import Settings
 
@@ -42,7 +42,7 @@ class MetricClock:
 
     def stamp(self, step: int, points: dict[str, float]) -> int:
         """Return the timestamp, in milliseconds since the epoch, for `points` at `step`."""
-        now = time.time_ns() // 1_000_000
+        now = now_ms()
         if now > self._now or now < self._now - _CLOCK_JUMP_MS:
             self._now = now
             self._seen.clear()
@@ -198,7 +198,7 @@ class RunJournal:
             return
         with self._lock:
             if not self._session.closed:
-                self._session.append(RunEnded(_now_ms(), status))
+                self._session.append(RunEnded(now_ms(), status))
                 self._session.close()
                 self.ensure_delivery()
 
@@ -291,7 +291,3 @@ def writable_root(path: Path) -> JournalRoot:
         fallback.prepare()
         return fallback
     return root
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

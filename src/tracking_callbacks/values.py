@@ -7,21 +7,25 @@ import datetime
 import enum
 import hashlib
 import math
+import operator
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from tracking_callbacks.errors import ConfigError, InvalidNameError, MetricValueError
+from tracking_callbacks.errors import ConfigError, InputError, InvalidNameError, MetricValueError
 
 __all__ = [
     "MASK",
     "MAX_KEY_LENGTH",
     "MAX_PARAM_LENGTH",
     "MAX_TAG_LENGTH",
+    "artifact_place",
     "check_aliases",
     "check_model_name",
+    "cut_text",
     "distinct_name",
     "flatten",
     "is_secret",
@@ -31,6 +35,7 @@ __all__ = [
     "plain",
     "safe_name",
     "to_scalar",
+    "whole_step",
 ]
 
 MASK = "***"
@@ -89,6 +94,40 @@ def to_scalar(key: str, value: object) -> float:
         return float(number)
     shown = repr(value) if isinstance(value, (str, bytes)) else type(value).__name__
     raise MetricValueError(f"metric {key!r}: expected one number, got {shown}", key=key)
+
+
+def whole_step(step: object) -> int:
+    """Return `step` as a signed 64-bit integer, the store's column type; None stands for 0, as in MLflow.
+
+    Raises:
+        InputError: It is no whole number (numpy's integers are), or too large.
+    """
+    if step is None:
+        return 0
+    try:
+        number = step if type(step) is int else operator.index(step)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"step: expected a whole number, got {step!r} ({type(step).__name__})") from None
+    if not -(2**63) <= number < 2**63:
+        raise InputError(f"step: expected a signed 64-bit integer, got {number}")
+    return number
+
+
+def artifact_place(path: str, setting: str) -> PurePosixPath:
+    """Return `path`, a place among a run's artifacts.
+
+    Raises:
+        InputError: It is absolute or leads out of the run's artifacts.
+    """
+    place = PurePosixPath(str(path).replace("\\", "/"))
+    if place.is_absolute() or ".." in place.parts:
+        raise InputError(f"{setting}: expected a path inside the run's artifacts, got {str(path)!r}")
+    return place
+
+
+def cut_text(text: str, length: int) -> str:
+    """Return `text`, or its first `length` - 1 characters and an ellipsis if it is longer than `length`."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def safe_name(name: str) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from tracking_callbacks.delivery.errors import Transient
 from tracking_callbacks.delivery.store import RUN_KEY_TAG, SESSION_TAG, MlflowStore
 from tracking_callbacks.folders import JournalRoot, RunFolder, RunState
-from tracking_callbacks.records import SessionOpened
+from tracking_callbacks.records import SessionOpened, now_ms
 
 __all__ = ["Identity"]
 
@@ -50,13 +49,13 @@ class Identity:
             if found:
                 self._keep_one(found, state)
                 return
-            if state.create_began is not None and 0 <= _now_ms() - state.create_began < _LATE_COMMIT_MS:
+            if state.create_began is not None and 0 <= now_ms() - state.create_began < _LATE_COMMIT_MS:
                 raise Transient("the answer to the run's creation was lost; looking whether it was made")
         tags = dict(opened.tags) | {RUN_KEY_TAG: opened.run_key, SESSION_TAG: str(opened.session)}
         if parent_id := self._parent_id(opened):
             tags[PARENT_TAG] = parent_id
         repeated = state.create_began is not None
-        state.create_began = _now_ms()
+        state.create_began = now_ms()
         self._folder.write_state(state)
         try:
             state.run_id = self._store.create_run(
@@ -90,7 +89,3 @@ class Identity:
             raise Transient("the parent run is not created yet")
         logger.warning("run %s: its parent %s is unknown, it is not nested", opened.run_key, opened.parent_key)
         return None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
