@@ -61,17 +61,18 @@ class RunState(msgspec.Struct):
     """What delivery knows of a run; the training process reads it, only delivery writes it.
 
     Attributes:
-        create_began: Milliseconds since the epoch of the first attempt to create the run; the outcome of an attempt
-            may be unknown.
+        attempts: Creations whose outcome may be unknown, see `delivery.once.Once`.
         last_error: What keeps delivery from going on, empty when nothing does.
+        blocked: It will not go away by itself: credentials, a deleted run.
         complete: Everything is delivered and the status is set.
     """
 
     run_id: str | None = None
     experiment_id: str | None = None
-    create_began: int | None = None
+    attempts: dict[str, int] = {}
     sessions: dict[str, SessionState] = {}
     last_error: str = ""
+    blocked: bool = False
     complete: bool = False
 
 
@@ -169,9 +170,9 @@ class JournalRoot:
             if any(session_name(journal) not in state.sessions for journal in folder.journals()):
                 return False
             delivered = self.path / _DELIVERED
-            delivered.mkdir(mode=0o700, exist_ok=True)
-            _write_atomically(delivered / f"{folder.run_key}.json", msgspec.json.encode(state))
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # no room on the disk: the folder goes all the same, and makes some
+                delivered.mkdir(mode=0o700, exist_ok=True)
+                _write_atomically(delivered / f"{folder.run_key}.json", msgspec.json.encode(state))
                 os.replace(folder.rejected, delivered / f"{folder.run_key}.rejected.jsonl")
             bin_ = self.path / f".removed-{folder.run_key}"
             os.replace(folder.path, bin_)

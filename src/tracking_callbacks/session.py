@@ -140,6 +140,7 @@ class RunJournal:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._staged = 0
+        self._told = False
         self._checked_delivery = 0
         self._run_id = opened.run_id
         self._last_state = RunState()
@@ -166,6 +167,7 @@ class RunJournal:
         if now - self._checked_delivery > _CHECK_DELIVERY_NS:
             self._checked_delivery = now
             self.ensure_delivery()
+            self._tell_trouble()
 
     def stage(self, name: str, write: Callable[[Path], object], record: Callable[[str], Record]) -> None:
         """Write files under the run's folder, then the record that names them.
@@ -264,6 +266,19 @@ class RunJournal:
         """Start the delivery process if it should run and does not."""
         if self._launcher is not None and not self.inert:
             self._launcher.ensure_running()
+
+    def _tell_trouble(self) -> None:
+        """Say once, in the training's own log, what will not mend itself."""
+        if self._told or self._launcher is None:
+            return
+        state = self.state()
+        refused = sum(done.rejected for done in state.sessions.values())
+        if state.blocked:
+            self._told = True
+            logger.warning("nothing is delivered: %s; it is kept in %s", state.last_error, self.root.path)
+        elif refused:
+            self._told = True
+            logger.warning("the store refused %d entries; rejected.jsonl among the artifacts says why", refused)
 
     def _writable_session(self) -> Session:
         if self._session.closed:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tracking_callbacks.records import Metrics, Params, Record, Tags
 
-__all__ = ["Batch", "Point", "coalesce"]
+__all__ = ["MAX_METRICS", "Batch", "Point", "coalesce"]
 
 # mlflow.utils.validation: MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH, MAX_ENTITIES_PER_BATCH; the request limit
 # of 1 MB is kept with room for what JSON adds.

@@ -15,6 +15,7 @@ from tracking_callbacks.delivery.batches import Batch, coalesce
 from tracking_callbacks.delivery.errors import DeliveryError, Refused, Transient
 from tracking_callbacks.delivery.files import deliver_file, discard_staged
 from tracking_callbacks.delivery.identity import Identity
+from tracking_callbacks.delivery.once import Once
 from tracking_callbacks.delivery.rejection import refused_entries
 from tracking_callbacks.delivery.sessions import SessionJournal
 from tracking_callbacks.delivery.store import SESSION_TAG, MlflowStore
@@ -63,7 +64,8 @@ class RunDrain:
         self.sessions: list[SessionJournal] = []
         self._store = store
         self._watch = watch
-        self._identity = Identity(folder, root, store)
+        self._once = Once(self.state.attempts, self._save)
+        self._identity = Identity(root, store, self._once)
         self._lock = threading.Lock()
         self._points_backoff, self._files_backoff = Backoff(), Backoff()
         self._sent = 0.0
@@ -164,6 +166,7 @@ class RunDrain:
     def _close_session(self, session: SessionJournal) -> None:
         ending = session.ending()
         assert self.state.run_id is not None
+        self._identity.discard_twins(self.folder.run_key, self.state)
         if any(one.rejected for one in self.state.sessions.values()):
             self._show_rejected()
         if ending.status is not None and self._newest(session):
@@ -219,8 +222,9 @@ class RunDrain:
     def _deliver_file(self, session: SessionJournal, run_id: str, record: Artifact | Dataset | Model, end: int) -> None:
         refused = False
         try:
-            deliver_file(self._store, run_id, record, self.folder)
+            deliver_file(self._store, self._once, run_id, record, self.folder)
         except Refused as error:
+            self._store.check_active(run_id)
             refused = True
             self._reject({"record": type(record).__name__.lower(), "reason": str(error)} | _described(record))
         self._files_backoff.succeed()
@@ -240,8 +244,9 @@ class RunDrain:
         try:
             worked = step()
         except DeliveryError as error:
-            self._show_error(str(error))
-            backoff.fail(slowly=not isinstance(error, Transient))
+            hopeless = not isinstance(error, Transient)
+            self._show_error(str(error), blocked=hopeless)
+            backoff.fail(slowly=hopeless)
             return False
         except Exception as error:  # the one wide except of this process: a fault in one run must not stop the others
             logger.exception("run %s: unexpected fault", self.state.run_id or self.folder.run_key)
@@ -253,18 +258,18 @@ class RunDrain:
             self._show_error("")
         return worked
 
-    def _show_error(self, message: str) -> None:
+    def _show_error(self, message: str, *, blocked: bool = False) -> None:
         if message == self.state.last_error:
             return
         if message:
             logger.warning("run %s: %s", self.state.run_id or self.folder.run_key, message)
         self.state.last_error = message
-        with contextlib.suppress(OSError):  # a full disk must not hide what it is that fails
-            self._save()
+        self.state.blocked = blocked
+        self._save()
 
     def _reject(self, entry: dict[str, object]) -> None:
         logger.warning("run %s: refused by the store: %s", self.state.run_id, entry)
-        with open(self.folder.rejected, "a", encoding="utf-8") as lines:
+        with contextlib.suppress(OSError), open(self.folder.rejected, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _show_rejected(self) -> None:
@@ -279,7 +284,10 @@ class RunDrain:
             self._write_state()
 
     def _write_state(self) -> None:
-        self.folder.write_state(self.state)
+        try:
+            self.folder.write_state(self.state)
+        except OSError as error:  # a full disk: go on, what is sent again after a crash is not doubled
+            logger.warning("run %s: cannot write down what is delivered (%s)", self.state.run_id, error)
 
 
 def _described(record: Artifact | Dataset | Model) -> dict[str, object]:

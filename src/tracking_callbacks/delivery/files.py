@@ -6,6 +6,7 @@ import shutil
 
 from tracking_callbacks.delivery.errors import Refused
 from tracking_callbacks.delivery.models import deliver_model
+from tracking_callbacks.delivery.once import Once
 from tracking_callbacks.delivery.store import MlflowStore
 from tracking_callbacks.folders import RunFolder
 from tracking_callbacks.records import Artifact, Dataset, Model
@@ -13,7 +14,9 @@ from tracking_callbacks.records import Artifact, Dataset, Model
 __all__ = ["deliver_file", "discard_staged"]
 
 
-def deliver_file(store: MlflowStore, run_id: str, record: Artifact | Dataset | Model, folder: RunFolder) -> None:
+def deliver_file(
+    store: MlflowStore, once: Once, run_id: str, record: Artifact | Dataset | Model, folder: RunFolder
+) -> None:
     """Bring what `record` describes to the store; harmless when repeated.
 
     Raises:
@@ -27,7 +30,7 @@ def deliver_file(store: MlflowStore, run_id: str, record: Artifact | Dataset | M
     if not snapshot.exists():
         raise Refused(f"the snapshot {record.staged} is gone")
     if isinstance(record, Model):
-        deliver_model(store, run_id, record, snapshot)
+        deliver_model(store, once, run_id, record, snapshot)
     elif not snapshot.is_dir():
         store.log_artifact(run_id, snapshot, record.artifact_path)
     elif snapshot.parent == folder.staged:  # the content of a folder, without a name of its own

@@ -5,31 +5,25 @@ from __future__ import annotations
 import logging
 
 from tracking_callbacks.delivery.errors import Transient
+from tracking_callbacks.delivery.once import Once
 from tracking_callbacks.delivery.store import RUN_KEY_TAG, SESSION_TAG, MlflowStore
-from tracking_callbacks.folders import JournalRoot, RunFolder, RunState
-from tracking_callbacks.records import SessionOpened, now_ms
+from tracking_callbacks.folders import JournalRoot, RunState
+from tracking_callbacks.records import SessionOpened
 
 __all__ = ["Identity"]
 
 logger = logging.getLogger(__name__)
 
 PARENT_TAG = "mlflow.parentRunId"
-# A create whose answer was lost may still be under way in the server; within this time it is looked for, not repeated.
-_LATE_COMMIT_MS = 20_000
 
 
 class Identity:
-    """Finds or creates the run of one folder, through failures at any point.
+    """Finds or creates the run of one folder, by the key that it carries as a tag."""
 
-    ``create_run`` is not idempotent, so every run carries its key as a tag. After an attempt with an unknown outcome
-    the run is searched for until a late commit must have shown itself; should two runs carry one key in the end, the
-    other one, which is empty, is deleted.
-    """
-
-    def __init__(self, folder: RunFolder, root: JournalRoot, store: MlflowStore) -> None:
-        self._folder = folder
+    def __init__(self, root: JournalRoot, store: MlflowStore, once: Once) -> None:
         self._root = root
         self._store = store
+        self._once = once
 
     def resolve(self, opened: SessionOpened, state: RunState) -> None:
         """Set `state.run_id` and `state.experiment_id`.
@@ -44,36 +38,26 @@ class Identity:
         if state.experiment_id is None:
             state.experiment_id = self._store.experiment_id(opened.experiment)
         experiment_id = state.experiment_id
-        if state.create_began is not None or opened.resumed:
-            found = self._store.find_runs(experiment_id, opened.run_key)
-            if found:
-                self._keep_one(found, state)
-                return
-            if state.create_began is not None and 0 <= now_ms() - state.create_began < _LATE_COMMIT_MS:
-                raise Transient("the answer to the run's creation was lost; looking whether it was made")
         tags = dict(opened.tags) | {RUN_KEY_TAG: opened.run_key, SESSION_TAG: str(opened.session)}
         if parent_id := self._parent_id(opened):
             tags[PARENT_TAG] = parent_id
-        repeated = state.create_began is not None
-        state.create_began = now_ms()
-        self._folder.write_state(state)
-        try:
-            state.run_id = self._store.create_run(
+        state.run_id = self._once.make(
+            "run",
+            find=lambda: self._store.find_runs(experiment_id, opened.run_key),
+            create=lambda: self._store.create_run(
                 experiment_id, start_time=opened.timestamp, tags=tags, run_name=opened.run_name
-            )
-        except Transient as error:
-            if not error.late_commit:
-                state.create_began = 0  # long ago: look for it once, then repeat
-                self._folder.write_state(state)
-            raise
-        if repeated:
-            self._keep_one(self._store.find_runs(experiment_id, opened.run_key) or [state.run_id], state)
+            ),
+            discard=self._store.delete_run,
+            look_first=opened.resumed,
+        )
 
-    def _keep_one(self, found: list[str], state: RunState) -> None:
-        state.run_id = state.run_id if state.run_id in found else found[0]
-        for other in found:
-            if other != state.run_id:
-                self._store.delete_run(other)
+    def discard_twins(self, run_key: str, state: RunState) -> None:
+        """Delete runs that a lost creation has made after all, beside the one that was written to."""
+        if state.experiment_id is None or not self._once.in_doubt("run"):
+            return
+        for run_id in self._store.find_runs(state.experiment_id, run_key):
+            if run_id != state.run_id:
+                self._store.delete_run(run_id)
 
     def _parent_id(self, opened: SessionOpened) -> str | None:
         if opened.parent_id is not None or opened.parent_key is None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from tracking_callbacks.delivery.batches import Point
+from tracking_callbacks.delivery.batches import MAX_METRICS, Point
+from tracking_callbacks.delivery.once import Once
 from tracking_callbacks.delivery.store import RECORD_TAG, MlflowStore
 from tracking_callbacks.records import Model
 
@@ -33,11 +34,12 @@ _CONTEXT_TAGS = (
 _VERSIONS_TAG = "mlflow.modelVersions"
 
 
-def deliver_model(store: MlflowStore, run_id: str, record: Model, folder: Path) -> None:
+def deliver_model(store: MlflowStore, once: Once, run_id: str, record: Model, folder: Path) -> None:
     """Log the model in `folder`, link it to the run and its last metrics, register it and set its aliases.
 
     Args:
         store: The MLflow store.
+        once: Keeps a model and a version from being made twice.
         run_id: The run that made the model; all its points must have been delivered.
         record: What the user asked for.
         folder: Snapshot of the MLmodel folder; its ``MLmodel`` file is completed in place.
@@ -47,15 +49,21 @@ def deliver_model(store: MlflowStore, run_id: str, record: Model, folder: Path) 
     """
     run = store.run(run_id)
     description = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
-    model = store.find_model(run.info.experiment_id, record.record_key) or store.create_model(
-        run.info.experiment_id,
-        name=record.name,
-        run_id=run_id,
-        tags={key: run.data.tags[key] for key in _CONTEXT_TAGS if key in run.data.tags}
-        | record.tags
-        | {RECORD_TAG: record.record_key},
-        params=dict(run.data.params),
-        model_type=description.get("model_type"),
+    experiment_id = run.info.experiment_id
+    context = {key: run.data.tags[key] for key in _CONTEXT_TAGS if key in run.data.tags}
+    model = once.make(
+        f"model:{record.record_key}",
+        find=lambda: store.find_models(experiment_id, record.record_key),
+        create=lambda: store.create_model(
+            experiment_id,
+            name=record.name,
+            run_id=run_id,
+            tags=context | record.tags | {RECORD_TAG: record.record_key},
+            params=dict(run.data.params),
+            model_type=description.get("model_type"),
+        ),
+        discard=lambda twin: store.delete_model(twin.model_id),
+        look_first=True,
     )
     if str(model.status) not in ("READY", "LoggedModelStatus.READY"):
         _complete_mlmodel(folder / "MLmodel", description, model, run_id)
@@ -63,10 +71,10 @@ def deliver_model(store: MlflowStore, run_id: str, record: Model, folder: Path) 
     last = _last_points(run, record.step)
     step = record.step if record.step is not None else max((point.step for point in last), default=0)
     store.link_model(run_id, model.model_id, step)
-    if last:
-        store.link_metrics(run_id, model.model_id, last)
+    for first in range(0, len(last), MAX_METRICS):
+        store.link_metrics(run_id, model.model_id, last[first : first + MAX_METRICS])
     if record.registered_model_name is not None:
-        _register(store, run_id, record, model, record.registered_model_name)
+        _register(store, once, run_id, record, model, record.registered_model_name)
 
 
 def _complete_mlmodel(path: Path, description: dict[str, object], model: LoggedModel, run_id: str) -> None:
@@ -89,13 +97,17 @@ def _last_points(run: Run, step: int | None) -> list[Point]:
     ]
 
 
-def _register(store: MlflowStore, run_id: str, record: Model, model: LoggedModel, name: str) -> None:
-    version = store.find_version(name, run_id, record.record_key)
-    if version is None:
-        store.register_model(name)
-        version = store.create_version(
+def _register(store: MlflowStore, once: Once, run_id: str, record: Model, model: LoggedModel, name: str) -> None:
+    store.register_model(name)
+    version = once.make(
+        f"version:{record.record_key}",
+        find=lambda: store.find_versions(name, run_id, record.record_key),
+        create=lambda: store.create_version(
             name, model_id=model.model_id, run_id=run_id, tags=record.tags | {RECORD_TAG: record.record_key}
-        )
+        ),
+        discard=lambda twin: store.delete_version(name, twin.version),
+        look_first=True,
+    )
     versions = json.loads(model.tags.get(_VERSIONS_TAG, "[]"))
     entry = {"name": name, "version": str(version.version)}
     if entry not in versions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tracking_callbacks.delivery.batches import Batch
-from tracking_callbacks.delivery.errors import Blocked, Refused
+from tracking_callbacks.delivery.errors import Refused
 from tracking_callbacks.delivery.store import MlflowStore
 
 __all__ = ["refused_entries"]
@@ -27,12 +27,9 @@ def refused_entries(store: MlflowStore, run_id: str, batch: Batch) -> list[dict[
     try:
         store.log_batch(run_id, batch)
     except Refused as error:
+        run = store.check_active(run_id)
         if len(batch) > 1:
             return [entry for half in _halves(batch) for entry in refused_entries(store, run_id, half)]
-        run = store.run(run_id)
-        if run.info.lifecycle_stage != "active":
-            # The same answer as to a bad name; but nothing is wrong with the entry.
-            raise Blocked(f"run {run_id} is deleted; restore it to go on") from error
         return [_entry(store, run_id, batch, str(error), run.data.params)]
     return []
 

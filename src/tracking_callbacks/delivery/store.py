@@ -25,7 +25,9 @@ RUN_KEY_TAG = "tracking_callbacks.run_key"
 SESSION_TAG = "tracking_callbacks.session"
 RECORD_TAG = "tracking_callbacks.record"
 
+_TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _TIMEOUT_SECONDS = 30
+_LONGEST_TIMEOUT_SECONDS = 120
 _BUSY = (408, 429)
 _GATEWAY = (502, 504)  # said by something in front of the store, which may not know
 _EXISTS_ALREADY = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
@@ -89,6 +91,17 @@ class MlflowStore:
         with _translated():
             self._client().delete_run(run_id)
 
+    def check_active(self, run_id: str) -> Run:
+        """Return a run that can be written to.
+
+        Raises:
+            Blocked: It was deleted, which the store answers to a write like a bad name.
+        """
+        run = self.run(run_id)
+        if run.info.lifecycle_stage != "active":
+            raise Blocked(f"run {run_id} is deleted; restore it (mlflow runs restore) to go on")
+        return run
+
     def set_running(self, run_id: str) -> None:
         """Make an ended run RUNNING again."""
         with _translated():
@@ -142,13 +155,18 @@ class MlflowStore:
 
     # -- models ------------------------------------------------------------------------------------------------------
 
-    def find_model(self, experiment_id: str, record_key: str) -> LoggedModel | None:
-        """Return the logged model that a former attempt made for this record."""
+    def find_models(self, experiment_id: str, record_key: str) -> list[LoggedModel]:
+        """Return the logged models that former attempts made for this record, oldest first."""
         with _translated():
             found = self._client().search_logged_models(
                 [experiment_id], filter_string=f"tags.`{RECORD_TAG}` = '{record_key}'"
             )
-            return min(found, key=lambda model: int(model.creation_timestamp), default=None)
+            return sorted(found, key=lambda model: int(model.creation_timestamp))
+
+    def delete_model(self, model_id: str) -> None:
+        """Delete a logged model that was created twice."""
+        with _translated():
+            self._client().delete_logged_model(model_id)
 
     def create_model(
         self,
@@ -175,12 +193,18 @@ class MlflowStore:
         """Record a logged model as an output of the run; a replay changes nothing."""
         from mlflow.entities import LoggedModelOutput
 
-        with _translated():
-            client = self._client()
-            outputs = client.get_run(run_id).outputs
-            if any(output.model_id == model_id for output in (outputs.model_outputs if outputs else [])):
-                return  # a second log_outputs is answered 400, IntegrityError
-            client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+        if self._is_output(run_id, model_id):
+            return
+        try:
+            with _translated():
+                self._client().log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+        except Refused:  # a second one is answered 400, IntegrityError; a first one may have come through late
+            if not self._is_output(run_id, model_id):
+                raise
+
+    def _is_output(self, run_id: str, model_id: str) -> bool:
+        outputs = self.run(run_id).outputs
+        return any(output.model_id == model_id for output in (outputs.model_outputs if outputs else []))
 
     def link_metrics(self, run_id: str, model_id: str, points: Sequence[Point]) -> None:
         """Link points that the run already holds to a model, by sending them again with its id."""
@@ -202,12 +226,17 @@ class MlflowStore:
                 if error.error_code not in _EXISTS_ALREADY:
                     raise
 
-    def find_version(self, name: str, run_id: str, record_key: str) -> ModelVersion | None:
-        """Return the model version that a former attempt made for this record."""
+    def find_versions(self, name: str, run_id: str, record_key: str) -> list[ModelVersion]:
+        """Return the model versions that former attempts made for this record, oldest first."""
         with _translated():
             versions = self._client().search_model_versions(f"run_id = '{run_id}'")
             made = [one for one in versions if one.name == name and one.tags.get(RECORD_TAG) == record_key]
-            return min(made, key=lambda version: int(version.version), default=None)
+            return sorted(made, key=lambda version: int(version.version))
+
+    def delete_version(self, name: str, version: str) -> None:
+        """Delete a model version that was created twice."""
+        with _translated():
+            self._client().delete_model_version(name, version)
 
     def create_version(self, name: str, *, model_id: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
         """Make a model version of a logged model."""
@@ -249,7 +278,7 @@ class MlflowStore:
 def _prepare_environment(uri: str) -> None:
     # MLflow's own retry blocks about four minutes per call; the drain loop retries and sees what goes on.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_TIMEOUT_SECONDS))
+    os.environ.setdefault(_TIMEOUT_VARIABLE, str(_TIMEOUT_SECONDS))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if uri.startswith("file:"):
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow ≥ 3.10 refuses a file store that was asked for
@@ -276,6 +305,22 @@ def _translated() -> Iterator[None]:
         raise Transient(
             message, late_commit=status in _GATEWAY or not (_was_answered(error) or _unsent(error))
         ) from error
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    import requests
+
+    while error is not None:
+        if isinstance(error, requests.Timeout):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _allow_more_time() -> None:
+    """Double the time that a request may take: a server that needs longer would never be waited for."""
+    seconds = int(os.environ[_TIMEOUT_VARIABLE])
+    os.environ[_TIMEOUT_VARIABLE] = str(max(seconds, min(2 * seconds, _LONGEST_TIMEOUT_SECONDS)))
 
 
 def _was_answered(error: BaseException) -> bool:
