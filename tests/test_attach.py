@@ -1,0 +1,144 @@
+"""Which run a callback writes to: its own, or the one that the user has started, which it never ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from tracking_callbacks import MLflowTracker
+from tracking_callbacks.attach import Attachment
+
+
+@pytest.fixture
+def attachment(tracker: MLflowTracker) -> Attachment:
+    return Attachment(tracker, run_name="of the callback", tags={"by": "callback"})
+
+
+def test_a_training_is_a_run_of_its_own(attachment, client) -> None:
+    run = attachment.begin_training()
+    run.log_metrics({"loss": 1.0})
+    attachment.end_training()
+    attachment.end_training()
+    assert run.flush().complete
+
+    stored = client.get_run(run.run_id)
+    assert (stored.info.status, stored.info.run_name, stored.data.tags["by"]) == (
+        *("FINISHED", "of the callback", "callback"),
+    )
+
+
+def test_a_second_training_is_a_second_run(attachment) -> None:
+    first = attachment.begin_training()
+    attachment.end_training()
+    second = attachment.begin_training()
+    attachment.end_training()
+
+    assert first.run_key != second.run_key
+
+
+def test_a_training_that_continues_is_the_same_run(attachment, client) -> None:
+    first = attachment.begin_training()
+    attachment.end_training()
+    again = attachment.begin_training(continues=True)
+    attachment.end_training()
+    assert again.flush().complete
+
+    assert again is first
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+
+
+def test_a_run_is_resumed_by_its_key_from_another_process(tracker, client) -> None:
+    first = Attachment(tracker).begin_training()
+    first.log_metrics({"loss": 2.0}, step=1)
+    first.end("KILLED")
+    assert first.flush().complete
+    other = Attachment(tracker)
+    second = other.begin_training(resume_key=first.run_key)
+    second.log_metrics({"loss": 1.0}, step=2)
+    other.end_training()
+    assert second.flush().complete
+
+    assert second.run_id == first.run_id
+    assert client.get_run(first.run_id).info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(first.run_id, "loss")] == [1, 2]
+
+
+def test_an_evaluation_before_training_opens_the_run_that_training_joins(attachment) -> None:
+    evaluation = attachment.run_for_evaluation()
+    training = attachment.begin_training()
+    attachment.end_training()
+    later = attachment.run_for_evaluation()
+
+    assert evaluation is training is later
+
+
+def test_a_training_that_never_ended_is_failed_when_the_next_begins(attachment, client) -> None:
+    first = attachment.begin_training()
+    second = attachment.begin_training()
+    attachment.end_training()
+    assert first.flush().complete
+    assert second.flush().complete
+
+    assert first is not second
+    assert client.get_run(first.run_id).info.status == "FAILED"
+    assert client.get_run(second.run_id).info.status == "FINISHED"
+
+
+def test_a_run_that_the_user_entered_is_joined_and_not_ended(tracker, client) -> None:
+    attachment = Attachment(None)
+    with tracker.start_run("of the user") as users:
+        joined = attachment.begin_training()
+        attachment.end_training()
+        still_open = not users.ended
+        again = attachment.begin_training()
+        attachment.end_training()
+        users.log_metrics({"after": 1.0})
+    assert users.flush().complete
+
+    assert joined is users is again
+    assert still_open
+    assert client.get_run(users.run_id).data.metrics == {"after": 1.0}
+
+
+def test_a_run_of_another_tracker_is_not_joined(tracker, server, shared_journal) -> None:
+    other = MLflowTracker(server.uri, "another experiment", journal_root=shared_journal)
+    with tracker.start_run() as users:
+        run = Attachment(other).begin_training()
+        run.end()
+
+    assert run is not users
+
+
+def test_the_run_named_by_the_environment_is_joined_and_not_ended(tracker, client, monkeypatch) -> None:
+    outer = client.create_run(client.create_experiment(f"of the environment {tracker.settings.experiment_name}"))
+    monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
+    attachment = Attachment(tracker)
+    run = attachment.begin_training()
+    run.log_metrics({"loss": 1.0})
+    attachment.end_training()
+    run.end()
+    assert run.flush().complete
+
+    stored = client.get_run(outer.info.run_id)
+    assert (stored.info.status, stored.data.metrics) == ("RUNNING", {"loss": 1.0})
+
+
+def test_an_active_mlflow_run_is_joined_where_it_lives(server, client, shared_journal, tmp_path) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(server.uri)
+    try:
+        elsewhere = MLflowTracker(f"sqlite:///{tmp_path}/other.db", journal_root=shared_journal)
+        attachment = Attachment(elsewhere)
+        with mlflow.start_run() as active:
+            run = attachment.begin_training()
+            run.log_metrics({"loss": 1.0})
+            attachment.end_training()
+            run.end()
+            assert run.flush().complete
+            while_active = client.get_run(active.info.run_id)
+    finally:
+        mlflow.set_tracking_uri(None)
+
+    assert run.run_id == active.info.run_id
+    assert (while_active.info.status, while_active.data.metrics) == ("RUNNING", {"loss": 1.0})
+    assert not (tmp_path / "other.db").exists()
