@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test soak check format bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -24,6 +24,9 @@ demo: $(READY) ## fine-tune a sentiment model, train a trading agent, load both 
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest
+
+soak: $(READY) ## ten minutes of random kills, then count every point
+	$(BIN)/python tests/faults/soak.py
 
 check: $(READY) ## lint, format check, types
 	$(BIN)/ruff check .
