@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test soak check format bench clean
+.PHONY: help setup demo test faults soak check format bench clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -23,7 +23,10 @@ demo: $(READY) ## fine-tune a sentiment model, train a trading agent, load both 
 	$(BIN)/python examples/demo.py
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/faults
+
+faults: $(READY) ## run the fault matrix: killed processes, broken servers, full disks
+	$(BIN)/python -m pytest tests/faults
 
 soak: $(READY) ## ten minutes of random kills, then count every point
 	$(BIN)/python tests/faults/soak.py

@@ -16,6 +16,7 @@ import hypothesis
 import psutil
 import pytest
 
+from faults.trainers import Trainers
 from processes import free_port, stop_delivery, wait_for
 from tracking_callbacks import MLflowTracker
 
@@ -122,6 +123,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = start_server(tmp_path_factory.mktemp("server"), free_port())
     yield started
     stop_server(started)
+
+
+@pytest.fixture(scope="session")
+def forking_trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainers]:
+    """The processes that trainers under faults are forked from: the frameworks are imported once."""
+    started = Trainers(tmp_path_factory.mktemp("trainers"))
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def trainers(forking_trainers: Trainers) -> Iterator[Trainers]:
+    """Starts trainers, none of which outlives the test."""
+    yield forking_trainers
+    forking_trainers.kill_left_over()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -36,7 +37,7 @@ class EpisodeLog:
         self._first_step = first_step
         self._budget = PointBudget(planned_steps)
         folder = tempfile.mkdtemp(prefix="tracking_callbacks-")
-        self.close = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.close = weakref.finalize(self, _remove, folder, os.getpid())
         self._table = EpisodeTable(Path(folder, "episodes.csv"))
         self._window = _empty_window()
         self._window_step = -1
@@ -83,6 +84,11 @@ class EpisodeLog:
         if self._left_out:
             reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(self._left_out.items()))
             self._run.set_tags({"sharpe.left_out": f"episodes without a Sharpe ratio: {reasons}"})
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child ends with its parent's finalizers, too
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _empty_window() -> dict[str, Summary]:

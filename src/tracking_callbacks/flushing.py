@@ -28,6 +28,8 @@ def wait_for_delivery(journals: Sequence[RunJournal], timeout: float) -> list[De
         reports = [journal.report() for journal in journals]
         now = time.monotonic()
         if all(report.complete for report in reports):
+            for journal in journals:
+                journal.tell_trouble()  # a short training has ended before it could hear of it
             break
         if now - started >= timeout:
             _say(f"{_left(reports)} not delivered after {timeout:.0f} s{_because(reports)}")

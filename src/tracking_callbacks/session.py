@@ -167,7 +167,7 @@ class RunJournal:
         if now - self._checked_delivery > _CHECK_DELIVERY_NS:
             self._checked_delivery = now
             self.ensure_delivery()
-            self._tell_trouble()
+            self.tell_trouble()
 
     def stage(self, name: str, write: Callable[[Path], object], record: Callable[[str], Record]) -> None:
         """Write files under the run's folder, then the record that names them.
@@ -202,6 +202,8 @@ class RunJournal:
             if not self._session.closed:
                 self._session.append(RunEnded(now_ms(), status))
                 self._session.close()
+                if self._session.dropped:
+                    logger.warning("%d entries could not be kept in %s", self._session.dropped, self.root.path)
                 self.ensure_delivery()
 
     def reopen(self, intent: Intent) -> None:
@@ -267,12 +269,12 @@ class RunJournal:
         if self._launcher is not None and not self.inert:
             self._launcher.ensure_running()
 
-    def _tell_trouble(self) -> None:
+    def tell_trouble(self) -> None:
         """Say once, in the training's own log, what will not mend itself."""
         if self._told or self._launcher is None:
             return
         state = self.state()
-        refused = sum(done.rejected for done in state.sessions.values())
+        refused = self.report().rejected
         if state.blocked:
             self._told = True
             logger.warning("nothing is delivered: %s; it is kept in %s", state.last_error, self.root.path)
@@ -286,6 +288,7 @@ class RunJournal:
         return self._session
 
     def _open(self, opened: SessionOpened) -> Session:
+        self.ensure_delivery()  # before there is anything to deliver: a kill between the two must not orphan it
         session = Session(self.root, opened)
         self._sessions.append(session)
         self._on_open()

@@ -161,6 +161,10 @@ class RunDrain:
             self._store.set_running(self.state.run_id)
         if opened.resumed and opened.tags:
             self._store.log_batch(self.state.run_id, Batch(tags=dict(opened.tags)))
+        elif not opened.resumed and not self._newest(session):  # a later session has made the run, and not with these
+            there = self._store.run(self.state.run_id).data.tags
+            if missing := {key: text for key, text in opened.tags.items() if key not in there}:
+                self._store.log_batch(self.state.run_id, Batch(tags=missing))
         self._running.add(session.name)
 
     def _close_session(self, session: SessionJournal) -> None:
@@ -277,7 +281,10 @@ class RunDrain:
         count = sum(session.rejected for session in self.state.sessions.values())
         self._store.log_batch(self.state.run_id, Batch(tags={_REJECTED_TAG: str(count)}))
         if self.folder.rejected.exists():
-            self._store.log_artifact(self.state.run_id, self.folder.rejected, "tracking_callbacks")
+            # What was delivered before has left its list there, and a file of the same name would replace it.
+            first = min((session.opened for session in self.sessions), key=lambda opened: opened.session)
+            place = f"tracking_callbacks/{first.session}" if first.resumed else "tracking_callbacks"
+            self._store.log_artifact(self.state.run_id, self.folder.rejected, place)
 
     def _save(self) -> None:
         with self._lock:

@@ -20,11 +20,13 @@ class Transient(DeliveryError):
 
     Attributes:
         late_commit: The store may still carry out the call: it was reached and has not said what became of it.
+        passing: The store is there and not slow: another try at once is worth it.
     """
 
-    def __init__(self, message: str, *, late_commit: bool = False) -> None:
+    def __init__(self, message: str, *, late_commit: bool = False, passing: bool = False) -> None:
         super().__init__(message)
         self.late_commit = late_commit
+        self.passing = passing
 
 
 class Blocked(DeliveryError):

@@ -48,7 +48,7 @@ class Identity:
                 experiment_id, start_time=opened.timestamp, tags=tags, run_name=opened.run_name
             ),
             discard=self._store.delete_run,
-            look_first=opened.resumed,
+            look_first=True,  # a session that resumed the run on another machine may have been delivered before
         )
 
     def discard_twins(self, run_key: str, state: RunState) -> None:

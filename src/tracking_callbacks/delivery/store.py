@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tracking_callbacks.delivery.backoff import tried_again
 from tracking_callbacks.delivery.batches import Batch, Point
-from tracking_callbacks.delivery.errors import Blocked, DeliveryError, Refused, Transient
+from tracking_callbacks.delivery.errors import Blocked, Refused, Transient
 from tracking_callbacks.delivery.local_store import ensure_sqlite_store
+from tracking_callbacks.delivery.translation import ALREADY_THERE, REQUEST_TIMEOUT_VARIABLE, translated
 from tracking_callbacks.records import Dataset
-from tracking_callbacks.values import mask_uris_in
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,12 +25,7 @@ RUN_KEY_TAG = "tracking_callbacks.run_key"
 SESSION_TAG = "tracking_callbacks.session"
 RECORD_TAG = "tracking_callbacks.record"
 
-_TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _TIMEOUT_SECONDS = 30
-_LONGEST_TIMEOUT_SECONDS = 120
-_BUSY = (408, 429)
-_GATEWAY = (502, 504)  # said by something in front of the store, which may not know
-_EXISTS_ALREADY = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 
 
 class MlflowStore:
@@ -47,11 +42,12 @@ class MlflowStore:
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
+    @tried_again
     def experiment_id(self, name: str) -> str:
         """Return the id of the experiment `name`, which is made if it does not exist."""
         from mlflow.exceptions import MlflowException
 
-        with _translated():
+        with translated():
             client = self._client()
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
@@ -59,7 +55,7 @@ class MlflowStore:
                     return str(client.create_experiment(name))
                 except MlflowException as error:
                     experiment = client.get_experiment_by_name(name)
-                    if error.error_code not in _EXISTS_ALREADY or experiment is None:
+                    if error.error_code not in ALREADY_THERE or experiment is None:
                         raise  # else another trainer was faster
         if experiment.lifecycle_stage != "active":
             raise Blocked(f"experiment {name!r} is deleted; restore it (mlflow experiments restore) to go on")
@@ -67,13 +63,14 @@ class MlflowStore:
 
     def create_run(self, experiment_id: str, *, start_time: int, tags: dict[str, str], run_name: str | None) -> str:
         """Create a run and return its id."""
-        with _translated():
+        with translated():
             run = self._client().create_run(experiment_id, start_time, tags, run_name)
             return str(run.info.run_id)
 
+    @tried_again
     def find_runs(self, experiment_id: str, run_key: str) -> list[str]:
         """Return the ids of the active runs that carry `run_key`, oldest first."""
-        with _translated():
+        with translated():
             runs = self._client().search_runs(
                 [experiment_id],
                 filter_string=f"tags.`{RUN_KEY_TAG}` = '{run_key}'",
@@ -81,14 +78,15 @@ class MlflowStore:
             )
             return [str(run.info.run_id) for run in runs]
 
+    @tried_again
     def run(self, run_id: str) -> Run:
         """Return a run with its params, tags and last metrics."""
-        with _translated():
+        with translated():
             return self._client().get_run(run_id)
 
     def delete_run(self, run_id: str) -> None:
         """Delete a run that was created twice."""
-        with _translated():
+        with translated():
             self._client().delete_run(run_id)
 
     def check_active(self, run_id: str) -> Run:
@@ -102,21 +100,24 @@ class MlflowStore:
             raise Blocked(f"run {run_id} is deleted; restore it (mlflow runs restore) to go on")
         return run
 
+    @tried_again
     def set_running(self, run_id: str) -> None:
         """Make an ended run RUNNING again."""
-        with _translated():
+        with translated():
             self._client().update_run(run_id, status="RUNNING")
 
+    @tried_again
     def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
         """End a run with the status and time (ms since the epoch) that it really had."""
-        with _translated():
+        with translated():
             self._client().set_terminated(run_id, status, end_time)
 
+    @tried_again
     def log_batch(self, run_id: str, batch: Batch) -> None:
         """Log one batch."""
         from mlflow.entities import Metric, Param, RunTag
 
-        with _translated():
+        with translated():
             self._client().log_batch(
                 run_id,
                 metrics=[Metric(*point) for point in batch.metrics],
@@ -127,16 +128,24 @@ class MlflowStore:
 
     # -- files and datasets ------------------------------------------------------------------------------------------
 
+    @tried_again
     def log_artifact(self, run_id: str, path: Path, artifact_path: str | None) -> None:
         """Upload a file."""
-        with _translated():
+        with translated():
             self._client().log_artifact(run_id, str(path), artifact_path)
 
     def log_artifacts(self, run_id: str, folder: Path, artifact_path: str | None) -> None:
         """Upload what a folder holds."""
-        with _translated():
-            self._client().log_artifacts(run_id, str(folder), artifact_path)
+        try:
+            with translated():
+                self._client().log_artifacts(run_id, str(folder), artifact_path)
+        except Transient as error:
+            if not error.passing:
+                raise
+            for path, place in _files_below(folder):
+                self.log_artifact(run_id, path, "/".join(filter(None, (artifact_path, place))) or None)
 
+    @tried_again
     def log_dataset(self, run_id: str, dataset: Dataset) -> None:
         """Record a dataset as an input of the run; a replay changes nothing."""
         from mlflow import entities
@@ -150,14 +159,15 @@ class MlflowStore:
             schema=dataset.schema,
             profile=dataset.profile,
         )
-        with _translated():
+        with translated():
             self._client().log_inputs(run_id, datasets=[entities.DatasetInput(entity, tags)])
 
     # -- models ------------------------------------------------------------------------------------------------------
 
+    @tried_again
     def find_models(self, experiment_id: str, record_key: str) -> list[LoggedModel]:
         """Return the logged models that former attempts made for this record, oldest first."""
-        with _translated():
+        with translated():
             found = self._client().search_logged_models(
                 [experiment_id], filter_string=f"tags.`{RECORD_TAG}` = '{record_key}'"
             )
@@ -165,7 +175,7 @@ class MlflowStore:
 
     def delete_model(self, model_id: str) -> None:
         """Delete a logged model that was created twice."""
-        with _translated():
+        with translated():
             self._client().delete_logged_model(model_id)
 
     def create_model(
@@ -179,16 +189,33 @@ class MlflowStore:
         model_type: str | None,
     ) -> LoggedModel:
         """Create a logged model in state PENDING."""
-        with _translated():
+        with translated():
             return self._client().create_logged_model(experiment_id, name, run_id, tags, params, model_type)
 
     def upload_model(self, model_id: str, folder: Path) -> None:
         """Upload a logged model's files and declare it READY."""
-        with _translated():
-            client = self._client()
-            client.log_model_artifacts(model_id, str(folder))
-            client.finalize_logged_model(model_id, "READY")
+        try:
+            with translated():
+                self._client().log_model_artifacts(model_id, str(folder))
+        except Transient as error:
+            if not error.passing:
+                raise
+            for path, place in _files_below(folder):
+                self._upload_model_file(model_id, path, place)
+        self._declare_ready(model_id)
 
+    @tried_again
+    def _upload_model_file(self, model_id: str, path: Path, place: str) -> None:
+        with translated():
+            # The client's own log_model_artifact takes no folder within the model.
+            self._client()._tracking_client.log_model_artifact(model_id, str(path), place or None)
+
+    @tried_again
+    def _declare_ready(self, model_id: str) -> None:
+        with translated():
+            self._client().finalize_logged_model(model_id, "READY")
+
+    @tried_again
     def link_model(self, run_id: str, model_id: str, step: int) -> None:
         """Record a logged model as an output of the run; a replay changes nothing."""
         from mlflow.entities import LoggedModelOutput
@@ -196,7 +223,7 @@ class MlflowStore:
         if self._is_output(run_id, model_id):
             return
         try:
-            with _translated():
+            with translated():
                 self._client().log_outputs(run_id, [LoggedModelOutput(model_id, step)])
         except Refused:  # a second one is answered 400, IntegrityError; a first one may have come through late
             if not self._is_output(run_id, model_id):
@@ -206,41 +233,44 @@ class MlflowStore:
         outputs = self.run(run_id).outputs
         return any(output.model_id == model_id for output in (outputs.model_outputs if outputs else []))
 
+    @tried_again
     def link_metrics(self, run_id: str, model_id: str, points: Sequence[Point]) -> None:
         """Link points that the run already holds to a model, by sending them again with its id."""
         from mlflow.entities import Metric
 
-        with _translated():
+        with translated():
             self._client().log_batch(
                 run_id, metrics=[Metric(*point, model_id=model_id, run_id=run_id) for point in points]
             )
 
+    @tried_again
     def register_model(self, name: str) -> None:
         """Make a registered model, unless there is one of that name."""
         from mlflow.exceptions import MlflowException
 
-        with _translated():
+        with translated():
             try:
                 self._client().create_registered_model(name)
             except MlflowException as error:
-                if error.error_code not in _EXISTS_ALREADY:
+                if error.error_code not in ALREADY_THERE:
                     raise
 
+    @tried_again
     def find_versions(self, name: str, run_id: str, record_key: str) -> list[ModelVersion]:
         """Return the model versions that former attempts made for this record, oldest first."""
-        with _translated():
+        with translated():
             versions = self._client().search_model_versions(f"run_id = '{run_id}'")
             made = [one for one in versions if one.name == name and one.tags.get(RECORD_TAG) == record_key]
             return sorted(made, key=lambda version: int(version.version))
 
     def delete_version(self, name: str, version: str) -> None:
         """Delete a model version that was created twice."""
-        with _translated():
+        with translated():
             self._client().delete_model_version(name, version)
 
     def create_version(self, name: str, *, model_id: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
         """Make a model version of a logged model."""
-        with _translated():
+        with translated():
             return self._client().create_model_version(
                 name,
                 source=f"models:/{model_id}",
@@ -250,14 +280,16 @@ class MlflowStore:
                 model_id=model_id,
             )
 
+    @tried_again
     def tag_model(self, model_id: str, tags: dict[str, str]) -> None:
         """Set tags of a logged model."""
-        with _translated():
+        with translated():
             self._client().set_logged_model_tags(model_id, tags)
 
+    @tried_again
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Let `alias` of a registered model stand for `version`."""
-        with _translated():
+        with translated():
             self._client().set_registered_model_alias(name, alias, version)
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -278,75 +310,15 @@ class MlflowStore:
 def _prepare_environment(uri: str) -> None:
     # MLflow's own retry blocks about four minutes per call; the drain loop retries and sees what goes on.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ.setdefault(_TIMEOUT_VARIABLE, str(_TIMEOUT_SECONDS))
+    os.environ.setdefault(REQUEST_TIMEOUT_VARIABLE, str(_TIMEOUT_SECONDS))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if uri.startswith("file:"):
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow ≥ 3.10 refuses a file store that was asked for
 
 
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Turn what MLflow and its transports raise into the three cases that delivery tells apart."""
-    import requests
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except DeliveryError:
-        raise
-    except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
-        message = mask_uris_in(f"{type(error).__name__}: {error}").strip()
-        status = _status_of(error)
-        if status in (401, 403):
-            raise Blocked(f"the store refuses the credentials ({status}): {message}") from error
-        if status is not None and 400 <= status < 500 and status not in _BUSY:
-            raise Refused(message) from error
-        raise Transient(
-            message, late_commit=status in _GATEWAY or not (_was_answered(error) or _unsent(error))
-        ) from error
-
-
-def _timed_out(error: BaseException | None) -> bool:
-    import requests
-
-    while error is not None:
-        if isinstance(error, requests.Timeout):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _allow_more_time() -> None:
-    """Double the time that a request may take: a server that needs longer would never be waited for."""
-    seconds = int(os.environ[_TIMEOUT_VARIABLE])
-    os.environ[_TIMEOUT_VARIABLE] = str(max(seconds, min(2 * seconds, _LONGEST_TIMEOUT_SECONDS)))
-
-
-def _was_answered(error: BaseException) -> bool:
-    """Return whether the store itself, and not MLflow's client on its behalf, said what went wrong."""
-    from mlflow.exceptions import RestException
-
-    return isinstance(error, RestException) or getattr(error, "response", None) is not None
-
-
-def _unsent(error: BaseException | None) -> bool:
-    """Return whether no connection came about, so that nothing can have been done."""
-    from urllib3.exceptions import MaxRetryError, NewConnectionError
-
-    while error is not None:
-        for part in (error, *error.args):
-            reason = part.reason if isinstance(part, MaxRetryError) else part
-            if isinstance(reason, NewConnectionError):
-                return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _status_of(error: BaseException) -> int | None:
-    """Return the HTTP status that stands for `error`; None where nothing has answered."""
-    response: Any = getattr(error, "response", None)
-    if response is not None:
-        return int(response.status_code)
-    code = getattr(error, "get_http_status_code", None)
-    return int(code()) if callable(code) else None
+def _files_below(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each file at any depth, and the ``/``-separated folder it lies in, empty for `folder` itself."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            place = path.parent.relative_to(folder).as_posix()
+            yield path, "" if place == "." else place

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,6 +94,7 @@ class MLflowSB3Callback(BaseCallback):
         self._attachment = Attachment(tracker, run_name=run_name, tags=tags)
         self._learn_started: float | None = None  # model.start_time of the learn() that was begun last
         self._training = False
+        self._learning_pid = 0
         self._timestep = -1
         self._relay: EventRelay | None = None
         self._writer: RunWriter | None = None
@@ -161,7 +163,7 @@ class MLflowSB3Callback(BaseCallback):
         begins_at = model._num_timesteps_at_start
         before = self.run
         run = self._attachment.begin_training(continues=begins_at > 0)
-        self._training = True
+        self._training, self._learning_pid = True, os.getpid()
         if run is not before or self._episodes is None:
             if self._episodes is not None:
                 self._episodes.close()
@@ -207,7 +209,7 @@ class MLflowSB3Callback(BaseCallback):
     @never_in_the_way
     def _wind_up(self) -> None:
         """Log what is still held back, and let go of SB3's objects."""
-        if not self._training:
+        if not self._training or self._learning_pid != os.getpid():  # a forked child exits with its parent's functions
             return
         self._training = False
         atexit.unregister(self._wind_up)

@@ -1,0 +1,237 @@
+"""A proxy between delivery and a real MLflow server that misbehaves on demand."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import random
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+__all__ = ["CREATIONS", "Fault", "Proxy", "running_proxy"]
+
+# The requests that MLflow does not make idempotent, each of which a lost answer could double.
+CREATIONS = ("/runs/create", "/logged-models", "/model-versions/create")
+
+_HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "te", "trailer", "upgrade", "host", "content-length"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to requests.
+
+    Attributes:
+        kind: ``answer``: one of `statuses`, without asking the server (but 502: what a gateway says that has lost the
+            server's answer, so the server is asked); ``cut``: the server is asked, the connection closed without an
+            answer; ``hang``: nothing is answered until the faults change; ``slow``: the server's answer comes `seconds`
+            late; ``late``: the server is asked `seconds` late, when the client may have given up.
+        share: Share of the requests that it befalls.
+        paths: Ends of the paths that it befalls; empty: all.
+        times: How often it strikes each of `paths`; None: without end.
+    """
+
+    kind: Literal["answer", "cut", "hang", "slow", "late"]
+    share: float = 1.0
+    paths: tuple[str, ...] = ()
+    statuses: tuple[int, ...] = (500, 502, 503, 429)
+    seconds: float = 0.0
+    times: int | None = None
+
+    def concerns(self, method: str, path: str) -> str | None:
+        """Return which of `paths` a request has (an empty text where any will do), None where it is not meant."""
+        if not self.paths:
+            return ""
+        return next((end for end in self.paths if method == "POST" and path.endswith(end)), None)
+
+
+class Proxy:
+    """Passes requests on to `upstream`, but for the faults it is told; runs in threads of this process.
+
+    Attributes:
+        uri: Where it listens; stays the same through `refuse` and `accept`.
+        struck: How often each kind of fault has struck, and each kind on each of the named paths.
+        refused: What the server itself has answered with an error.
+    """
+
+    def __init__(self, upstream: str, seed: int = 0) -> None:
+        self.upstream = upstream
+        self.struck: Counter[str] = Counter()
+        self.refused: list[str] = []
+        self._faults: tuple[Fault, ...] = ()
+        self._changed = threading.Event()
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+        self._server: _Listener | None = None
+        self._port = 0
+        self.accept()
+        self.uri = f"http://127.0.0.1:{self._port}"
+
+    def fault(self, *faults: Fault) -> None:
+        """Let `faults` befall the requests from now on, the first that strikes counts; none: all pass."""
+        with self._lock:
+            self._faults = faults
+            self._changed.set()
+            self._changed = threading.Event()
+
+    def refuse(self) -> None:
+        """Refuse connections from now on, and cut those that are open."""
+        self.fault()
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    def accept(self) -> None:
+        """Accept connections again, on the same port."""
+        if self._server is None:
+            self._server = _Listener(("127.0.0.1", self._port), self)
+            self._port = self._server.server_address[1]
+            threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def strike(self, method: str, path: str) -> tuple[Fault | None, threading.Event]:
+        """Return the fault that befalls a request, and the event that says that the faults have changed."""
+        with self._lock:
+            for fault in self._faults:
+                place = fault.concerns(method, path)
+                name = f"{fault.kind} {place}"
+                if place is None or (fault.times is not None and self.struck[name] >= fault.times):
+                    continue
+                if self._random.random() < fault.share:
+                    self.struck.update({fault.kind, name} if place else {fault.kind})
+                    return fault, self._changed
+            return None, self._changed
+
+    def choose(self, statuses: tuple[int, ...]) -> int:
+        """Return one of `statuses`."""
+        with self._lock:
+            return self._random.choice(statuses)
+
+
+@contextmanager
+def running_proxy(upstream: str, seed: int = 0) -> Iterator[Proxy]:
+    """Run a proxy, which is gone when the block is left."""
+    proxy = Proxy(upstream, seed)
+    try:
+        yield proxy
+    finally:
+        proxy.refuse()
+
+
+class _Listener(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], proxy: Proxy) -> None:
+        self.proxy = proxy
+        self._open: set[socket.socket] = set()
+        super().__init__(address, _Passage)
+
+    def process_request(self, request, client_address) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that has given up is what is provoked here."""
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+        for connection in list(self._open):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+
+class _Passage(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Listener
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing on the test's stderr."""
+
+    def _pass(self) -> None:
+        proxy = self.server.proxy
+        body = self._body()
+        fault, changed = proxy.strike(self.command, urlsplit(self.path).path)
+        if fault is None:
+            self._answer(*self._ask(body))
+            return
+        if fault.kind == "answer":
+            status = proxy.choose(fault.statuses)
+            if status == 502:
+                self._ask(body)
+            self._answer(status, *_refusal(status))
+            return
+        if fault.kind == "hang":
+            changed.wait()
+        elif fault.kind == "cut":
+            self._ask(body)
+        elif fault.kind == "late":
+            changed.wait(fault.seconds)
+            self._ask(body)
+        elif fault.kind == "slow":
+            answer = self._ask(body)
+            changed.wait(fault.seconds)
+            self._answer(*answer)
+            return
+        self.close_connection = True
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _pass
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        target = urlsplit(self.server.proxy.upstream)
+        connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
+        headers = {name: text for name, text in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        try:
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            if answer.status >= 400:
+                self.server.proxy.refused.append(f"{answer.status} {self.command} {self.path} {content[:200]!r}")
+            return answer.status, answer.getheaders(), content
+        finally:
+            connection.close()
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, text in headers:
+            if name.lower() not in _HOP_BY_HOP:
+                self.send_header(name, text)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _refusal(status: int) -> tuple[list[tuple[str, str]], bytes]:
+    """Return headers and body as the one who would answer `status` writes them: a gateway, MLflow, or basic auth."""
+    if status in (401, 403):
+        text = {401: "You are not authenticated.", 403: "Permission denied"}[status]
+        return [("Content-Type", "text/html"), ("WWW-Authenticate", 'Basic realm="mlflow"')], text.encode()
+    if status == 502:
+        return [("Content-Type", "text/html")], b"<html><h1>502 Bad Gateway</h1></html>"
+    code = {500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE", 429: "REQUEST_LIMIT_EXCEEDED"}[status]
+    content = {"error_code": code, "message": f"injected {status}"}
+    return [("Content-Type", "application/json")], json.dumps(content).encode()

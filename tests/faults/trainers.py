@@ -1,0 +1,191 @@
+"""Trainers under test: started quickly, watched, killed, and compared with the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from faults.ledger import Ledger, check_exact, read_ledger
+from processes import delivery_processes, wait_for
+
+SCENARIOS = ("core", "huggingface", "sb3")
+FRAMEWORKS = {
+    "core": (),
+    "huggingface": ("torch", "transformers", "transformers.models.bert", "accelerate", "peft", "tokenizers"),
+    "sb3": ("torch", "stable_baselines3", "gymnasium"),
+}
+SOAK = os.environ.get("SOAK") == "1"
+KILLS = 20 if SOAK else 5
+
+
+def let_pass(seconds: float) -> None:
+    """Let a random time pass, so that a kill falls anywhere within a stage."""
+    until = time.monotonic() + seconds
+    wait_for(lambda: time.monotonic() >= until, "time passes")
+
+
+@dataclass
+class Trainer:
+    """One training process with a folder, an experiment and a ledger of its own."""
+
+    pid: int
+    folder: Path
+    experiment: str
+    ledger_path: Path
+    forking: Forking
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code as `subprocess` would, None while the trainer lives."""
+        if self.returncode is None:
+            self.returncode = self.forking.ask({"poll": self.pid})["exit code"]
+        return self.returncode
+
+    def wait(self, seconds: float = 90.0) -> int:
+        """Wait for the exit code."""
+        wait_for(lambda: self.poll() is not None, f"the trainer ends; it says {self.errors[-2000:]}", seconds)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, unless the trainer has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    @property
+    def errors(self) -> str:
+        """What the trainer wrote to stderr."""
+        path = self.folder / "stderr.txt"
+        return path.read_text() if path.exists() else ""
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the trainer has written down."""
+        return read_ledger(self.ledger_path)
+
+    @property
+    def journal(self) -> Path:
+        """The trainer's journal root."""
+        return self.folder / ".tracking_callbacks"
+
+    def reached(self, mark: str) -> bool:
+        """Return whether the training has come to a mark."""
+        return self.ledger_path.exists() and f'"{mark}"' in self.ledger_path.read_text()
+
+    def true_statuses(self) -> set[str]:
+        """Return what the status of a killed trainer's run may be, by how far the training had come."""
+        if self.reached("trained"):
+            return {"FINISHED"}
+        return {"FINISHED", "KILLED"} if self.reached("log_model") else {"KILLED"}  # it ends right after its model
+
+    def delivery(self) -> list[psutil.Process]:
+        """Return the delivery processes of this trainer's journal root."""
+        return delivery_processes(self.folder)
+
+    def delivered(self, seconds: float = 90.0) -> None:
+        """Wait until nothing is left to deliver and nobody to do it."""
+        wait_for(lambda: not self.delivery(), f"delivery comes to its end: {self.delivery_log()}", seconds)
+
+    def delivery_log(self) -> str:
+        """The last lines of what delivery says."""
+        log = self.journal / "delivery.log"
+        return log.read_text()[-2000:] if log.exists() else ""
+
+    def check_exact(self, client: Any) -> list[Any]:
+        """Fail unless the store has what the ledger says; return the runs."""
+        return check_exact(client, self.experiment, self.ledger, self.folder / f"downloaded-{uuid.uuid4().hex}")
+
+
+class Forking:
+    """The process that forks the trainers of one scenario."""
+
+    def __init__(self, frameworks: tuple[str, ...], folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("trainer.py")), str(folder), *frameworks],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        return dict(json.loads(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate(timeout=30)
+
+
+class Trainers:
+    """Starts trainers; one forking process per scenario serves the whole test session."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._forking: dict[str, Forking] = {}
+        self._started: list[Trainer] = []
+
+    def start(
+        self, scenario: str, folder: Path, uri: str, *, environment: dict[str, str] | None = None, **plan: Any
+    ) -> Trainer:
+        """Start a training in a folder, which is made a project of its own.
+
+        Args:
+            scenario: A name of `scenarios.TRAININGS`, or ``module:function`` of one in a test file.
+            folder: The trainer's working folder; may exist.
+            uri: Tracking URI.
+            environment: More environment variables.
+            plan: See `scenarios.run`; ``frameworks`` names a scenario whose imports are wanted.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pyproject.toml").touch()
+        experiment = f"{folder.name}-{uuid.uuid4().hex[:8]}"
+        ledger = folder / f"ledger-{uuid.uuid4().hex[:8]}.jsonl"
+        variables = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_NAME": experiment} | (environment or {})
+        forking = self.forking(plan.pop("frameworks", scenario))
+        answer = forking.ask(
+            {
+                "folder": str(folder),
+                "environment": {key: text for key, text in (os.environ | variables).items() if text},
+                "plan": plan | {"scenario": scenario, "ledger": str(ledger)},
+            }
+        )
+        trainer = Trainer(answer["pid"], folder, variables["MLFLOW_EXPERIMENT_NAME"], ledger, forking)
+        self._started.append(trainer)
+        return trainer
+
+    def forking(self, scenario: str) -> Forking:
+        """Return the forking process of a scenario, started when it is first asked for."""
+        if scenario not in self._forking:
+            self._forking[scenario] = Forking(FRAMEWORKS[scenario], self._folder)
+        return self._forking[scenario]
+
+    def kill_left_over(self) -> None:
+        """Kill trainers that a failed test has left."""
+        for trainer in self._started:
+            trainer.send(signal.SIGKILL)
+            trainer.wait()
+        self._started.clear()
+
+    def close(self) -> None:
+        """End the forking processes."""
+        for forking in self._forking.values():
+            forking.close()
