@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +32,8 @@ def describe_dataset(
     columns = plain(schema)
     location = mask_uris_in(source)
     if digest is None:
+        import hashlib
+
         fingerprint = json.dumps([name, columns, profile, location])
         digest = hashlib.blake2b(fingerprint.encode(), digest_size=4).hexdigest()
     if len(digest) > _MAX_DIGEST_LENGTH:

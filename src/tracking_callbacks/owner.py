@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import select
-import socket
 import sys
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def current_owner() -> Owner:
 
 @functools.lru_cache(maxsize=2)
 def _owner_of(pid: int) -> Owner:
-    return Owner(_boot_id(), _pid_namespace(), pid, _start_ticks(pid) or 0, socket.gethostname())
+    return Owner(_boot_id(), _pid_namespace(), pid, _start_ticks(pid) or 0, os.uname().nodename)
 
 
 @functools.cache
@@ -56,7 +55,7 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     import psutil
 
-    return f"{socket.gethostname()}-{int(psutil.boot_time())}"
+    return f"{os.uname().nodename}-{int(psutil.boot_time())}"
 
 
 def _pid_namespace() -> int:

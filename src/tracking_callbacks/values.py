@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-import hashlib
 import math
 import operator
 import os
@@ -154,6 +153,8 @@ def safe_name(name: str) -> str:
 
 def distinct_name(safe: str, original: str) -> str:
     """Return `safe` made unmistakable by a digest of `original`, within MLflow's length limit."""
+    import hashlib  # few names need it, and it loads OpenSSL
+
     digest = hashlib.blake2b(original.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     return f"{safe[: MAX_KEY_LENGTH - 9]}_{digest}"
 
