@@ -42,11 +42,6 @@ class JournalWriter:
         self._lock = threading.Lock()
         self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
-    @property
-    def closed(self) -> bool:
-        """Whether the journal has been sealed."""
-        return self._fd is None
-
     def append(self, record: Record) -> None:
         """Write one record with one system call.
 
@@ -73,12 +68,6 @@ class JournalWriter:
                 raise
             self.position += written
             self.appended += 1
-
-    def sync(self) -> None:
-        """Ask the kernel to write the journal to the disk, against power loss."""
-        with self._lock:
-            if self._fd is not None:
-                os.fsync(self._fd)
 
     def close(self) -> None:
         """Seal the journal: nothing can be appended any more."""
@@ -185,7 +174,7 @@ class _Window:
             return None
         marker, length, checksum = _HEADER.unpack_from(self._bytes, at)
         end = at + _HEADER.size + length
-        if marker != MARKER or length > MAX_RECORD_BYTES or end > len(self._bytes):
+        if marker != MARKER or not 0 < length <= MAX_RECORD_BYTES or end > len(self._bytes):  # 0: zeros pass as intact
             return None
         payload = self._bytes[at + _HEADER.size : end]
         if crc32(payload) != checksum:

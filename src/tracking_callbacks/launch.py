@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -55,11 +54,6 @@ class DeliveryLauncher:
                 self._warn(f"delivery process ended with exit code {self._process.returncode}; starting another")
             self._started = now
             self._start()
-
-    def running(self) -> bool:
-        """Return whether the delivery process lives."""
-        with self._lock:
-            return self._process is not None and self._process.poll() is None
 
     def leave_running(self) -> None:
         """Let the delivery process outlive this one without a ResourceWarning."""
@@ -150,6 +144,5 @@ def launcher_for(settings: Settings, journal_root: Path) -> DeliveryLauncher:
 
 def leave_all_running() -> None:
     """Let every delivery process of this process outlive it."""
-    with contextlib.suppress(RuntimeError):
-        for launcher in list(_launchers.values()):
-            launcher.leave_running()
+    for launcher in list(_launchers.values()):
+        launcher.leave_running()

@@ -84,10 +84,6 @@ class RunDrain:
             state = self.state.sessions.setdefault(session_name(journal), SessionState())
             self.sessions.append(SessionJournal(journal, opened, state, self._watch(opened.owner)))
 
-    def owners_alive(self) -> bool:
-        """Return whether any process may still write to the run."""
-        return any(not session.over() for session in self.sessions)
-
     def complete(self) -> bool:
         """Return whether the run and all its sessions' ends are in the store."""
         return all(session.state.closed for session in self.sessions)
