@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracking_callbacks.journal import JournalWriter, read_chunk
+from tracking_callbacks.journal import JournalWriter, read_chunk, read_last_words
 from tracking_callbacks.records import Metrics, Params, Record, RunEnded, decode, encode
 
 
@@ -79,7 +78,7 @@ def test_a_journal_cut_at_every_byte_of_its_last_record_keeps_the_others(tmp_pat
         assert (len(live.records), live.end, live.damaged) == (4, ends[-2], 0)
 
 
-@settings(max_examples=300)
+@settings(max_examples=500)
 @given(data=st.data())
 def test_damage_costs_only_the_records_it_hits(tmp_path_factory, data) -> None:
     path = tmp_path_factory.mktemp("damage") / "j"
@@ -138,10 +137,40 @@ def test_a_write_that_fails_leaves_the_journal_whole(tmp_path) -> None:
     assert read_all(tmp_path / "j") == (points(2), 0)
 
 
+def test_the_last_record_finds_room_where_nothing_else_does(tmp_path) -> None:
+    import resource
+    import signal
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    writer = JournalWriter(tmp_path / "j.journal")
+    for record in points(20):
+        writer.append(record)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (writer.position, hard))
+    try:
+        writer.append_last(RunEnded(7, "FINISHED"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    writer.close()
+
+    assert read_all(tmp_path / "j.journal") == (points(20), 0)
+    assert read_last_words(tmp_path / "j.journal") == RunEnded(7, "FINISHED")
+
+
+def test_the_last_record_stands_in_the_journal_where_it_can(tmp_path) -> None:
+    writer = JournalWriter(tmp_path / "j.journal")
+    writer.append_last(RunEnded(7, "FINISHED"))
+    writer.close()
+
+    assert read_all(tmp_path / "j.journal") == ([RunEnded(7, "FINISHED")], 0)
+    assert read_last_words(tmp_path / "j.journal") is None
+
+
 def test_only_its_user_may_read_a_journal(tmp_path) -> None:
     write(tmp_path / "j", points(1))
 
-    assert os.stat(tmp_path / "j").st_mode & 0o077 == 0
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.glob("j*")} == {0}
 
 
 def test_nothing_is_appended_to_a_closed_journal(tmp_path) -> None:

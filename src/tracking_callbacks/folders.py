@@ -9,6 +9,7 @@
       delivered/<run key>.json   the final state of delivered runs
       <run key>/
         <session>.journal        append-only log, one per session
+        <session>.last           room for its last record on a disk that is full by then
         staged/…                 snapshots of files and models
         state.json               what delivery knows and has done
         drain.lock               held by the process that delivers the run
@@ -169,14 +170,24 @@ class JournalRoot:
         with self.locked():
             if any(session_name(journal) not in state.sessions for journal in folder.journals()):
                 return False
-            delivered = self.path / _DELIVERED
-            with contextlib.suppress(OSError):  # no room on the disk: the folder goes all the same, and makes some
-                delivered.mkdir(mode=0o700, exist_ok=True)
-                _write_atomically(delivered / f"{folder.run_key}.json", msgspec.json.encode(state))
-                os.replace(folder.rejected, delivered / f"{folder.run_key}.rejected.jsonl")
+            kept = self._keep_final(folder.run_key, state)
+            with contextlib.suppress(OSError):
+                os.replace(folder.rejected, self.path / _DELIVERED / f"{folder.run_key}.rejected.jsonl")
             bin_ = self.path / f".removed-{folder.run_key}"
             os.replace(folder.path, bin_)
+            if not kept:  # no room on the disk: what is removed makes some
+                shutil.rmtree(bin_, ignore_errors=True)
+                self._keep_final(folder.run_key, state)
         shutil.rmtree(bin_, ignore_errors=True)
+        return True
+
+    def _keep_final(self, run_key: str, state: RunState) -> bool:
+        delivered = self.path / _DELIVERED
+        try:
+            delivered.mkdir(mode=0o700, exist_ok=True)
+            _write_atomically(delivered / f"{run_key}.json", msgspec.json.encode(state))
+        except OSError:
+            return False
         return True
 
     def prune(self, older_than: float) -> None:
@@ -203,5 +214,9 @@ def _read_state(path: Path) -> RunState | None:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -3,10 +3,14 @@
 A journal is one append-only file. A record is a frame: marker, length, checksum, payload. Each append is one
 ``os.write``, so what a ``log_*`` call accepted survives SIGKILL of every process. A reader that meets damage looks for
 the next marker, so one flipped byte costs one record.
+
+Beside a journal lies a small file of zeros, room set aside for its last record: on a disk that is full when a run ends,
+the run can still say how.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -18,12 +22,14 @@ import msgspec
 
 from tracking_callbacks.records import Record, decode, encode
 
-__all__ = ["MAX_RECORD_BYTES", "Chunk", "JournalWriter", "read_chunk"]
+__all__ = ["MAX_RECORD_BYTES", "Chunk", "JournalWriter", "read_chunk", "read_last_words"]
 
 MARKER = b"\xf5TC\x9e"  # 0xf5 never occurs in UTF-8, so no text in a payload holds the marker
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 _HEADER = struct.Struct(">4sII")
 _CHUNK_BYTES = 1 << 20
+_LAST_WORDS_SUFFIX = ".last"
+_LAST_WORDS_BYTES = 256
 
 
 class JournalWriter:
@@ -41,6 +47,7 @@ class JournalWriter:
         self.appended = 0
         self._lock = threading.Lock()
         self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._set_room_aside()
 
     def append(self, record: Record) -> None:
         """Write one record with one system call.
@@ -49,11 +56,7 @@ class JournalWriter:
             OSError: The record could not be written whole (disk full, …); what stands in the journal is unharmed.
             ValueError: The journal is closed, or the record is larger than `MAX_RECORD_BYTES`.
         """
-        payload = encode(record)
-        size = len(payload)
-        if size > MAX_RECORD_BYTES:
-            raise ValueError(f"a record of {size} bytes; a journal takes up to {MAX_RECORD_BYTES}")
-        frame = _HEADER.pack(MARKER, size, crc32(payload)) + payload
+        frame = _frame(record)
         with self._lock:
             if self._fd is None:
                 raise ValueError(f"{self.path} is closed")
@@ -69,12 +72,60 @@ class JournalWriter:
             self.position += written
             self.appended += 1
 
+    def append_last(self, record: Record) -> None:
+        """Write the record that ends the journal, into the room set aside for it if there is no other.
+
+        Raises:
+            OSError: There is none at all.
+            ValueError: The journal is closed.
+        """
+        try:
+            self.append(record)
+        except OSError:
+            with open(self.path.with_suffix(_LAST_WORDS_SUFFIX), "r+b", buffering=0) as room:
+                room.write(_frame(record))  # over the zeros: that takes no new block of the disk
+
     def close(self) -> None:
         """Seal the journal: nothing can be appended any more."""
         with self._lock:
             if self._fd is not None:
                 os.close(self._fd)
                 self._fd = None
+
+    def _set_room_aside(self) -> None:
+        with contextlib.suppress(OSError):  # a disk that is full already
+            room = os.open(
+                self.path.with_suffix(_LAST_WORDS_SUFFIX), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
+            try:
+                os.write(room, bytes(_LAST_WORDS_BYTES))
+            finally:
+                os.close(room)
+
+
+def read_last_words(path: Path) -> Record | None:
+    """Return the last record of the journal at `path`, where it had to be written beside it."""
+    try:
+        content = path.with_suffix(_LAST_WORDS_SUFFIX).read_bytes()
+    except OSError:  # a journal of an older version, or one delivered by now
+        return None
+    marker, length, checksum = _HEADER.unpack_from(content) if len(content) >= _HEADER.size else (b"", 0, 0)
+    payload = content[_HEADER.size : _HEADER.size + length]
+    if marker != MARKER or crc32(payload) != checksum:
+        return None
+    try:
+        record: Record = decode(payload)
+    except msgspec.MsgspecError:
+        return None
+    return record
+
+
+def _frame(record: Record) -> bytes:
+    payload = encode(record)
+    size = len(payload)
+    if size > MAX_RECORD_BYTES:
+        raise ValueError(f"a record of {size} bytes; a journal takes up to {MAX_RECORD_BYTES}")
+    return _HEADER.pack(MARKER, size, crc32(payload)) + payload
 
 
 @dataclass(slots=True)

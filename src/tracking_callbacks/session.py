@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -96,11 +97,16 @@ class Session:
         else:
             self.appended += entries(record)
 
-    def close(self) -> None:
-        """Seal the journal."""
+    def seal(self, end: RunEnded) -> None:
+        """Write the last record and close the journal."""
         self.closed = True
-        if self._writer is not None:
-            self._writer.close()
+        if self._writer is None:
+            return
+        try:
+            self._writer.append_last(end)
+        except (OSError, ValueError) as error:
+            self.drop(0, error)
+        self._writer.close()
 
     def acknowledged(self, state: SessionState) -> bool:
         """Return whether the store has all of the journal, and its end if it has ended; also if that is gone."""
@@ -200,8 +206,7 @@ class RunJournal:
             return
         with self._lock:
             if not self._session.closed:
-                self._session.append(RunEnded(now_ms(), status))
-                self._session.close()
+                self._session.seal(RunEnded(now_ms(), status))
                 if self._session.dropped:
                     logger.warning("%d entries could not be kept in %s", self._session.dropped, self.root.path)
                 self.ensure_delivery()
@@ -247,7 +252,11 @@ class RunJournal:
         """Return what delivery knows of the run, also after its folder is gone."""
         folder, key = self.root.run(self._opened.run_key), self._opened.run_key
         # The folder goes when all is delivered; its final state is written before that. So look twice, in this order.
-        state = folder.read_state() or self.root.final_state(key) or folder.read_state() or self._last_state
+        state = folder.read_state() or self.root.final_state(key) or folder.read_state()
+        if state is None and not folder.path.exists():
+            with contextlib.suppress(OSError, TimeoutError), self.root.locked():  # on a full disk it comes after
+                state = self.root.final_state(key)
+        state = state or self._last_state
         self._last_state = state
         self._run_id = self._run_id or state.run_id
         return state

@@ -50,7 +50,12 @@ def tmpfs(folder: Path, size: str) -> Iterator[Path]:
 
 
 def check_what_was_kept(server, client, folder: Path, root: Path, limit: str, free: str) -> None:
-    """Train with a journal root that takes a part only; what it took is in the store, the rest is counted."""
+    """Train with a journal root that takes a part only; what it took is in the store, the rest is counted.
+
+    Args:
+        limit: Code that fills the disk or takes it away.
+        free: Code that gives it back before the run ends; "pass" leaves it full.
+    """
     experiment = f"full-{uuid.uuid4().hex[:8]}"
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": experiment}
     done = run_script(TRAIN.format(root=str(root), limit=limit, free=free), cwd=folder, env=env)
@@ -64,21 +69,23 @@ def check_what_was_kept(server, client, folder: Path, root: Path, limit: str, fr
     assert 1 < len(points) < 20_002
     assert len(set(steps)) == len(steps)
     assert all(point.value == point.step or point.step in (-1, 20_000) for point in points)
-    assert steps[-1] == 20_000
+    assert (steps[-1] == 20_000) == (free != "pass")
     assert run.info.status == "FINISHED"
     assert done.stderr.count("cannot write to") == 1, done.stderr
     assert done.stderr.count(f"{dropped} entries could not be kept") == 1, done.stderr
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("until", ["the end", "beyond the end"])
 @pytest.mark.parametrize("limit", ["file size", "file system"])
-def test_what_a_full_journal_took_is_delivered_and_the_rest_counted(limit, server, client, tmp_path) -> None:
+def test_what_a_full_journal_took_is_delivered_and_the_rest_counted(limit, until, server, client, tmp_path) -> None:
     if limit == "file size":
-        check_what_was_kept(server, client, tmp_path, tmp_path / "journal", LIMIT_FILES, FREE_FILES)
+        free = FREE_FILES if until == "the end" else "pass"
+        check_what_was_kept(server, client, tmp_path, tmp_path / "journal", LIMIT_FILES, free)
         return
     with tmpfs(tmp_path / "small", "600k") as small:
         grow = f"import subprocess; subprocess.run(['mount', '-o', 'remount,size=20m', {str(small)!r}], check=True)"
-        check_what_was_kept(server, client, tmp_path, small / "journal", "pass", grow)
+        check_what_was_kept(server, client, tmp_path, small / "journal", "pass", grow if until == "the end" else "pass")
 
 
 @pytest.mark.parametrize("place", ["read-only file system", "below a file"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -38,6 +39,8 @@ _KEEP_DELIVERED_SECONDS = 7 * 24 * 3600.0
 
 def main(root: Path) -> int:
     """Deliver the runs under `root` that the launching process, or nobody any more, writes to; return 0."""
+    # MLflow prints a run's URL when it ends, and progress bars: on a full disk that must not fail the call.
+    sys.stdout = sys.stderr = _Log()
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s {os.getpid()} %(levelname)s %(message)s", stream=sys.stderr
     )
@@ -67,6 +70,15 @@ def step_aside() -> None:
         os.nice(_NICE)
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(_NICE), encoding="ascii")
+
+
+class _Log(io.TextIOBase):
+    """The process's log; what it cannot take is not said."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="replace"))
+        return len(text)
 
 
 class DeliveryProcess:
@@ -111,13 +123,15 @@ class DeliveryProcess:
         """Work until nothing is left to do, or the grace has ended."""
         self._root.prune(time.time() - _KEEP_DELIVERED_SECONDS)
         files = threading.Thread(target=self._files_lane, name="files", daemon=True)
-        files.start()
         scanned: float | None = None
         while True:
             now = time.monotonic()
             if scanned is None or now - scanned >= _SCAN_SECONDS:
                 scanned = now
                 self._take_on_runs()
+            if self._drains and not files.is_alive():
+                self._store.load()  # before there are two threads: mlflow that both import at once stays half imported
+                files.start()
             worked = [drain.step_points() for drain in self._current()]
             self._finish_complete()
             if self._done(now):

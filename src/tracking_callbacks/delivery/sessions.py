@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracking_callbacks.folders import SessionState, session_name
-from tracking_callbacks.journal import Chunk, read_chunk
+from tracking_callbacks.journal import Chunk, read_chunk, read_last_words
 from tracking_callbacks.owner import OwnerWatch
-from tracking_callbacks.records import RunEnded, SessionOpened, Status
+from tracking_callbacks.records import Record, RunEnded, SessionOpened, Status
 
 __all__ = ["Ending", "SessionJournal"]
 
@@ -42,6 +42,8 @@ class SessionJournal:
 
     def over(self) -> bool:
         """Return whether nobody writes to the journal any more."""
+        if self.state.ended is None:
+            self._note_end(read_last_words(self.path))
         if self.state.ended is not None:
             return True
         if not self._dead and self._watch is not None:
@@ -53,9 +55,12 @@ class SessionJournal:
         # Asked before the read: what a process wrote before its death is in the file by then.
         chunk = read_chunk(self.path, offset, complete=self.over())
         for record, _ in chunk.records:
-            if isinstance(record, RunEnded):
-                self.state.ended = (record.status, record.timestamp)
+            self._note_end(record)
         return chunk
+
+    def _note_end(self, record: Record | None) -> None:
+        if isinstance(record, RunEnded):
+            self.state.ended = (record.status, record.timestamp)
 
     def grew(self, offset: int) -> bool:
         """Return whether the journal holds anything beyond `offset`."""

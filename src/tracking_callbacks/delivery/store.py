@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +31,7 @@ _TIMEOUT_SECONDS = 30
 
 
 class MlflowStore:
-    """One MLflow store; connecting and importing mlflow wait for the first call.
+    """One MLflow store; importing mlflow waits for `load` or the first call, connecting for the latter.
 
     Args:
         uri: Tracking URI, with its credentials.
@@ -38,7 +40,13 @@ class MlflowStore:
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._connected: MlflowClient | None = None
+        self._connecting = threading.Lock()
         _prepare_environment(uri)
+
+    def load(self) -> None:
+        """Import what the calls need; from one thread, before others make calls."""
+        for module in ("mlflow", "requests", "sqlalchemy.exc", "urllib3.exceptions"):
+            importlib.import_module(module)
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
@@ -295,16 +303,17 @@ class MlflowStore:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _client(self) -> MlflowClient:
-        if self._connected is None:
-            import mlflow
+        with self._connecting:
+            if self._connected is None:
+                import mlflow
 
-            ensure_sqlite_store(self._uri, os.path.abspath("mlruns"))
-            # The global URIs too: create_model_version resolves its source by them, and would drop a stray mlflow.db
-            # into the working folder. One store per process.
-            mlflow.set_tracking_uri(self._uri)
-            mlflow.set_registry_uri(self._uri)
-            self._connected = mlflow.MlflowClient(self._uri, self._uri)
-        return self._connected
+                ensure_sqlite_store(self._uri, os.path.abspath("mlruns"))
+                # The global URIs too: create_model_version resolves its source by them, and would drop a stray
+                # mlflow.db into the working folder. One store per process.
+                mlflow.set_tracking_uri(self._uri)
+                mlflow.set_registry_uri(self._uri)
+                self._connected = mlflow.MlflowClient(self._uri, self._uri)
+            return self._connected
 
 
 def _prepare_environment(uri: str) -> None:
