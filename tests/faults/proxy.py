@@ -48,7 +48,7 @@ class Fault:
         """Return which of `paths` a request has (an empty text where any will do), None where it is not meant."""
         if not self.paths:
             return ""
-        return next((end for end in self.paths if method == "POST" and path.endswith(end)), None)
+        return next((end for end in self.paths if method in ("POST", "PUT") and path.endswith(end)), None)
 
 
 class Proxy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import signal
@@ -13,9 +14,10 @@ import psutil
 import pytest
 
 from faults.ledger import check_exact
+from faults.proxy import Fault, running_proxy
 from faults.trainers import KILLS, SCENARIOS, SOAK, Trainer, let_pass
 from processes import wait_for
-from tracking_callbacks.folders import JournalRoot, RunState
+from tracking_callbacks.folders import JournalRoot
 
 pytestmark = pytest.mark.timeout(900 if SOAK else 180)
 
@@ -51,54 +53,45 @@ def test_a_trainer_killed_at_any_moment_is_killed_in_the_store_and_exact(
     assert any(trainer.returncode == -signal.SIGKILL for trainer, _, _ in killed)
 
 
-def at_stage(state: RunState | None, stage: str) -> bool:
-    """Return whether delivery is about to do, or is doing, what `stage` names."""
-    if state is None:
-        return False
-    sessions = state.sessions.values()
-    match stage:
-        case "creating the run":
-            return "run" in state.attempts
-        case "sending a batch":
-            return state.run_id is not None
-        case "uploading":
-            return any(session.files for session in sessions)
-        case "making the model" | "registering":
-            return any(key.startswith("model:") for key in state.attempts)
-    return False
+# What a delivery process is doing when it is killed, as the request that it makes then.
+REQUESTS = {
+    "creating the run": "/runs/create",
+    "sending a batch": "/runs/log-batch",
+    "uploading": "/weights/weights.bin",
+    "registering": "/model-versions/create",
+}
 
 
 def test_a_delivery_process_killed_at_any_moment_is_replaced_and_exact(trainers, server, client, tmp_path) -> None:
     chance = random.Random(f"delivery {KILLS}")
-    stages = ("starting", "creating the run", "sending a batch", "uploading", "registering")
+    stages = ("starting", *REQUESTS)
     for first in range(0, KILLS, len(stages)):
-        started = []
-        for number, stage in enumerate(stages, first):
-            model = f"{tmp_path.name}-{number}"
-            started.append((stage, trainers.start("core", tmp_path / f"kill-{number}", server.uri, model=model)))
-        waiting = dict(started)
-        killed: dict[str, int] = {}
-
-        def kill_those_at_their_stage(waiting=waiting, killed=killed) -> bool:
-            for stage, trainer in list(waiting.items()):
-                assert trainer.poll() is None, f"{stage} was over too soon"
-                (folder, *_) = [*JournalRoot(trainer.journal).runs(), None]
-                delivery = trainer.delivery()
-                if delivery and folder and (stage == "starting" or at_stage(folder.read_state(), stage)):
-                    let_pass(chance.uniform(0, 0.2 if stage != "starting" else 2.0))
-                    for process in delivery:
-                        killed[stage] = process.pid
-                        process.send_signal(signal.SIGKILL)
-                    del waiting[stage]
-            return not waiting
-
-        wait_for(kill_those_at_their_stage, f"delivery comes to {set(waiting)}", seconds=60)
-        for stage, trainer in started:
-            assert trainer.wait(seconds=120) == 0, trainer.errors
-            trainer.delivered()
-            (run,) = trainer.check_exact(client)
-            assert run.info.status == "FINISHED", stage
-            assert killed[stage] is not None
+        with contextlib.ExitStack() as stack:
+            started = []
+            for number, stage in enumerate(stages, first):
+                proxy = stack.enter_context(running_proxy(server.uri, number))
+                if stage in REQUESTS:  # the server is asked before the kill, or, with "late", after it
+                    proxy.fault(Fault(chance.choice(["slow", "late"]), paths=(REQUESTS[stage],), seconds=2))
+                trainer = trainers.start(
+                    "core", tmp_path / f"kill-{number}", proxy.uri, model=f"{tmp_path.name}-{number}"
+                )
+                started.append((stage, proxy, trainer))
+            for stage, proxy, trainer in started:
+                if stage in REQUESTS:
+                    wait_for(lambda hit=proxy: hit.struck.total() > 0, f"delivery is {stage}", 60)
+                    let_pass(chance.uniform(0, 1.0))
+                else:
+                    wait_for(trainer.delivery, "delivery runs")
+                    let_pass(chance.uniform(0, 2.0))
+                (process,) = trainer.delivery()
+                process.send_signal(signal.SIGKILL)
+                proxy.fault()
+            for stage, _, trainer in started:
+                assert trainer.wait(seconds=120) == 0, trainer.errors
+                assert "delivery process ended with exit code -9" in trainer.errors, stage
+                trainer.delivered()
+                (run,) = trainer.check_exact(client)
+                assert run.info.status == "FINISHED", stage
 
 
 @pytest.mark.parametrize("moment", ["begin", "log_metrics", "trained"])
