@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -45,10 +45,19 @@ def free_port() -> int:
 
 
 @contextmanager
-def script(code: str, *, cwd: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """Run Python code in a process of its own, which is gone when the block is left."""
+def script(
+    code: str, *, cwd: Path, env: dict[str, str] | None = None, under: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """Run Python code in a process of its own, which is gone when the block is left.
+
+    Args:
+        code: The code, indented as it stands in the test.
+        cwd: Its working folder.
+        env: Environment variables beside those of the tests.
+        under: A command that starts the interpreter, with its options.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)],
+        [*under, sys.executable, "-c", textwrap.dedent(code)],
         cwd=cwd,
         env=os.environ | (env or {}),
         stdin=subprocess.PIPE,

@@ -67,12 +67,18 @@ def test_an_exit_without_a_server_takes_the_flush_timeout_and_no_longer(tmp_path
     wait_for(lambda: not delivery_processes(tmp_path), "the delivery process ends with its grace")
 
 
-@pytest.mark.parametrize("now", [False, True], ids=["restarted", "killed"])
-def test_a_restarted_notebook_kernel_leaves_a_killed_run_and_no_process(now, client, experiment, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("now", "end", "status"),
+    [(False, "", "KILLED"), (True, "", "KILLED"), (True, "run.end()", "FINISHED")],
+    ids=["restarted", "killed", "killed after the run's end"],
+)
+def test_a_restarted_notebook_kernel_leaves_a_true_status_and_no_process(
+    now, end, status, client, experiment, tmp_path
+) -> None:
     manager_module = pytest.importorskip("jupyter_client.manager")
     manager, notebook = manager_module.start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
     try:
-        answer = notebook.execute_interactive(textwrap.dedent(LOG), timeout=60, allow_stdin=False)
+        answer = notebook.execute_interactive(textwrap.dedent(LOG) + end, timeout=60, allow_stdin=False)
         assert answer["content"]["status"] == "ok", answer
         manager.restart_kernel(now=now)
         notebook.wait_for_ready(timeout=60)
@@ -84,7 +90,7 @@ def test_a_restarted_notebook_kernel_leaves_a_killed_run_and_no_process(now, cli
     wait_for(lambda: not delivery_processes(tmp_path), "the delivery process ends")
 
     (run,) = stored_runs(client, experiment).values()
-    assert run.info.status == "KILLED"
+    assert run.info.status == status
     assert run.data.tags["mlflow.source.type"] == "NOTEBOOK"
     check_points(client, run)
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import sys
 import textwrap
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from faults.ledger import stored_runs
-from processes import run_script, wait_for
+from processes import run_script, script, wait_for
 from tracking_callbacks.folders import JournalRoot
 
 LOG = """
@@ -51,23 +49,9 @@ def test_a_zombie_counts_as_dead(trainers, server, client, tmp_path) -> None:
     assert run.info.status == "KILLED"
 
 
-@contextmanager
-def container(code: str, *, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+def container(code: str, *, cwd: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     """Run Python code as the first process of a pid namespace of its own."""
-    process = subprocess.Popen(
-        ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", code],
-        cwd=cwd,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    return script(code, cwd=cwd, under=("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"))
 
 
 def test_containers_with_one_journal_root_do_not_declare_each_others_trainers_dead(

@@ -1,0 +1,110 @@
+"""Journals that a bad disk has damaged are delivered but for what was hit (row 13 of the fault matrix).
+
+The reader itself is tried on hundreds of cases in tests/test_journal.py; here whole deliveries are.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from faults.ledger import stored_runs
+from faults.trainers import SOAK
+from processes import run_script
+from tracking_callbacks.folders import JournalRoot
+from tracking_callbacks.journal import read_chunk
+from tracking_callbacks.records import Metrics, Params, Record, RunEnded, SessionOpened, Tags
+
+JOURNALS = 200 if SOAK else 40
+WRITE = f"""
+    from tracking_callbacks import MLflowTracker
+    tracker = MLflowTracker(offline=True)
+    for number in range({JOURNALS}):
+        with tracker.start_run(f"run {{number}}") as run:
+            for step in range(12):
+                run.log_metrics({{"loss": step / 7, "accuracy": -step}}, step=step)
+                run.log_params({{f"param_{{step}}": step}})
+                run.set_tags({{f"tag_{{step}}": step}})
+"""
+
+
+def damage(content: bytes, chance: random.Random) -> tuple[bytes, int, int]:
+    """Return the content with a flipped byte, a torn tail, or a stretch inserted, zeroed or missing; and which."""
+    at = chance.randrange(len(content))
+    until = min(at + chance.randint(1, 100), len(content))
+    match chance.choice(["flip", "insert", "cut", "zero", "remove"]):
+        case "flip":
+            return content[:at] + bytes([content[at] ^ chance.randint(1, 255)]) + content[at + 1 :], at, at + 1
+        case "insert":
+            return content[:at] + chance.randbytes(until - at) + content[at:], at, at
+        case "cut":
+            return content[:at], at, len(content)
+        case "zero":
+            return content[:at] + bytes(until - at) + content[until:], at, until
+        case _:
+            return content[:at] + content[until:], at, until
+
+
+def damage_beyond_the_header(path: Path, chance: random.Random) -> tuple[list[Record], bool]:
+    """Damage a journal but for one of its headers; return the records that were not hit, and if a trace is left."""
+    content = path.read_bytes()
+    records = read_chunk(path, 0, complete=True).records
+    begins = [0, *(end for _, end in records)]
+    while True:
+        changed, first, last = damage(content, chance)
+        intact = [
+            record
+            for (record, end), begin in zip(records, begins, strict=False)
+            # Inserted bytes hit a record within, not at its edge.
+            if end <= first or (begin >= last if first < last else begin >= first)
+        ]
+        if any(isinstance(record, SessionOpened) for record in intact):
+            path.write_bytes(changed)
+            return intact, not (first < last and {first, last} <= set(begins) and len(changed) < len(content))
+
+
+def test_all_that_is_intact_in_a_damaged_journal_is_delivered_and_the_damage_counted(server, client, tmp_path) -> None:
+    chance = random.Random(13)
+    experiment = f"damaged-{uuid.uuid4().hex[:8]}"
+    env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": experiment}
+    written = run_script(WRITE, cwd=tmp_path, env=env)
+    assert written.returncode == 0, written.stderr
+    root = JournalRoot(tmp_path / ".tracking_callbacks")
+    damaged = {folder.run_key: damage_beyond_the_header(folder.journals()[0], chance) for folder in root.runs()}
+    assert len(damaged) == JOURNALS
+
+    synced = subprocess.run(
+        [sys.executable, "-m", "tracking_callbacks.cli", "sync"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False,
+    )  # fmt: skip
+
+    assert synced.returncode == 0, synced.stderr
+    runs = stored_runs(client, experiment)
+    assert runs.keys() == damaged.keys()
+    for key, (records, visible) in damaged.items():
+        run = client.get_run(runs[key].info.run_id)
+        stored = sorted(
+            (name, point.timestamp, point.step, point.value)
+            for name in run.data.metrics
+            for point in client.get_metric_history(run.info.run_id, name)
+        )
+        assert stored == sorted(
+            (name, record.timestamp, record.step, value)
+            for record in records if isinstance(record, Metrics) for name, value in record.metrics.items()
+        )  # fmt: skip
+        assert run.data.params == _merged(record.params for record in records if isinstance(record, Params))
+        tags = {name: text for name, text in run.data.tags.items() if name.startswith("tag_")}
+        assert tags == _merged(record.tags for record in records if isinstance(record, Tags))
+        ended = any(isinstance(record, RunEnded) for record in records)
+        assert run.info.status == ("FINISHED" if ended else "KILLED")
+        state = json.loads((root.path / "delivered" / f"{key}.json").read_text())
+        assert (sum(session["damaged"] for session in state["sessions"].values()) > 0) == visible
+    assert not root.runs()
+
+
+def _merged(mappings) -> dict[str, str]:
+    return {name: text for mapping in mappings for name, text in mapping.items()}
