@@ -23,13 +23,17 @@ demo: $(READY) ## fine-tune a sentiment model, train a trading agent, load both 
 	$(BIN)/python examples/demo.py
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest --ignore=tests/faults
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
-faults: $(READY) ## run the fault matrix: killed processes, broken servers, full disks
-	$(BIN)/python -m pytest tests/faults
+faults: $(READY) ## run the fault matrix alone: killed processes, broken servers, full disks
+	$(BIN)/python -m pytest tests/faults -n 2 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest tests/faults -m alone
 
-soak: $(READY) ## ten minutes of random kills, then count every point
+soak: $(READY) ## ten minutes of random kills, then count every point; then the large rows of the fault matrix
 	$(BIN)/python tests/faults/soak.py
+	SOAK=1 $(BIN)/python -m pytest tests/faults/test_processes_killed.py tests/faults/test_processes_together.py \
+		tests/faults/test_damaged_journals.py
 
 check: $(READY) ## lint, format check, types
 	$(BIN)/ruff check .

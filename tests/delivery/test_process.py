@@ -11,7 +11,6 @@ from mlflow import MlflowClient
 
 from conftest import start_server, stop_server
 from processes import delivery_processes, free_port, run_script, script, wait_for
-from tracking_callbacks import MLflowTracker
 
 TRAIN = """
     import sys, time
@@ -101,26 +100,6 @@ def test_an_exception_outside_of_any_with_block_is_failed_with_its_traceback(ser
     assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["error.txt"]
 
 
-def test_a_killed_delivery_process_is_replaced_and_nothing_is_doubled(server, client, tmp_path) -> None:
-    tracker = MLflowTracker(server.uri, tmp_path.name, journal_root=tmp_path / "journal")
-    with tracker.start_run() as run:
-        for round_ in range(3):
-            for step in range(1000 * round_, 1000 * (round_ + 1)):
-                run.log_metrics({"loss": step / 7}, step=step)
-            (process,) = wait_for(lambda: delivery_processes(tmp_path), "delivery runs")
-            if round_:
-                wait_for(lambda: run.report().delivered > 0, "some points have arrived")
-            process.send_signal(signal.SIGKILL)
-            wait_for(lambda gone=process: not gone.is_running() or gone.status() == psutil.STATUS_ZOMBIE, "it is gone")
-            run.flush()
-    report = run.flush()
-
-    assert report.complete
-    history = client.get_metric_history(run.run_id, "loss")
-    assert [(point.step, point.value) for point in history] == [(step, step / 7) for step in range(3000)]
-    assert len(client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])) == 1
-
-
 def test_an_absent_server_holds_nothing_up_and_gets_everything_later(tmp_path) -> None:
     port = free_port()
     code = train().replace("MLflowTracker()", "MLflowTracker(flush_timeout=1)")
@@ -193,22 +172,6 @@ def test_a_forked_child_writes_nothing_and_delivers_nothing(server, client, tmp_
     (run,) = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
     assert run.info.status == "FINISHED"
     check_exact(client, run)
-
-
-def test_four_trainers_start_at_once_on_a_cold_default_store(tmp_path) -> None:
-    import contextlib
-
-    with contextlib.ExitStack() as stack:
-        trainers = [stack.enter_context(script(train(), cwd=tmp_path)) for _ in range(4)]
-        for trainer in trainers:
-            _, errors = trainer.communicate(timeout=120)
-            assert trainer.returncode == 0, errors
-    client = local_client(tmp_path)
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-
-    assert [run.info.status for run in runs] == ["FINISHED"] * 4
-    for run in runs:
-        check_exact(client, run)
 
 
 def test_a_file_store_works_although_mlflow_refuses_it(tmp_path, monkeypatch) -> None:

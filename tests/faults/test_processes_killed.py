@@ -25,6 +25,7 @@ KILLED_WITHIN = 10.0  # seconds, of a machine that is not busy: delivery steps a
 STAGES = ("begin", "log_metrics", "saving", "trained", "log_model")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_trainer_killed_at_any_moment_is_killed_in_the_store_and_exact(
     scenario, trainers, server, client, tmp_path

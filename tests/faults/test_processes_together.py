@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import signal
@@ -122,24 +121,24 @@ def test_a_long_absence_costs_the_trainer_no_memory_and_no_point(server, client,
         assert max(point.timestamp for point in points) <= run.info.end_time
 
 
-@pytest.mark.parametrize(
-    ("scenario", "plan"),
-    [
-        ("core", {"trouble": "fork"}),
-        ("huggingface", {"arguments": {"dataloader_num_workers": 2}}),
-        ("huggingface", {"trouble": "fork"}),
-        ("sb3", {"subprocesses": True}),
-        ("sb3", {"trouble": "fork"}),
-    ],
-    ids=json.dumps,
-)
-def test_forked_children_neither_deliver_nor_corrupt_nor_hang(
-    scenario, plan, trainers, server, client, tmp_path
-) -> None:
-    trainer = trainers.start(scenario, tmp_path / "forking", server.uri, **plan)
+FORKING = {
+    "os.fork in user code": ("core", {"trouble": "fork"}),
+    "os.fork in a training step": ("huggingface", {"trouble": "fork"}),
+    "DataLoader workers": ("huggingface", {"arguments": {"dataloader_num_workers": 2}}),
+    "os.fork in an environment's step": ("sb3", {"trouble": "fork"}),
+    "SubprocVecEnv": ("sb3", {"subprocesses": True}),
+}
 
-    assert trainer.wait(60) == 0, trainer.errors
-    trainer.delivered()
-    (run,) = trainer.check_exact(client)
-    assert run.info.status == "FINISHED"
-    assert trainer.errors.count("Traceback") == 0, trainer.errors
+
+def test_forked_children_neither_deliver_nor_corrupt_nor_hang(trainers, server, client, tmp_path) -> None:
+    started = {
+        which: trainers.start(scenario, tmp_path / f"forking-{number}", server.uri, **plan)
+        for number, (which, (scenario, plan)) in enumerate(FORKING.items())
+    }
+
+    for which, trainer in started.items():
+        assert trainer.wait(120) == 0, (which, trainer.errors)
+        trainer.delivered()
+        (run,) = trainer.check_exact(client)
+        assert run.info.status == "FINISHED", which
+        assert trainer.errors.count("Traceback") == 0, (which, trainer.errors)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from mlflow import MlflowClient
 
 from processes import run_script
@@ -48,7 +47,6 @@ def rejected_entries(client: MlflowClient, run_id: str, folder: Path) -> list[di
     return [json.loads(line) for path in lists for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.slow
 def test_the_valid_rest_arrives_and_each_refused_entry_has_its_reason(server, client, tmp_path) -> None:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
     first = run_script(LOGGED, cwd=tmp_path, env=env)
