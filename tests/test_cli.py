@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from processes import free_port, run_script, script
+from faults.proxy import Fault, running_proxy
+from processes import free_port, run_script, script, wait_for
 
 OFFLINE = """
     import sys
@@ -73,6 +74,22 @@ def test_a_run_under_way_is_shown_and_left_to_its_own_delivery(tmp_path) -> None
 
     assert "running" in shown.stdout
     assert synced.returncode == 0
+
+
+def test_what_another_process_delivers_is_waited_for(server, client, tmp_path) -> None:
+    with running_proxy(server.uri) as proxy:
+        proxy.fault(Fault("hang"))
+        left_behind = OFFLINE.replace("offline=True", "flush_timeout=0.1")
+        run_script(left_behind.format(uri=proxy.uri, experiment=tmp_path.name, then="pass"), cwd=tmp_path)
+        wait_for(lambda: proxy.struck["hang"], "the trainer's delivery process is at work")
+        proxy.fault(Fault("slow", paths=("/runs/create", "/runs/log-batch"), seconds=2))
+        synced = command("sync", cwd=tmp_path)
+
+    assert (synced.returncode, synced.stdout.strip()) == (0, "Everything is delivered."), synced.stderr
+    (run,) = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
+    assert run.info.status == "FINISHED"
+    assert len(client.get_metric_history(run.info.run_id, "loss")) == 100
+    assert (tmp_path / ".tracking_callbacks" / "delivery.log").read_text().count(" closed, status") == 1
 
 
 def test_wrong_use_exits_with_2(tmp_path) -> None:

@@ -117,6 +117,12 @@ class RunFolder:
         """Return the delivery state, or None where there is none (yet)."""
         return _read_state(self.path / "state.json")
 
+    def state_written(self) -> int:
+        """Return when the delivery state was written last, in nanoseconds since the epoch; 0: never."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.path / "state.json").stat().st_mtime_ns
+        return 0
+
     def write_state(self, state: RunState) -> None:
         """Replace the delivery state in one step."""
         _write_atomically(self.path / "state.json", msgspec.json.encode(state))

@@ -91,7 +91,7 @@ class DeliveryProcess:
         owner: The training process that this process works for.
         grace: Seconds to go on after the owner's death, if something is left to do.
         patience: For an explicit ``sync``: owners that cannot be judged from here count as dead, and the process
-            ends when nothing has moved for so many seconds.
+            ends when nothing has moved for so many seconds, be it in its own hands or in those of another process.
     """
 
     def __init__(
@@ -116,6 +116,8 @@ class DeliveryProcess:
         self._drains: dict[str, tuple[RunDrain, FileLock]] = {}
         self._drains_lock = threading.Lock()
         self._stopping = threading.Event()
+        self._elsewhere: dict[str, int] = {}
+        self._moved_elsewhere = time.monotonic()
         self._died: float | None = None
         self._idle_since: float | None = None
 
@@ -145,8 +147,8 @@ class DeliveryProcess:
 
     def _done(self, now: float) -> bool:
         if self._patience is not None:
-            moved = max((drain.moved for drain in self._current()), default=None)
-            return moved is None or now - moved > self._patience
+            moved = [drain.moved for drain in self._current()] + ([self._moved_elsewhere] if self._elsewhere else [])
+            return not moved or now - max(moved) > self._patience
         if not self._owner_watch.alive():
             self._died = self._died or now
             return not self._drains or now - self._died > self._grace
@@ -169,12 +171,14 @@ class DeliveryProcess:
     def _take_on_runs(self) -> None:
         for drain in self._current():
             drain.look_for_sessions()
+        elsewhere: dict[str, int] = {}
         for folder in self._root.runs():
             if folder.run_key not in self._drains and self._is_ours(folder):
                 lock = FileLock(folder.drain_lock, blocking=False)
                 try:
                     lock.acquire()
                 except Timeout:  # another process drains it
+                    elsewhere[folder.run_key] = folder.state_written()
                     continue
                 if not folder.journals():  # another process just has, and taking the lock made the folder again
                     lock.release()
@@ -183,6 +187,8 @@ class DeliveryProcess:
                 drain = RunDrain(folder, self._root, self._store, self._watch_of)
                 with self._drains_lock:
                     self._drains[folder.run_key] = (drain, lock)
+        if elsewhere != self._elsewhere:
+            self._elsewhere, self._moved_elsewhere = elsewhere, time.monotonic()
 
     def _is_ours(self, folder: RunFolder) -> bool:
         """Our owner's runs are ours, and runs of this store whose owners are all dead."""
