@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from faults.ledger import check_exact
+from faults.exactness import check_exact
 from faults.trainers import KILLS, SCENARIOS, SOAK, Trainer, let_pass
 from processes import wait_for
 from tracking_callbacks.folders import JournalRoot, RunState
