@@ -156,6 +156,23 @@ def test_updates_are_complete_without_any_dump(store: Store) -> None:
     assert [step for step, _ in store.points(callback.run, "train/n_updates")] == [32, 64, 96]
 
 
+def test_a_name_that_nothing_can_be_made_of_costs_its_own_value_alone(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Nameless(BaseCallback):
+        def _on_step(self) -> bool:
+            self.logger.record(" ", 1.0)
+            return True
+
+    callback = callback_for(store)
+    PPO("MlpPolicy", market(), **TINY).learn(96, callback=[Nameless(), callback])
+    store.delivered(callback.run)
+
+    assert [step for step, _ in store.points(callback.run, "time/iterations")] == [32, 64, 96]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == "expected a name with at least one character that shows, got ' '; it is left out of the run"
+
+
 def test_an_early_stop_repeats_no_update(store: Store) -> None:
     callback = callback_for(store)
     PPO("MlpPolicy", market(), **TINY).learn(96, callback=[callback, Stop(at=70)])

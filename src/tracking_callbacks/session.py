@@ -91,22 +91,20 @@ class Session:
         try:
             if self._writer is None:
                 raise FileNotFoundError("no journal")
-            self._writer.append(record)
+            if isinstance(record, RunEnded):
+                self._writer.append_last(record)
+            else:
+                self._writer.append(record)
         except (OSError, ValueError) as error:
             self.drop(entries(record), error)
         else:
             self.appended += entries(record)
 
-    def seal(self, end: RunEnded) -> None:
-        """Write the last record and close the journal."""
+    def close(self) -> None:
+        """Seal the journal."""
         self.closed = True
-        if self._writer is None:
-            return
-        try:
-            self._writer.append_last(end)
-        except (OSError, ValueError) as error:
-            self.drop(0, error)
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
     def acknowledged(self, state: SessionState) -> bool:
         """Return whether the store has all of the journal, and its end if it has ended; also if that is gone."""
@@ -206,7 +204,8 @@ class RunJournal:
             return
         with self._lock:
             if not self._session.closed:
-                self._session.seal(RunEnded(now_ms(), status))
+                self._session.append(RunEnded(now_ms(), status))
+                self._session.close()
                 if self._session.dropped:
                     logger.warning("%d entries could not be kept in %s", self._session.dropped, self.root.path)
                 self.ensure_delivery()

@@ -57,12 +57,14 @@ class Proxy:
     Attributes:
         uri: Where it listens; stays the same through `refuse` and `accept`.
         struck: How often each kind of fault has struck, and each kind on each of the named paths.
+        late: How many answers a fault has held back for all of its seconds.
         refused: What the server itself has answered with an error.
     """
 
     def __init__(self, upstream: str, seed: int = 0) -> None:
         self.upstream = upstream
         self.struck: Counter[str] = Counter()
+        self.late = 0
         self.refused: list[str] = []
         self._faults: tuple[Fault, ...] = ()
         self._changed = threading.Event()
@@ -183,7 +185,7 @@ class _Passage(http.server.BaseHTTPRequestHandler):
             self._ask(body)
         elif fault.kind == "slow":
             answer = self._ask(body)
-            changed.wait(fault.seconds)
+            proxy.late += not changed.wait(fault.seconds)
             self._answer(*answer)
             return
         self.close_connection = True

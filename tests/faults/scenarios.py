@@ -2,108 +2,192 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ledger import keep_ledger
+from faults.ledger import LedgerWriter, keep_ledger
 
-Train = Callable[[], Any]
-Trouble = Callable[[int], None]
-Mark = Callable[[str], None]
+Train = Callable[..., str]
+InStep = Callable[[int], bool]
 
-CORE_STEPS, TROUBLE_STEP = 600, 3
-MLMODEL = "flavors:\n  python_function:\n    loader_module: mlflow.pyfunc.model\n"
+STOP = "stop"  # a file of this name in its folder lets a training come to its end
+TROUBLE_STEP = 3
+TAGS = {"team": "faults"}
+LONG_TEXT = "ü" + 6000 * "x"
+ODD_METRICS = {
+    "prêt 😀": 1.0625,
+    300 * "k": 2.0625,
+    300 * "k" + "2": 3.0625,
+    "a?": 4.0625,
+    "a!": 5.0625,
+    "/a//b": 6.0625,
+    "..": 7.0625,
+    "not a number": math.nan,
+    "up": math.inf,
+    "down": -math.inf,
+}
+MLMODEL = f"""
+flavors:
+  python_function: {{loader_module: {__name__}, data: weights.bin, python_version: {sys.version.split()[0]}}}
+"""
 
 
-def run(plan: dict[str, Any]) -> None:
-    """Carry out a training as planned.
+@dataclass(frozen=True)
+class Plan:
+    """What a training does.
 
-    Args:
-        plan: ``scenario``; ``ledger``, the path to write it to; ``trouble``, what happens in the training's step 3;
-            ``pace``, the seconds of work in a step; ``model``, the name to register; ``caught``, whether the user's
-            loop catches what the training raises and trains again; ``arguments`` of the ``Trainer``; whether PPO's
-            environments are ``subprocesses``.
+    Attributes:
+        scenario: Which of `TRAININGS`.
+        ledger: The path to write the ledger to.
+        steps: Number of steps; it ends earlier when the file `STOP` appears.
+        pace: Seconds that a step takes beside its own work.
+        trouble: What happens in step 3.
+        caught: The user's loop catches what the training raises, and trains again.
+        continued: A second training continues the first, with another learning rate and more steps.
+        odd: Log `ODD_METRICS` in step 3, and have a setting that is too long for a param.
+        compare: Train without tracking first, from the same seed.
+        model: Registered name of the model; without one it is only logged.
+        tracker: Arguments of `MLflowTracker`.
+        flush: Seconds that the core flushes for after its run; 0: that is left to the exit.
+        arguments: `TrainingArguments` beside the usual ones.
+        subprocesses: PPO's environments are processes.
     """
-    mark = keep_ledger(Path(plan["ledger"]))
-    train = TRAININGS[plan["scenario"]](plan, mark)
-    if plan.get("caught"):
+
+    scenario: str
+    ledger: str
+    steps: int | None = None
+    pace: float = 0.0
+    trouble: str | None = None
+    caught: bool = False
+    continued: bool = False
+    odd: bool = False
+    compare: bool = False
+    model: str | None = None
+    tracker: Mapping[str, Any] = field(default_factory=dict)
+    flush: float = 120.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    subprocesses: bool = False
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The aliases of the registered model."""
+        return ("champion",) if self.model else ()
+
+
+def run(plan: Plan) -> None:
+    """Carry out a training as planned."""
+    ledger = keep_ledger(Path(plan.ledger))
+    build = TRAININGS[plan.scenario]
+    if plan.compare:
+        ledger.mark(f"untracked weights {build(plan, ledger, tracked=False)()}")
+    train = build(plan, ledger, tracked=True)
+    if plan.caught:
         try:
             train()
         except RuntimeError as error:
-            mark(str(error))
-    train()
-    mark("trained")
+            ledger.mark(str(error))
+    ledger.mark(f"weights {train()}")
+    if plan.continued:
+        train(continues=True)
+    ledger.mark("trained")  # the last line of the user's program
 
 
-def trouble(plan: dict[str, Any], mark: Mark) -> Trouble:
-    """Return a function that is called in every step and does what is planned in step 3, once."""
-    work, pace, planned = threading.Event(), plan.get("pace", 0.0), [plan.get("trouble")]
+def steps(plan: Plan, ledger: LedgerWriter) -> InStep:
+    """Return a function that makes the trouble in step 3, once, and says after every step whether to go on."""
+    work, planned = threading.Event(), [plan.trouble]
 
-    def in_step(step: int) -> None:
-        work.wait(pace)
-        if step != TROUBLE_STEP or not planned:
-            return
-        match planned.pop():
-            case "exception":
-                raise RuntimeError("diverged")
-            case "sys.exit(3)":
-                sys.exit(3)
-            case "os._exit(1)":
-                os._exit(1)
-            case "fork":
-                if (child := os.fork()) == 0:
-                    sys.exit(0)  # as from a forgotten `if __name__`: the child ends the training's blocks and hooks
-                os.waitpid(child, 0)
-            case "pause":
-                mark("paused")
-                signal.pause()
+    def in_step(step: int) -> bool:
+        work.wait(plan.pace)
+        if step == TROUBLE_STEP and planned:
+            match planned.pop():
+                case "exception":
+                    raise RuntimeError("diverged")
+                case "sys.exit(3)":
+                    sys.exit(3)
+                case "os._exit(1)":
+                    os._exit(1)
+                case "fork":
+                    if (child := os.fork()) == 0:
+                        sys.exit(0)  # as from a forgotten `if __name__`: it ends the training's blocks and hooks
+                    os.waitpid(child, 0)
+                case "pause":
+                    ledger.mark("paused")
+                    signal.pause()
+        return not os.path.exists(STOP)
 
     return in_step
 
 
-def core(plan: dict[str, Any], mark: Mark) -> Train:
-    """Return a function that logs with the tracker alone: every kind of record."""
-    from tracking_callbacks import MLflowTracker
+def core(plan: Plan, ledger: LedgerWriter, *, tracked: bool) -> Train:
+    """Return a function that logs with the tracker alone: every kind of record, and trains nothing."""
+    from tracking_callbacks import MLflowTracker, Run
 
-    tracker, in_step = MLflowTracker(), trouble(plan, mark)
+    if not tracked:
+        return lambda: "none"
+    ledger.time_calls(MLflowTracker, "start_run")
+    ledger.time_calls(Run, "end")
+    tracker, in_step = MLflowTracker(**plan.tracker), steps(plan, ledger)
 
-    def train() -> None:
-        with tracker.start_run("core") as run:
-            _log_everything(run, plan, mark, in_step)
-        mark("trained")
-        run.flush(120)
+    def train() -> str:
+        with tracker.start_run("core", tags=TAGS) as run:
+            log_everything(run, plan, ledger, in_step)
+        ledger.mark("trained")
+        if plan.flush:
+            run.flush(plan.flush)
+        return "none"
 
     return train
 
 
-def _log_everything(run: Any, plan: dict[str, Any], mark: Mark, in_step: Trouble) -> None:
+class StoredWeights:
+    """The core's model, as MLflow loads it."""
+
+    def __init__(self, weights: bytes) -> None:
+        self.weights = weights
+
+    def predict(self, rows: list[float]) -> list[float]:
+        """Return how many weights there are, for each row."""
+        return [float(len(self.weights))] * len(rows)
+
+
+def _load_pyfunc(path: str) -> StoredWeights:
+    return StoredWeights(Path(path).read_bytes())
+
+
+def log_everything(run: Any, plan: Plan, ledger: LedgerWriter, in_step: InStep) -> None:
+    """Log a run's beginning, its steps, and its model."""
+    count = plan.steps or 600
     run.log_params({"lr": 0.1, "layers": [16, 16]})
     run.log_dataset("sentences", size=18, context="training")
     run.log_dict({"lr": 0.1}, "config/settings.json")
-    for step in range(CORE_STEPS):
-        run.log_metrics({"loss": 1 / (step + 1), "accuracy": step / CORE_STEPS}, step=step)
+    for step in range(count):
+        run.log_metrics({"loss": 1 / (step + 1), "accuracy": step / count}, step=step)
         if step % 100 == 0:
             run.set_tags({"progress": step})
-            run.log_text(f"step {step}", f"notes/{step}.txt")
-        in_step(step)
-    mark("saving")
+            run.log_text(f"step {step} ✓", f"notes/{step}.txt")
+        if not in_step(step):
+            break
+    ledger.mark("saving")
     model = Path(f"saved-{os.getpid()}")
     model.mkdir(exist_ok=True)
     (model / "MLmodel").write_text(MLMODEL)
     (model / "weights.bin").write_bytes(os.urandom(1 << 20))
     run.log_artifact(model / "weights.bin", "weights")
     run.log_artifacts(model, "copy")
-    run.log_model(model, registered_model_name=plan.get("model"), aliases=["newest"] if "model" in plan else [])
-    run.log_metrics({"final": 1.0}, step=CORE_STEPS)
+    run.log_model(model, registered_model_name=plan.model, aliases=plan.aliases)
+    run.log_metrics({"final": 1.0}, step=count)
 
 
-def huggingface(plan: dict[str, Any], mark: Mark) -> Train:
-    """Return the training of a tiny BERT of twelve steps, with our callback and one that makes the trouble."""
+def huggingface(plan: Plan, ledger: LedgerWriter, *, tracked: bool) -> Train:
+    """Return the training of a tiny BERT, of twelve steps if nothing else is planned, with our callback."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         BertConfig,
@@ -112,10 +196,15 @@ def huggingface(plan: dict[str, Any], mark: Mark) -> Train:
         Trainer,
         TrainerCallback,
         TrainingArguments,
+        set_seed,
     )
+    from transformers.utils.logging import disable_progress_bar
 
+    from tracking_callbacks import MLflowTracker
     from tracking_callbacks.huggingface import MLflowTrainerCallback
 
+    disable_progress_bar()
+    set_seed(0)
     words = ["[PAD]", "[UNK]", "good", "bad", "film", "book"]
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -123,18 +212,28 @@ def huggingface(plan: dict[str, Any], mark: Mark) -> Train:
     texts = ["good film", "bad film", "good book", "bad book"] * 4
     sentences = [{**tokenizer(text), "labels": int(text.startswith("good"))} for text in texts]
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    in_step = trouble(plan, mark)
+    in_step = steps(plan, ledger)
 
-    class Trouble(TrainerCallback):
+    class InEveryStep(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            in_step(state.global_step)
+            if plan.odd and state.global_step == TROUBLE_STEP:
+                trainer.log(dict(ODD_METRICS))
+            control.should_training_stop |= not in_step(state.global_step)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            mark("saving")
+            ledger.mark("saving")
 
+    callbacks: list[TrainerCallback] = [InEveryStep()]
+    if tracked:
+        hooks = ("on_train_begin", "on_log", "on_evaluate", "on_save", "on_train_end")
+        ledger.time_calls(MLflowTrainerCallback, *hooks)
+        tracker = MLflowTracker(**plan.tracker)
+        callbacks.append(
+            MLflowTrainerCallback(tracker, tags=TAGS, registered_model_name=plan.model, aliases=plan.aliases)
+        )
     arguments = {
         "output_dir": "output",
-        "max_steps": 12,
+        "max_steps": plan.steps or 12,
         "per_device_train_batch_size": 4,
         "logging_steps": 1,
         "save_strategy": "no",
@@ -142,45 +241,89 @@ def huggingface(plan: dict[str, Any], mark: Mark) -> Train:
         "disable_tqdm": True,
         "use_cpu": True,
     }
+    config = BertConfig(vocab_size=len(words), max_position_embeddings=8, **shape)
+    if plan.odd:
+        config.origin = LONG_TEXT
     trainer = Trainer(
-        model=BertForSequenceClassification(BertConfig(vocab_size=len(words), max_position_embeddings=8, **shape)),
-        args=TrainingArguments(**arguments | plan.get("arguments", {})),
+        model=BertForSequenceClassification(config),
+        args=TrainingArguments(**arguments | plan.arguments),
         train_dataset=sentences,
         processing_class=tokenizer,
-        callbacks=[Trouble(), MLflowTrainerCallback(registered_model_name=plan.get("model"))],
+        callbacks=callbacks,
     )
-    return lambda: trainer.train()
+
+    def train(*, continues: bool = False) -> str:
+        if continues:
+            trainer.args.learning_rate /= 2
+            trainer.args.max_steps *= 2
+        trainer.train(resume_from_checkpoint=continues)
+        return digest(trainer.model.state_dict())
+
+    return train
 
 
-def sb3(plan: dict[str, Any], mark: Mark) -> Train:
-    """Return the training of a tiny PPO of 256 steps, with our callback and one that makes the trouble."""
+def sb3(plan: Plan, ledger: LedgerWriter, *, tracked: bool) -> Train:
+    """Return the training of a tiny PPO, of eight rollouts if nothing else is planned, with our callback."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.torch_layers import FlattenExtractor
     from stable_baselines3.common.vec_env import SubprocVecEnv
 
+    from tracking_callbacks import MLflowTracker
     from tracking_callbacks.sb3 import MLflowSB3Callback
 
-    in_step = trouble(plan, mark)
+    class NamedExtractor(FlattenExtractor):
+        def __init__(self, observation_space: Any, name: str) -> None:
+            super().__init__(observation_space)
 
-    class Trouble(BaseCallback):
+    rollout = 32
+    in_step = steps(plan, ledger)
+
+    class InEveryRollout(BaseCallback):
         def _on_step(self) -> bool:
-            if self.num_timesteps % 32 == 0:
-                in_step(self.num_timesteps // 32)
-            return True
+            if plan.odd and self.num_timesteps == rollout * TROUBLE_STEP:
+                for key, value in ODD_METRICS.items():
+                    self.logger.record(key, value)
+            return bool(self.num_timesteps % rollout) or in_step(self.num_timesteps // rollout)
 
         def _on_training_end(self) -> None:
-            mark("saving")
+            ledger.mark("saving")
 
-    network = {"policy_kwargs": {"net_arch": [4]}, "device": "cpu"}
+    callbacks: list[BaseCallback] = [InEveryRollout()]
+    if tracked:
+        hooks = ("_on_training_start", "_on_rollout_start", "_on_step", "_on_rollout_end", "_on_training_end")
+        ledger.time_calls(MLflowSB3Callback, *hooks)
+        tracker = MLflowTracker(**plan.tracker)
+        callbacks.append(MLflowSB3Callback(tracker, tags=TAGS, registered_model_name=plan.model, aliases=plan.aliases))
     env = (
         make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
-        if (plan.get("subprocesses"))
+        if plan.subprocesses
         else "CartPole-v1"
     )
-    agent = PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, **network)
-    callbacks = [Trouble(), MLflowSB3Callback(registered_model_name=plan.get("model"))]
-    return lambda: agent.learn(256, callback=callbacks)
+    network: dict[str, Any] = {"net_arch": [4]}
+    if plan.odd:
+        network |= {"features_extractor_class": NamedExtractor, "features_extractor_kwargs": {"name": LONG_TEXT}}
+    sizes = {"n_steps": rollout, "batch_size": rollout, "n_epochs": 1}
+    agent = PPO("MlpPolicy", env, policy_kwargs=network, device="cpu", seed=0, **sizes)
+
+    def train(*, continues: bool = False) -> str:
+        if continues:
+            agent.learning_rate /= 2
+            agent._setup_lr_schedule()
+        timesteps = rollout * (plan.steps or 8)
+        agent.learn(timesteps, callback=callbacks, reset_num_timesteps=not continues)
+        return digest(agent.policy.state_dict())
+
+    return train
 
 
-TRAININGS: dict[str, Callable[[dict[str, Any], Mark], Train]] = {"core": core, "huggingface": huggingface, "sb3": sb3}
+def digest(tensors: Mapping[str, Any]) -> str:
+    """Return a digest of a model's weights."""
+    content = hashlib.sha256()
+    for name in sorted(tensors):
+        content.update(name.encode() + tensors[name].detach().numpy().tobytes())
+    return content.hexdigest()
+
+
+TRAININGS: dict[str, Callable[..., Train]] = {"core": core, "huggingface": huggingface, "sb3": sb3}

@@ -12,7 +12,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from faults.ledger import stored_runs
+from faults.exactness import stored_runs
 from faults.trainers import SOAK
 from processes import run_script
 from tracking_callbacks.folders import JournalRoot

@@ -11,7 +11,7 @@ import uuid
 import psutil
 import pytest
 
-from faults.ledger import stored_runs
+from faults.exactness import stored_runs
 from processes import delivery_processes, free_port, run_script, wait_for
 
 LOG = """

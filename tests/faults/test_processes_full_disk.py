@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.ledger import stored_runs
+from faults.exactness import stored_runs
 from processes import delivery_processes, run_script, wait_for
 
 # Logs until the disk is full and on; `limit` fills it or takes it away. Says in the end what the report says.

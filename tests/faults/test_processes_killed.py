@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 
-from faults.ledger import check_exact
+from faults.exactness import check_exact
 from faults.proxy import Fault, running_proxy
 from faults.trainers import KILLS, SCENARIOS, SOAK, Trainer, let_pass
 from processes import wait_for

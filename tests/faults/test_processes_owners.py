@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from faults.ledger import stored_runs
+from faults.exactness import stored_runs
 from processes import run_script, script, wait_for
 from tracking_callbacks.folders import JournalRoot
 

@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 from mlflow import MlflowClient
 
-from faults.ledger import stored_runs
+from faults.exactness import stored_runs
 from faults.trainers import KILLS, SOAK, let_pass
 from processes import delivery_processes, free_port, run_script, stop_delivery, wait_for
 

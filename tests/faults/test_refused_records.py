@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
+from faults.scenarios import LONG_TEXT, ODD_METRICS
 from processes import run_script
 
 LOGGED = """
@@ -88,6 +92,43 @@ def test_the_valid_rest_arrives_and_each_refused_entry_has_its_reason(server, cl
     assert json.loads(second.stdout)["rejected"] == 1
     assert quiet_but_for(first.stderr) == ["the store refused 3 entries; rejected.jsonl among the artifacts says why"]
     assert quiet_but_for(second.stderr) == ["the store refused 1 entries; rejected.jsonl among the artifacts says why"]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "plan", "changed"),
+    [
+        ("huggingface", {"arguments": {"save_strategy": "steps", "save_steps": 12}}, {"learning_rate", "max_steps"}),
+        ("sb3", {}, {"learning_rate", "total_timesteps"}),
+    ],
+)
+def test_odd_values_and_changed_settings_cost_a_training_one_warning(
+    scenario, plan, changed, trainers, server, client, tmp_path
+) -> None:
+    trainer = trainers.start(scenario, tmp_path / scenario, server.uri, odd=True, continued=True, **plan)
+    assert trainer.wait() == 0, trainer.errors
+
+    (run,) = trainer.check_exact(client)
+    names = {name: value for name, value in run.data.metrics.items() if value in ODD_METRICS.values()}
+    assert sorted(names.values()) == [value for value in ODD_METRICS.values() if math.isfinite(value)]
+    group = "train/" if scenario == "huggingface" else ""
+    largest = 1.7976931348623157e308
+    odd = [run.data.metrics[f"{group}{name}"] for name in ("up", "down", "not a number")]
+    assert [repr(value) for value in odd] == [repr(largest), repr(-largest), "nan"]
+
+    (long,) = [name for name, text in run.data.params.items() if text.startswith(LONG_TEXT[:5])]
+    assert len(run.data.params[long]) == 6000
+    whole = Path(client.download_artifacts(run.info.run_id, f"params/{long}.txt", str(tmp_path)))
+    assert whole.read_text("utf-8") == LONG_TEXT
+
+    refused = rejected_entries(client, run.info.run_id, tmp_path)
+    # transformers itself completes the model's configuration while it trains and saves.
+    assert {str(entry["name"]) for entry in refused if "model." not in str(entry["name"])} == changed
+    assert {entry["record"] for entry in refused} == {"param"}
+    assert all("param" in str(entry["reason"]).lower() for entry in refused)
+    assert run.data.tags["tracking_callbacks.rejected"] == str(len(refused))
+    assert {f"param_drift.{entry['name']}" for entry in refused} <= set(run.data.tags)
+    (warning,) = quiet_but_for(trainer.errors)
+    assert re.fullmatch(r"the store refused \d entries; rejected\.jsonl among the artifacts says why", warning)
 
 
 def quiet_but_for(errors: str) -> list[str]:

@@ -12,9 +12,8 @@ import os
 import sys
 from typing import Any
 
-import scenarios
-
 import tracking_callbacks
+from faults import scenarios
 
 
 def wait_for_plan(frameworks: list[str]) -> dict[str, Any]:
@@ -60,4 +59,5 @@ def _move_to(folder: str, environment: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    scenarios.run(wait_for_plan(sys.argv[2:]))  # the first names the folder, for those who look at processes
+    # The first argument names the folder, for those who look at processes.
+    scenarios.run(scenarios.Plan(**wait_for_plan(sys.argv[2:])))

@@ -9,21 +9,28 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from faults.ledger import Ledger, check_exact, read_ledger
+from faults.exactness import check_exact, check_nothing_waited
+from faults.ledger import Ledger, read_ledger
+from faults.scenarios import STOP
 from processes import delivery_processes, wait_for
 
 SCENARIOS = ("core", "huggingface", "sb3")
 FRAMEWORKS = {
     "core": (),
-    "huggingface": ("torch", "transformers", "transformers.models.bert", "accelerate", "peft", "tokenizers"),
-    "sb3": ("torch", "stable_baselines3", "gymnasium"),
+    "huggingface": (
+        *("torch", "transformers", "transformers.models.bert", "accelerate", "peft", "tokenizers"),
+        *("mlflow.transformers", "tracking_callbacks.huggingface"),
+    ),
+    "sb3": ("torch", "stable_baselines3", "gymnasium", "mlflow.pyfunc", "tracking_callbacks.sb3"),
 }
+_TESTS = str(Path(__file__).parents[1])
 SOAK = os.environ.get("SOAK") == "1"
 KILLS = 20 if SOAK else 5
 
@@ -36,19 +43,27 @@ def let_pass(seconds: float) -> None:
 
 @dataclass
 class Trainer:
-    """One training process with a folder, an experiment and a ledger of its own."""
+    """One training process with a folder, an experiment and a ledger of its own.
+
+    Attributes:
+        journal: Its journal root.
+        seen_dead: When (seconds since the epoch) `poll` found it ended.
+    """
 
     pid: int
     folder: Path
     experiment: str
     ledger_path: Path
+    journal: Path
     forking: Forking
     returncode: int | None = None
+    seen_dead: float = 0.0
 
     def poll(self) -> int | None:
         """Return the exit code as `subprocess` would, None while the trainer lives."""
         if self.returncode is None:
             self.returncode = self.forking.ask({"poll": self.pid})["exit code"]
+            self.seen_dead = time.time()
         return self.returncode
 
     def wait(self, seconds: float = 90.0) -> int:
@@ -62,6 +77,10 @@ class Trainer:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def stop(self) -> None:
+        """Let the training come to its end after the present step."""
+        (self.folder / STOP).touch()
+
     @property
     def errors(self) -> str:
         """What the trainer wrote to stderr."""
@@ -73,14 +92,13 @@ class Trainer:
         """What the trainer has written down."""
         return read_ledger(self.ledger_path)
 
-    @property
-    def journal(self) -> Path:
-        """The trainer's journal root."""
-        return self.folder / ".tracking_callbacks"
-
     def reached(self, mark: str) -> bool:
         """Return whether the training has come to a mark."""
         return self.ledger_path.exists() and f'"{mark}"' in self.ledger_path.read_text()
+
+    def points(self) -> int:
+        """Return how many calls with points the training has made so far."""
+        return self.ledger_path.read_text().count('"log_metrics", "content"') if self.ledger_path.exists() else 0
 
     def true_statuses(self) -> set[str]:
         """Return what the status of a killed trainer's run may be, by how far the training had come."""
@@ -90,7 +108,7 @@ class Trainer:
 
     def delivery(self) -> list[psutil.Process]:
         """Return the delivery processes of this trainer's journal root."""
-        return delivery_processes(self.folder)
+        return delivery_processes(self.journal)
 
     def delivered(self, seconds: float = 90.0) -> None:
         """Wait until nothing is left to deliver and nobody to do it."""
@@ -105,14 +123,26 @@ class Trainer:
         """Fail unless the store has what the ledger says; return the runs."""
         return check_exact(client, self.experiment, self.ledger, self.folder / f"downloaded-{uuid.uuid4().hex}")
 
+    def check_nothing_waited(self) -> None:
+        """Fail if a hook or a verb has waited for tracking."""
+        check_nothing_waited(self.ledger)
+
+
+def wait_for_all(trainers: Sequence[Trainer], seconds: float = 90.0) -> None:
+    """Wait until all trainers have come to their end by themselves, without an error."""
+    wait_for(lambda: None not in [trainer.poll() for trainer in trainers], "the trainers end", seconds)
+    for trainer in trainers:
+        assert trainer.returncode == 0, trainer.errors
+
 
 class Forking:
     """The process that forks the trainers of one scenario."""
 
     def __init__(self, frameworks: tuple[str, ...], folder: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("trainer.py")), str(folder), *frameworks],
+            [sys.executable, "-m", "faults.trainer", str(folder), *frameworks],
             cwd=folder,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (_TESTS, os.environ.get("PYTHONPATH"))))},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -149,18 +179,19 @@ class Trainers:
         """Start a training in a folder, which is made a project of its own.
 
         Args:
-            scenario: A name of `scenarios.TRAININGS`, or ``module:function`` of one in a test file.
+            scenario: A name of `scenarios.TRAININGS`.
             folder: The trainer's working folder; may exist.
             uri: Tracking URI.
             environment: More environment variables.
-            plan: See `scenarios.run`; ``frameworks`` names a scenario whose imports are wanted.
+            plan: See `scenarios.Plan`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pyproject.toml").touch()
         experiment = f"{folder.name}-{uuid.uuid4().hex[:8]}"
         ledger = folder / f"ledger-{uuid.uuid4().hex[:8]}.jsonl"
         variables = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_NAME": experiment} | (environment or {})
-        forking = self.forking(plan.pop("frameworks", scenario))
+        journal = Path(variables.get("TRACKING_CALLBACKS_JOURNAL", folder / ".tracking_callbacks"))
+        forking = self.forking(scenario)
         answer = forking.ask(
             {
                 "folder": str(folder),
@@ -168,9 +199,20 @@ class Trainers:
                 "plan": plan | {"scenario": scenario, "ledger": str(ledger)},
             }
         )
-        trainer = Trainer(answer["pid"], folder, variables["MLFLOW_EXPERIMENT_NAME"], ledger, forking)
+        trainer = Trainer(answer["pid"], folder, variables["MLFLOW_EXPERIMENT_NAME"], ledger, journal, forking)
         self._started.append(trainer)
         return trainer
+
+    def start_each(self, folder: Path, uri: str, **plan: Any) -> list[Trainer]:
+        """Start a training of each scenario, with a model to register, all with one journal root in `folder`."""
+        environment = plan.pop("environment", {}) | {"TRACKING_CALLBACKS_JOURNAL": str(folder / "journal")}
+        unique = uuid.uuid4().hex[:8]
+        for name in SCENARIOS:
+            self.forking(name)  # the imports of the last must not take the time of the first
+        return [
+            self.start(name, folder / name, uri, environment=environment, **{"model": f"{name}-{unique}"} | plan)
+            for name in SCENARIOS
+        ]
 
     def forking(self, scenario: str) -> Forking:
         """Return the forking process of a scenario, started when it is first asked for."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from stable_baselines3.common.logger import Figure, KVWriter, Logger
 
-from tracking_callbacks.errors import MetricValueError
+from tracking_callbacks.errors import InvalidNameError, MetricValueError
 from tracking_callbacks.guard import never_in_the_way
 from tracking_callbacks.run import Run
-from tracking_callbacks.values import to_scalar
+from tracking_callbacks.values import safe_name, to_scalar
 
 __all__ = ["RunWriter"]
 
@@ -103,8 +103,9 @@ class RunWriter(KVWriter):
                 self._run.log_figure(value.figure, f"figures/{key}/{step:09d}.png")
                 continue
             try:
+                safe_name(key)  # raises: one name without a letter must not cost the rest of the dump
                 metrics[key] = to_scalar(key, value)
-            except MetricValueError as error:
+            except (InvalidNameError, MetricValueError) as error:
                 if key not in self._skipped:
                     self._skipped.add(key)
                     log.warning("%s; it is left out of the run", error)
