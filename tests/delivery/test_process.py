@@ -200,3 +200,26 @@ def test_the_training_process_never_imports_mlflow_to_log(server, tmp_path) -> N
     done = run_script(train("print(sorted(m for m in sys.modules if m == 'mlflow'))"), cwd=tmp_path, env=env)
 
     assert done.stdout == "[]\n"
+
+
+def test_a_run_begun_right_before_its_trainers_death_is_found(server, client, tmp_path) -> None:
+    code = """
+        import os, signal, time
+        from tracking_callbacks import MLflowTracker
+        from tracking_callbacks.launch import launcher_for
+        tracker = MLflowTracker()
+        tracker.settings.journal_root.mkdir()
+        launcher_for(tracker.settings, tracker.settings.journal_root).ensure_running()
+        time.sleep({seconds})  # the delivery process has looked for runs, and has found none
+        tracker.start_run().log_metrics({{"loss": 1.0}})
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
+    for number, seconds in enumerate((0.9, 1.1, 1.3)):  # it looks twice a second
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "pyproject.toml").touch()
+        run_script(code.format(seconds=seconds), cwd=tmp_path / str(number), env=env)
+    wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end", 60)
+
+    runs = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
+    assert [run.info.status for run in runs] == ["KILLED"] * 3

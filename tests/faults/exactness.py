@@ -18,7 +18,7 @@ from faults.ledger import Ledger, fingerprints, model_files
 from tracking_callbacks.records import Metrics, Model, RunEnded, SessionOpened
 from tracking_callbacks.values import MAX_KEY_LENGTH
 
-__all__ = ["check_exact", "check_nothing_waited", "stored_runs"]
+__all__ = ["check_exact", "check_nothing_waited", "journaled_points", "stored_points", "stored_runs"]
 
 STAMP_MS = 1  # a true repeat within one millisecond is moved into the next one, or MLflow would drop it
 OWN_TAGS = {"tracking_callbacks.run_key", "tracking_callbacks.session", "mlflow.runName"}
@@ -27,6 +27,7 @@ RECORD_TAG = "tracking_callbacks.record"
 SAVING = {"on_train_end", "_on_training_end", "log_model"}  # they write the model's files
 
 Logged = Iterable[tuple[Any, bool]]
+Points = Counter[tuple[tuple[str, str, int], int]]
 
 
 def stored_runs(client: Any, experiment: str) -> dict[str, Any]:
@@ -94,16 +95,7 @@ def check_times(run: Any, ledger: Ledger) -> None:
 
 def check_points(client: Any, run: Any, ledger: Ledger) -> None:
     """Each point has the time that its record gave it, which lies within the call that logged it."""
-    stored = Counter(
-        ((key, repr(point.value), point.step), point.timestamp)
-        for key in run.data.metrics
-        for point in client.get_metric_history(run.info.run_id, key)
-    )
-    journaled = Counter(
-        ((key, repr(as_stored(value)), record.step), record.timestamp)
-        for record in ledger.taken(Metrics)
-        for key, value in record.metrics.items()
-    )
+    stored, journaled = stored_points(client, run), journaled_points(ledger)
     assert not journaled - stored, f"lost, or at another time: {journaled - stored}"
     times = defaultdict(list)
     for point, timestamp in sorted(stored.elements()):
@@ -117,6 +109,24 @@ def check_points(client: Any, run: Any, ledger: Ledger) -> None:
                 at.remove(fitting[0])
     left = {point: at for point, at in times.items() if at}
     assert not left, f"points that nobody logged, or doubled: {left}"
+
+
+def stored_points(client: Any, run: Any) -> Points:
+    """Return the points of a run: key, value and step, and the time."""
+    return Counter(
+        ((key, repr(point.value), point.step), point.timestamp)
+        for key in run.data.metrics
+        for point in client.get_metric_history(run.info.run_id, key)
+    )
+
+
+def journaled_points(ledger: Ledger) -> Points:
+    """Return the points that journals have taken, as a store keeps them."""
+    return Counter(
+        ((key, repr(as_stored(value)), record.step), record.timestamp)
+        for record in ledger.taken(Metrics)
+        for key, value in record.metrics.items()
+    )
 
 
 def as_stored(value: float) -> float:

@@ -3,9 +3,11 @@
     make soak
     .venv/bin/python tests/faults/soak.py --minutes 2 --seed 7
 
-Three trainers log runs of some seconds each, to one journal root and one server, and write down every call that has
-returned. Each kind of process is killed every few seconds. At the end everything is synced and compared: a point is
-lost if its call had returned and it is not in the store, doubled if it is there twice. Exits with 1 if any is.
+Trainings of some seconds each, of the bare tracker and with both callbacks, share one journal root and one server, and
+write down every call that has returned and every record that their journals have taken. Each kind of process is killed
+every few seconds. At the end everything is synced and compared, as in the fault matrix: a point is lost if it was
+accepted and is not in the store, doubled if it is there twice; files, models, params, tags, times and statuses must be
+the very ones. Exits with 1 if anything is not.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import argparse
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -27,31 +30,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from mlflow import MlflowClient
 
 from conftest import Server, start_server, stop_server
+from faults.exactness import journaled_points, stored_points, stored_runs
+from faults.trainers import SCENARIOS, Trainer, Trainers
 from processes import delivery_processes, free_port, wait_for
 
-TRAINERS = 3
-TRAINER = """
-import os, random, sys, time
-from tracking_callbacks import MLflowTracker
-
-ledger = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-tracker = MLflowTracker(sys.argv[2], "soak", journal_root=sys.argv[3], flush_timeout=1)
-stop = sys.argv[4]
-while not os.path.exists(stop):
-    until = time.monotonic() + random.uniform(3, 12)
-    with tracker.start_run() as run:
-        os.write(ledger, f"run {run.run_key}\\n".encode())
-        run.log_params({"seconds": until})
-        run.log_text("kept", "note.txt")
-        os.write(ledger, f"files {run.run_key}\\n".encode())
-        step = 0
-        while time.monotonic() < until and not os.path.exists(stop):
-            run.log_metrics({"value": step / 7, "same": 1.0}, step=step)
-            os.write(ledger, f"point {run.run_key} {step}\\n".encode())
-            step += 1
-            time.sleep(0.002)
-    os.write(ledger, f"end {run.run_key}\\n".encode())
-"""
+# What keeps a training busy for about ten seconds.
+PLANS = {
+    "core": {"steps": 4000, "pace": 0.002},
+    "huggingface": {"steps": 200, "pace": 0.05},
+    "sb3": {"steps": 2048, "pace": 0.1},
+}
 
 
 class Soak:
@@ -60,50 +48,54 @@ class Soak:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.kills: Counter[str] = Counter()
+        self.trainings: list[tuple[str, Trainer]] = []
         self._random = random.Random(seed)
         self._pause = threading.Event()
-        self._stop = folder / "stop"
-        self._trainers: list[subprocess.Popen[bytes]] = []
-        self._ledgers = 0
+        self._running: dict[str, Trainer] = {}
+        self._trainers = Trainers(folder)
         self.server: Server = start_server(folder, free_port())
 
     def run(self, seconds: float) -> None:
         """Kill at random for so long, then let everything come to its end."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            while len(self._trainers) < TRAINERS:
-                self._start_trainer()
-            self._pause.wait(self._random.uniform(0.5, 3.0))
+            for scenario in SCENARIOS:
+                if scenario not in self._running or self._running[scenario].poll() is not None:
+                    self._start(scenario)
+            self._pause.wait(self._random.uniform(0.5, 4.0))
             kind = self._random.choice(["trainer", "trainer", "delivery", "delivery", "server"])
             self.kills[kind] += getattr(self, f"_kill_{kind}")()
-        self._stop.touch()
-        for trainer in self._trainers:
-            trainer.wait(timeout=60)
-        wait_for(lambda: not delivery_processes(self.folder), "delivery comes to its end", seconds=300)
+        for trainer in self._running.values():
+            trainer.stop()
+        for trainer in self._running.values():
+            trainer.wait(120)
+        wait_for(lambda: not delivery_processes(self.folder), "delivery comes to its end", seconds=600)
         command = [sys.executable, "-m", "tracking_callbacks.cli", "sync", str(self.folder / "journal")]
         subprocess.run(command, check=False, timeout=600)
 
     def close(self) -> None:
         """Kill what is left."""
-        self._stop.touch()
-        for trainer in self._trainers:
-            trainer.kill()
-            trainer.wait()
+        self._trainers.kill_left_over()
+        self._trainers.close()
         for process in delivery_processes(self.folder):
             process.kill()
         stop_server(self.server)
 
-    def _start_trainer(self) -> None:
-        self._ledgers += 1
-        ledger = self.folder / f"{self._ledgers:04d}.ledger"
-        arguments = [str(ledger), self.server.uri, str(self.folder / "journal"), str(self._stop)]
-        with open(self.folder / "trainers.log", "ab") as log:
-            command = [sys.executable, "-c", TRAINER, *arguments]
-            self._trainers.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder))
+    def _start(self, scenario: str) -> None:
+        number = len(self.trainings)
+        environment = {"TRACKING_CALLBACKS_JOURNAL": str(self.folder / "journal")}
+        plan = {"model": f"model-{number}", "flush": 0, "tracker": {"flush_timeout": 1}} | PLANS[scenario]
+        folder = self.folder / f"{scenario}-{number}"
+        self._running[scenario] = self._trainers.start(
+            scenario, folder, self.server.uri, environment=environment, **plan
+        )
+        self.trainings.append((scenario, self._running[scenario]))
 
     def _kill_trainer(self) -> int:
-        trainer = self._trainers.pop(self._random.randrange(len(self._trainers)))
-        trainer.kill()
+        trainer = self._random.choice(list(self._running.values()))
+        if trainer.poll() is not None:
+            return 0
+        trainer.send(signal.SIGKILL)
         trainer.wait()
         return 1
 
@@ -120,59 +112,34 @@ class Soak:
         return 1
 
 
-def read_ledgers(folder: Path) -> tuple[dict[str, set[int]], set[str], set[str]]:
-    """Return the accepted steps of each run, the runs whose file was accepted, and those that ended by themselves."""
-    points: dict[str, set[int]] = defaultdict(set)
-    with_files, ended = set(), set()
-    for ledger in folder.glob("*.ledger"):
-        for line in ledger.read_text().splitlines():
-            kind, key, *step = line.split()
-            if kind == "point":
-                points[key].add(int(step[0]))
-            elif kind == "files":
-                with_files.add(key)
-            elif kind == "end":
-                ended.add(key)
-            else:
-                points.setdefault(key, set())
-    return points, with_files, ended
-
-
-def compare(client: MlflowClient, folder: Path) -> Counter[str]:
+def compare(client: MlflowClient, trainings: list[tuple[str, Trainer]]) -> Counter[str]:
     """Count what was accepted, what is in the store, what is lost, doubled or wrong."""
-    points, with_files, ended = read_ledgers(folder)
-    experiment = client.get_experiment_by_name("soak")
-    stored = defaultdict(list)
-    token = None
-    while True:
-        page = client.search_runs([experiment.experiment_id], max_results=1000, page_token=token)
-        for run in page:
-            stored[run.data.tags["tracking_callbacks.run_key"]].append(run)
-        if not (token := page.token):
-            break
-    count: Counter[str] = Counter({"runs": len(points), "runs lost": 0, "runs doubled": 0, "statuses wrong": 0})
-    for key, steps in points.items():
-        runs = stored[key]
-        count["runs lost"] += not runs
-        count["runs doubled"] += max(len(runs) - 1, 0)
-        if not runs:
-            count["points lost"] += 2 * len(steps)
-            continue
-        run_id = runs[0].info.run_id
-        # A trainer may be killed after its run's end was accepted and before it has written that down.
-        right = {"FINISHED"} if key in ended else {"KILLED", "FINISHED"}
-        count["statuses wrong"] += runs[0].info.status not in right
-        count[f"runs {runs[0].info.status}"] += 1
-        for name in ("value", "same"):
-            found = Counter(point.step for point in client.get_metric_history(run_id, name))
-            count["points accepted"] += len(steps)
-            count["points delivered"] += found.total()
-            count["points lost"] += len(steps - found.keys())
-            count["points doubled"] += found.total() - len(found)
-            count["points in flight at a kill"] += len(found.keys() - steps)
-        if key in with_files:
-            count["files lost"] += "note.txt" not in {entry.path for entry in client.list_artifacts(run_id)}
+    count = Counter(dict.fromkeys(BAD, 0))
+    for scenario, trainer in trainings:
+        ledger = trainer.ledger
+        runs = stored_runs(client, trainer.experiment)
+        count[f"trainings, {scenario}"] += 1
+        for key, run in runs.items():
+            journaled, stored = journaled_points(ledger.of_run(key)), stored_points(client, run)
+            known = {point for point, _ in journaled}
+            extra = [point for (point, _) in (stored - journaled).elements()]
+            count["points accepted"] += journaled.total()
+            count["points delivered"] += stored.total()
+            count["points lost"] += (journaled - stored).total()
+            count["points doubled"] += sum(point in known for point in extra)
+            count["points in flight at a kill"] += sum(point not in known for point in extra)
+            count[f"runs {run.info.status}"] += 1
+            count["statuses wrong"] += run.info.status not in trainer.true_statuses()
+        count["runs lost"] += len(ledger.run_keys - runs.keys())
+        try:
+            trainer.check_exact(client)
+        except AssertionError as error:
+            count["trainings not exact"] += 1
+            print(f"{trainer.folder.name}, exit code {trainer.returncode}: {error}")
     return count
+
+
+BAD = ("points lost", "points doubled", "runs lost", "statuses wrong", "trainings not exact")
 
 
 def main() -> int:
@@ -181,18 +148,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
     with tempfile.TemporaryDirectory(prefix="soak-") as name, contextlib.ExitStack() as stack:
         soak = Soak(Path(name), options.seed)
         stack.callback(soak.close)
         soak.run(options.minutes * 60)
-        count = compare(MlflowClient(soak.server.uri), Path(name))
+        count = compare(MlflowClient(soak.server.uri, soak.server.uri), soak.trainings)
     print("kills:", ", ".join(f"{kind} {number}" for kind, number in sorted(soak.kills.items())))
-    for what, number in count.items():
+    for what, number in sorted(count.items()):
         print(f"{what}: {number}")
-    bad = ("points lost", "points doubled", "runs lost", "runs doubled", "files lost", "statuses wrong")
-    return int(any(count[what] for what in bad))
+    return int(any(count[what] for what in BAD))
 
 
 if __name__ == "__main__":

@@ -150,7 +150,9 @@ class DeliveryProcess:
             moved = [drain.moved for drain in self._current()] + ([self._moved_elsewhere] if self._elsewhere else [])
             return not moved or now - max(moved) > self._patience
         if not self._owner_watch.alive():
-            self._died = self._died or now
+            if self._died is None:
+                self._died = now
+                self._take_on_runs()  # what it has begun since the last look, perhaps its only run
             return not self._drains or now - self._died > self._grace
         if self._drains:
             self._idle_since = None
