@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from processes import run_script
 from tracking_callbacks import MLflowTracker
 from tracking_callbacks.attach import Attachment
 
@@ -142,3 +143,53 @@ def test_an_active_mlflow_run_is_joined_where_it_lives(server, client, shared_jo
     assert run.run_id == active.info.run_id
     assert (while_active.info.status, while_active.data.metrics) == ("RUNNING", {"loss": 1.0})
     assert not (tmp_path / "other.db").exists()
+
+
+SEARCH = """
+    from tracking_callbacks import MLflowTracker
+    from tracking_callbacks.attach import Attachment
+    attachment = Attachment(MLflowTracker(experiment_name={experiment!r}), run_name="search")
+    attachment.begin_trial("first")
+    attachment.end_training()
+    attachment.begin_trial("second")
+    {end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "search", "second"),
+    [
+        ("pass", "FINISHED", "FAILED"),  # the search has caught what stopped its last trial
+        ("raise ValueError('diverged')", "FAILED", "FAILED"),
+        ("raise KeyboardInterrupt", "KILLED", "KILLED"),
+    ],
+    ids=["exit", "exception", "Ctrl-C"],
+)
+def test_a_search_ends_with_the_program(tracker, client, server, tmp_path, end, search, second) -> None:
+    experiment = tracker.settings.experiment_name
+    done = run_script(
+        SEARCH.format(experiment=experiment, end=end), cwd=tmp_path, env={"MLFLOW_TRACKING_URI": server.uri}
+    )
+    assert (done.returncode == 0) == end.startswith("pass"), done.stderr
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+    assert {run.info.run_name: run.info.status for run in runs} == {
+        "search": search,
+        "first": "FINISHED",
+        "second": second,
+    }
+
+
+def test_a_training_after_a_search_is_a_run_of_its_own(tracker, client) -> None:
+    attachment = Attachment(tracker)
+    trial, search = attachment.begin_trial("only")
+    attachment.end_training()
+    after = attachment.begin_training()
+    attachment.end_training()
+    assert all(run.flush().complete for run in (search, trial, after))
+
+    stored = {run: client.get_run(run.run_id) for run in (search, trial, after)}
+    assert stored[trial].data.tags["mlflow.parentRunId"] == search.run_id
+    assert "mlflow.parentRunId" not in stored[after].data.tags
+    assert [run.info.status for run in stored.values()] == ["FINISHED"] * 3
+    assert attachment.search is None
