@@ -145,39 +145,48 @@ def test_an_active_mlflow_run_is_joined_where_it_lives(server, client, shared_jo
     assert not (tmp_path / "other.db").exists()
 
 
-SEARCH = """
+BEGINNING = """
     from tracking_callbacks import MLflowTracker
     from tracking_callbacks.attach import Attachment
-    attachment = Attachment(MLflowTracker(experiment_name={experiment!r}), run_name="search")
-    attachment.begin_trial("first")
-    attachment.end_training()
-    attachment.begin_trial("second")
-    {end}
+    attachment = Attachment(MLflowTracker(experiment_name={experiment!r}), run_name="first")
 """
 
 
 @pytest.mark.parametrize(
-    ("end", "search", "second"),
+    ("rest", "statuses"),
     [
-        ("pass", "FINISHED", "FAILED"),  # the search has caught what stopped its last trial
-        ("raise ValueError('diverged')", "FAILED", "FAILED"),
-        ("raise KeyboardInterrupt", "KILLED", "KILLED"),
+        # the search has caught what stopped its last trial
+        ("attachment.begin_trial('trial')", {"first": "FINISHED", "trial": "FAILED"}),
+        ("attachment.begin_trial('trial'); raise ValueError('diverged')", {"first": "FAILED", "trial": "FAILED"}),
+        ("attachment.run_for_evaluation()", {"first": "FINISHED"}),
+        ("attachment.run_for_evaluation(); attachment.begin_training()", {"first": "KILLED"}),
     ],
-    ids=["exit", "exception", "Ctrl-C"],
+    ids=["search", "search and exception", "evaluation", "evaluation and training"],
 )
-def test_a_search_ends_with_the_program(tracker, client, server, tmp_path, end, search, second) -> None:
+def test_what_is_open_when_the_program_ends(tracker, client, server, tmp_path, rest, statuses) -> None:
     experiment = tracker.settings.experiment_name
-    done = run_script(
-        SEARCH.format(experiment=experiment, end=end), cwd=tmp_path, env={"MLFLOW_TRACKING_URI": server.uri}
+    run_script(
+        BEGINNING.format(experiment=experiment) + f"    {rest}\n",
+        cwd=tmp_path,
+        env={"MLFLOW_TRACKING_URI": server.uri},
     )
-    assert (done.returncode == 0) == end.startswith("pass"), done.stderr
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
 
-    assert {run.info.run_name: run.info.status for run in runs} == {
-        "search": search,
-        "first": "FINISHED",
-        "second": second,
-    }
+    assert {run.info.run_name: run.info.status for run in runs} == statuses
+
+
+def test_a_training_that_resumes_another_run_ends_that_of_an_evaluation(tracker, client) -> None:
+    before = Attachment(tracker)
+    earlier = before.begin_training()
+    before.end_training()
+    attachment = Attachment(tracker)
+    evaluation = attachment.run_for_evaluation()
+    resumed = attachment.begin_training(resume_key=earlier.run_key)
+    attachment.end_training()
+    assert all(run.flush().complete for run in (earlier, evaluation, resumed))
+
+    assert resumed.run_id == earlier.run_id != evaluation.run_id
+    assert client.get_run(evaluation.run_id).info.status == "FINISHED"
 
 
 def test_a_training_after_a_search_is_a_run_of_its_own(tracker, client) -> None:

@@ -66,9 +66,12 @@ class Attachment:
         self._end_search()
         run = self.run
         if run is None or not self._may_continue(run, resume_key, continues):
+            if run is not None and not self._trained and not self._user_owns(run):
+                run.end()  # of an evaluation, and the training goes on in another
             run = self._join() or self._start(resume_key)
         elif run.ended:
             run.reopen()
+        run.status_at_exit = "KILLED"
         self.run = run
         self.training = self._trained = True
         return run
@@ -93,9 +96,13 @@ class Attachment:
         return self.run, self.search
 
     def run_for_evaluation(self) -> Run:
-        """Return the run that an evaluation belongs to: that of the last training, else one that training joins."""
+        """Return the run that an evaluation belongs to: that of the last training, else one that training joins.
+
+        A run that no training joins is FINISHED when the program ends without an exception.
+        """
         if self.run is None:
             self.run = self._join() or self._start(None)
+            self.run.status_at_exit = "FINISHED"
         return self.run
 
     def end_training(self, status: Status = "FINISHED") -> None:

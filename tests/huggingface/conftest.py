@@ -20,10 +20,8 @@ from transformers import (
     set_seed,
 )
 
+from huggingface.vocabulary import LABELS, WORDS
 from tracking_callbacks.huggingface import ClassificationMetrics, MLflowTrainerCallback
-
-LABELS = ("negative", "positive")
-WORDS = ["good", "fine", "lovely", "bad", "poor", "awful", "film", "book", "play"]
 
 TrainerFactory = Callable[..., Trainer]
 

@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from peft import LoraConfig, get_peft_model
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast, Trainer
 
-from huggingface.conftest import LABELS
 from huggingface.reading import finished_run
+from huggingface.vocabulary import LABELS
 from tracking_callbacks import MLflowTracker
 from tracking_callbacks.huggingface import MLflowTrainerCallback
 

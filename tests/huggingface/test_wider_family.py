@@ -27,8 +27,8 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from huggingface.conftest import WORDS
 from huggingface.reading import finished_run, points
+from huggingface.vocabulary import WORDS
 from tracking_callbacks import MLflowTracker
 from tracking_callbacks.huggingface import MLflowTrainerCallback
 
