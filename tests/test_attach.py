@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from processes import run_script
 from tracking_callbacks import MLflowTracker
 from tracking_callbacks.attach import Attachment
 
@@ -142,3 +143,62 @@ def test_an_active_mlflow_run_is_joined_where_it_lives(server, client, shared_jo
     assert run.run_id == active.info.run_id
     assert (while_active.info.status, while_active.data.metrics) == ("RUNNING", {"loss": 1.0})
     assert not (tmp_path / "other.db").exists()
+
+
+BEGINNING = """
+    from tracking_callbacks import MLflowTracker
+    from tracking_callbacks.attach import Attachment
+    attachment = Attachment(MLflowTracker(experiment_name={experiment!r}), run_name="first")
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "statuses"),
+    [
+        # the search has caught what stopped its last trial
+        ("attachment.begin_trial('trial')", {"first": "FINISHED", "trial": "FAILED"}),
+        ("attachment.begin_trial('trial'); raise ValueError('diverged')", {"first": "FAILED", "trial": "FAILED"}),
+        ("attachment.run_for_evaluation()", {"first": "FINISHED"}),
+        ("attachment.run_for_evaluation(); attachment.begin_training()", {"first": "KILLED"}),
+    ],
+    ids=["search", "search and exception", "evaluation", "evaluation and training"],
+)
+def test_what_is_open_when_the_program_ends(tracker, client, server, tmp_path, rest, statuses) -> None:
+    experiment = tracker.settings.experiment_name
+    run_script(
+        BEGINNING.format(experiment=experiment) + f"    {rest}\n",
+        cwd=tmp_path,
+        env={"MLFLOW_TRACKING_URI": server.uri},
+    )
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+    assert {run.info.run_name: run.info.status for run in runs} == statuses
+
+
+def test_a_training_that_resumes_another_run_ends_that_of_an_evaluation(tracker, client) -> None:
+    before = Attachment(tracker)
+    earlier = before.begin_training()
+    before.end_training()
+    attachment = Attachment(tracker)
+    evaluation = attachment.run_for_evaluation()
+    resumed = attachment.begin_training(resume_key=earlier.run_key)
+    attachment.end_training()
+    assert all(run.flush().complete for run in (earlier, evaluation, resumed))
+
+    assert resumed.run_id == earlier.run_id != evaluation.run_id
+    assert client.get_run(evaluation.run_id).info.status == "FINISHED"
+
+
+def test_a_training_after_a_search_is_a_run_of_its_own(tracker, client) -> None:
+    attachment = Attachment(tracker)
+    trial, search = attachment.begin_trial("only")
+    attachment.end_training()
+    after = attachment.begin_training()
+    attachment.end_training()
+    assert all(run.flush().complete for run in (search, trial, after))
+
+    stored = {run: client.get_run(run.run_id) for run in (search, trial, after)}
+    assert stored[trial].data.tags["mlflow.parentRunId"] == search.run_id
+    assert "mlflow.parentRunId" not in stored[after].data.tags
+    assert [run.info.status for run in stored.values()] == ["FINISHED"] * 3
+    assert attachment.search is None

@@ -29,6 +29,11 @@ class Attachment:
         tracker: Where runs go; None stands for ``MLflowTracker()``, built at the first event.
         run_name: Name of runs that are started.
         tags: Tags of runs that are started.
+
+    Attributes:
+        run: The run that is written to; None before the first event.
+        training: A training has begun and has not ended.
+        search: The run that a search's trials are nested under; None outside a search.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Attachment:
         self.tracker = tracker
         self.run: Run | None = None
         self.training = False
+        self.search: Run | None = None
         self._run_name = run_name
         self._tags = dict(tags or {})
         self._trained = False
@@ -56,21 +62,47 @@ class Attachment:
             resume_key: `Run.run_key` of an earlier run, of this process or not, that this training continues.
             continues: The training continues this object's own last run.
         """
-        if self.training:
-            self._close_interrupted()
+        self._close_interrupted()
+        self._end_search()
         run = self.run
         if run is None or not self._may_continue(run, resume_key, continues):
+            if run is not None and not self._trained and not self._user_owns(run):
+                run.end()  # of an evaluation, and the training goes on in another
             run = self._join() or self._start(resume_key)
         elif run.ended:
             run.reopen()
+        run.status_at_exit = "KILLED"
         self.run = run
         self.training = self._trained = True
         return run
 
+    def begin_trial(self, run_name: str) -> tuple[Run, Run]:
+        """Return a new run, and that of the search which this training is a trial of; the one is nested under it.
+
+        The first trial begins the search: its run is the one that would be joined by a training, else a new one. It
+        ends with the next training that is no trial, or with the program.
+
+        Args:
+            run_name: Name of the trial's run.
+        """
+        self._close_interrupted()
+        if self.search is None:
+            evaluated = None if self._trained else self.run
+            self.search = evaluated or self._join() or self._start(None)
+            self.search.status_at_exit = "FINISHED"  # nobody tells a callback that a search has come to its end
+        self.run = MLflowTracker.of(self.search).start_run(run_name, tags=self._tags, parent=self.search)
+        self.run.status_at_exit = "FAILED"  # the search has caught what stopped its last trial
+        self.training = self._trained = True
+        return self.run, self.search
+
     def run_for_evaluation(self) -> Run:
-        """Return the run that an evaluation belongs to: that of the last training, else one that training joins."""
+        """Return the run that an evaluation belongs to: that of the last training, else one that training joins.
+
+        A run that no training joins is FINISHED when the program ends without an exception.
+        """
         if self.run is None:
             self.run = self._join() or self._start(None)
+            self.run.status_at_exit = "FINISHED"
         return self.run
 
     def end_training(self, status: Status = "FINISHED") -> None:
@@ -87,9 +119,14 @@ class Attachment:
 
     def _close_interrupted(self) -> None:
         """The process lives, yet its training never ended: an exception, seen by the interpreter or caught."""
-        self.training = False
-        if self.run is not None and not self._user_owns(self.run):
+        if self.training and self.run is not None and not self._user_owns(self.run):
             self.run.end_interrupted(otherwise="FAILED")
+        self.training = False
+
+    def _end_search(self) -> None:
+        if self.search is not None and not self._user_owns(self.search):
+            self.search.end()
+        self.search = None
 
     def _user_owns(self, run: Run) -> bool:
         return run.joined or run is self._borrowed

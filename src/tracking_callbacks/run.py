@@ -60,6 +60,7 @@ class Run:
         run_key: The run's identity on this side, known before the server has given it a run id.
         joined: Somebody else started the run and will end it.
         ended: `end` was called; more can still be logged, the status stays.
+        status_at_exit: The run's status if it is still open when the interpreter exits without an exception.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Run:
         self.run_key = opened.run_key
         self.joined = opened.intent == "join"
         self.ended = False
+        self.status_at_exit: records.Status = "KILLED"
         self.settings = settings
         self._metric_names, self._param_names, self._tag_names = SafeNames(), SafeNames(), SafeNames()
         self._lock = threading.RLock()
@@ -327,7 +329,7 @@ class Run:
         if self.ended:
             self.journal.seal(None)
         else:
-            self.end_interrupted()
+            self.end_interrupted(otherwise=self.status_at_exit)
 
     def flush(self, timeout: float | None = None) -> DeliveryReport:
         """Wait until the store has everything logged so far, or `timeout` seconds have passed.
@@ -374,6 +376,9 @@ class Run:
         entered_runs.set(tuple(run for run in entered_runs.get() if run is not self))
         if error is None or (isinstance(error, SystemExit) and not error.code):
             self.end("FINISHED")
+        elif _is_pruned(error):
+            self.set_tags({"tracking_callbacks.pruned": "true"})
+            self.end("KILLED")
         elif isinstance(error, Exception):
             self.fail(error)
         else:  # KeyboardInterrupt, sys.exit(3): stopped from outside
@@ -396,3 +401,8 @@ class Run:
     def _log_files(self, write: Callable[[Path], object], name: str, artifact_path: str | None) -> None:
         place = str(artifact_place(artifact_path, "artifact_path")) if artifact_path else None
         self.journal.stage(name, write, lambda staged: records.Artifact(staged, place))
+
+
+def _is_pruned(error: BaseException) -> bool:
+    """Return whether `error` is Optuna's ``TrialPruned``: the search has given a trial up, which is no failure."""
+    return any(kind.__name__ == "TrialPruned" for kind in type(error).__mro__)

@@ -70,6 +70,13 @@ class MLflowTracker:
             tags=tags,
         )
 
+    @classmethod
+    def of(cls, run: Run) -> MLflowTracker:
+        """Return a tracker on the store and experiment of `run`, with the settings that it was started with."""
+        tracker = cls.__new__(cls)
+        tracker.settings = run.settings
+        return tracker
+
     def start_run(
         self,
         run_name: str | None = None,

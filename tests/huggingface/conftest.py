@@ -20,10 +20,8 @@ from transformers import (
     set_seed,
 )
 
+from huggingface.vocabulary import LABELS, WORDS
 from tracking_callbacks.huggingface import ClassificationMetrics, MLflowTrainerCallback
-
-LABELS = ("negative", "positive")
-WORDS = ["good", "fine", "lovely", "bad", "poor", "awful", "film", "book", "play"]
 
 TrainerFactory = Callable[..., Trainer]
 
@@ -86,7 +84,10 @@ def lora_model(full_model: BertForSequenceClassification) -> PeftModel:
 
 @pytest.fixture
 def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, sentences: Dataset) -> Iterator[TrainerFactory]:
-    """Build a Trainer of six steps that logs every second one; keyword arguments are TrainingArguments."""
+    """Build a Trainer of six steps that logs every second one; keyword arguments are TrainingArguments.
+
+    So are Trainer's own ``model_init`` and ``eval_dataset``.
+    """
     callbacks: list[MLflowTrainerCallback] = []
 
     def make(model: Any, callback: MLflowTrainerCallback, **arguments: Any) -> Trainer:
@@ -102,14 +103,15 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, sentences: 
             "disable_tqdm": True,
             "use_cpu": True,
         }
+        given = {name: arguments.pop(name) for name in ("model_init", "eval_dataset") if name in arguments}
         return Trainer(
             model=model,
             args=TrainingArguments(**settings | arguments),
             train_dataset=sentences,
-            eval_dataset=sentences,
             processing_class=tokenizer,
             compute_metrics=ClassificationMetrics(LABELS),
             callbacks=[callback],
+            **{"eval_dataset": sentences} | given,
         )
 
     yield make

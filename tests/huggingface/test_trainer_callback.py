@@ -14,33 +14,11 @@ from mlflow import MlflowClient
 from peft import PeftModel
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
-from tracking_callbacks import ConfigError, MLflowTracker, Run
+from huggingface.reading import artifacts, finished_run, points, runs_of
+from tracking_callbacks import ConfigError, MLflowTracker
 from tracking_callbacks.huggingface import MLflowTrainerCallback
 
 TrainerFactory = Callable[..., Trainer]
-
-
-def finished_run(callback: MLflowTrainerCallback) -> Run:
-    """Return the callback's run when the server has all of it."""
-    assert callback.run is not None
-    assert callback.run.flush(timeout=60).complete
-    return callback.run
-
-
-def points(client: MlflowClient, run: Run, key: str) -> list[tuple[int, float]]:
-    return [(point.step, point.value) for point in client.get_metric_history(run.run_id, key)]
-
-
-def artifacts(client: MlflowClient, run: Run, folder: str | None = None) -> set[str]:
-    found: set[str] = set()
-    for entry in client.list_artifacts(run.run_id, folder):
-        found |= artifacts(client, run, entry.path) if entry.is_dir else {entry.path}
-    return found
-
-
-def runs_of(client: MlflowClient, tracker: MLflowTracker) -> list[Any]:
-    experiment = client.get_experiment_by_name(tracker.settings.experiment_name)
-    return list(client.search_runs([experiment.experiment_id]))
 
 
 def test_one_run_holds_training_evaluation_prediction_and_model(
@@ -74,7 +52,8 @@ def test_one_run_holds_training_evaluation_prediction_and_model(
     assert {key.split("/")[0] for key in stored.data.metrics} == {"train", "eval", "test"}
     version = client.get_model_version_by_alias(name, "champion")
     assert (str(version.version), version.run_id) == ("1", run.run_id)
-    assert version.tags["form"] == "merged"
+    assert version.tags.items() >= {"team": "blue", "form": "merged"}.items()
+    assert "the base model is only the local path" in version.tags["form_notice"]
     assert "tracking_callbacks.model_error" not in stored.data.tags
     assert artifacts(client, run) >= {
         "config/training_args.json",
@@ -120,10 +99,16 @@ def test_a_second_training_is_a_run_of_its_own(
     }
 
 
+@pytest.mark.parametrize("restored", [False, True])
 def test_a_resumed_checkpoint_continues_its_run(
-    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any, tmp_path: Path
+    tracker: MLflowTracker,
+    client: MlflowClient,
+    make_trainer: TrainerFactory,
+    full_model: Any,
+    tmp_path: Path,
+    restored: bool,
 ) -> None:
-    saving = {"save_strategy": "steps", "save_steps": 3}
+    saving = {"save_strategy": "steps", "save_steps": 3, "restore_callback_states_from_checkpoint": restored}
     first = MLflowTrainerCallback(tracker, log_model=False)
     make_trainer(full_model, first, **saving).train()
     run_id = finished_run(first).run_id
@@ -253,6 +238,21 @@ def test_the_registered_model_is_the_best_one(
     assert [model.step for model in client.get_run(run.run_id).outputs.model_outputs] == [
         trainer.state.best_global_step
     ]
+
+
+def test_a_second_end_of_the_same_training_registers_nothing(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any, tmp_path: Path
+) -> None:
+    name = f"once-{tmp_path.name}"
+    callback = MLflowTrainerCallback(tracker, registered_model_name=name, aliases=["champion"])
+    trainer = make_trainer(full_model, callback)
+    trainer.train()
+    trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+    run = finished_run(callback)
+
+    assert len(client.search_model_versions(f"name = '{name}'")) == 1
+    assert len(client.get_run(run.run_id).outputs.model_outputs) == 1
+    assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_a_retry_with_a_smaller_batch_is_the_same_run(

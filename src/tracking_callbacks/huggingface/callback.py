@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +21,11 @@ from tracking_callbacks.errors import ConfigError, MetricValueError, TrackingErr
 from tracking_callbacks.guard import never_in_the_way
 from tracking_callbacks.huggingface.classification import claim_report
 from tracking_callbacks.huggingface.metrics import evaluation_prefix, grouped
-from tracking_callbacks.huggingface.model import check_choice, choose_form, processor_of, save_mlmodel
-from tracking_callbacks.huggingface.params import describe
+from tracking_callbacks.huggingface.model import ModelForm, check_choice, choose_form, processor_of, save_mlmodel
+from tracking_callbacks.huggingface.params import Description, describe, describe_search
 from tracking_callbacks.run import Run
 from tracking_callbacks.tracker import MLflowTracker
-from tracking_callbacks.values import check_aliases, check_model_name, to_scalar
+from tracking_callbacks.values import check_aliases, check_model_name, safe_name, to_scalar
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +37,7 @@ Hook = TypeVar("Hook", bound=Callable[..., None])
 logger = logging.getLogger("tracking_callbacks")
 
 STATE_KEY = "tracking_callbacks"  # in TrainerState.stateful_callbacks, and so in every checkpoint
+SUMMARY_KEY = "total_flos"  # in the summary at the end of a training, in no other log
 MODEL_ERROR_TAG = "tracking_callbacks.model_error"
 
 
@@ -59,12 +62,14 @@ def on_main_process(hook: Hook) -> Hook:
 class MLflowTrainerCallback(TrainerCallback):
     """Tracks a ``Trainer``: params, metrics, configuration and the trained model, in one truthful MLflow run.
 
-    Nothing starts before the first training event, and no tracking fault reaches the training.
+    Nothing starts before the first training event, and no tracking fault reaches the training. In
+    ``Trainer.hyperparameter_search`` every trial is a run, nested under one of the search; none of them is
+    registered. A copy, or one that was pickled, begins runs of its own.
 
     Args:
         tracker: Where runs go; None stands for ``MLflowTracker()``.
         run_name: Name of the run; by default ``TrainingArguments.run_name``, else MLflow makes one up.
-        tags: Tags of the run.
+        tags: Tags of the run, and of the model and its registered version.
         log_model: How the model is saved at the end of training. ``"adapter"``: the PEFT adapter with a
             reference to its base model; ``"merged"``: the base model with the adapter merged in; ``"full"``:
             a whole model, which for a PEFT model is the merged one; ``"auto"``: the adapter where that alone
@@ -102,14 +107,21 @@ class MLflowTrainerCallback(TrainerCallback):
         self._run_name = run_name
         self._tags = dict(tags or {})
         self._attachment: Attachment | None = None
-        self._batch_size: int | None = None
+        self._begun: tuple[int, dict[str, Any] | None] | None = None  # batch size and trial of the last training
         self._attempts = 0
+        self._trials = 0
+        self._completed = False
         self._skipped: set[str] = set()
+        self._reports: Counter[tuple[str, str]] = Counter()
 
     @property
     def run(self) -> Run | None:
         """The run that the callback writes to; None before the first training event."""
         return self._attachment.run if self._attachment else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the run behind: it belongs to this process, and to this object."""
+        return self.__dict__ | {"_attachment": None}
 
     # -- hooks ---------------------------------------------------------------------------------------------
 
@@ -123,7 +135,9 @@ class MLflowTrainerCallback(TrainerCallback):
     @on_main_process
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the values of a training step, an evaluation or the summary."""
-        self._log_metrics(self._attached(args).run_for_evaluation(), grouped(kwargs["logs"]), state.global_step)
+        logs = kwargs["logs"]
+        self._completed |= SUMMARY_KEY in logs
+        self._log_metrics(self._attached(args).run_for_evaluation(), grouped(logs), state.global_step)
 
     @on_main_process
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -147,11 +161,10 @@ class MLflowTrainerCallback(TrainerCallback):
     @on_main_process
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the checkpoint that has just been saved, if checkpoints are wanted."""
-        name = f"checkpoint-{state.global_step}"
-        checkpoint = _output_folder(args) / name
         run = self.run
-        if self.log_checkpoints and run is not None and checkpoint.is_dir():  # save_total_limit may have taken it
-            run.log_artifacts(checkpoint, f"checkpoints/{name}")
+        checkpoint = _latest_checkpoint(args, state) if self.log_checkpoints else None
+        if run is not None and checkpoint is not None:
+            run.log_artifacts(checkpoint, f"checkpoints/{checkpoint.name}")
 
     @on_main_process
     def on_train_end(
@@ -162,8 +175,7 @@ class MLflowTrainerCallback(TrainerCallback):
         run = attachment.run
         if run is None or not attachment.training:
             return
-        pruned = state.is_hyper_param_search and state.global_step < state.max_steps
-        if pruned and not control.should_training_stop:
+        if state.is_hyper_param_search and not self._completed:  # Trainer calls this hook for a pruned trial too
             run.set_tags({"tracking_callbacks.pruned": "true"})
             attachment.end_training("KILLED")
             return
@@ -183,35 +195,47 @@ class MLflowTrainerCallback(TrainerCallback):
     @on_main_process
     def _begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
         attachment = self._attached(args)
-        if attachment.training and self._is_retry(args, state):
+        self._completed = False
+        if self._is_retry(args, state) and attachment.training and attachment.run is not None:
             self._attempts += 1
-            if attachment.run is not None:
-                attachment.run.set_tags({"tracking_callbacks.attempts": self._attempts})
+            attachment.run.set_tags(
+                {
+                    "tracking_callbacks.attempts": self._attempts,
+                    "tracking_callbacks.train_batch_size": state.train_batch_size,
+                }
+            )
+            _carry(state, attachment.run)
             return
-        self._attempts, self._batch_size = 1, state.train_batch_size
+        self._attempts = 1
         if "mlflow" in (args.report_to or ()):
             logger.warning(
                 "report_to names 'mlflow' too: transformers' own callback makes a run beside this one; "
                 "take it out of TrainingArguments(report_to=...)"
             )
-        run = attachment.begin_training(resume_key=_resume_key(attachment, state))
-        _carried(state)[STATE_KEY] = {
-            "run_key": run.run_key,
-            "tracking_uri": run.settings.shown_uri,
-            "experiment_name": run.settings.experiment_name,
-        }
-        description = describe(args, model)
+        if state.is_hyper_param_search:
+            run = self._begin_trial(attachment, args, state)
+        else:
+            run = attachment.begin_training(resume_key=_resume_key(attachment, state))
+        _carry(state, run)
         run.set_tags(_tags(model))
-        run.log_params(
-            description.params | {f"trial.{key}": value for key, value in (state.trial_params or {}).items()}
-        )
-        for name, document in description.documents.items():
-            run.log_dict(document, f"config/{name}")
+        run.log_params({f"trial.{key}": value for key, value in (state.trial_params or {}).items()})
+        _log_description(run, describe(args, model))
+
+    def _begin_trial(self, attachment: Attachment, args: TrainingArguments, state: TrainerState) -> Run:
+        number = 0 if attachment.search is None else self._trials
+        run, search = attachment.begin_trial(state.trial_name or f"trial-{number}")
+        if number == 0:
+            search.set_tags({"framework": "transformers"})
+            _log_description(search, describe_search(args, varied=state.trial_params or {}))
+        self._trials = number + 1
+        search.set_tags({"tracking_callbacks.trials": self._trials})
+        return run
 
     def _is_retry(self, args: TrainingArguments, state: TrainerState) -> bool:
         """Return whether ``auto_find_batch_size`` has begun the same training again, with a smaller batch."""
-        before, self._batch_size = self._batch_size, state.train_batch_size
-        return bool(args.auto_find_batch_size and before and self._batch_size and self._batch_size < before)
+        before, self._begun = self._begun, (state.train_batch_size or 0, state.trial_params)
+        smaller = before is not None and self._begun[0] < before[0] and self._begun[1] == before[1]
+        return args.auto_find_batch_size and smaller
 
     def _log_metrics(self, run: Run, values: Mapping[str, Any], step: int) -> None:
         metrics = {}
@@ -229,7 +253,11 @@ class MLflowTrainerCallback(TrainerCallback):
         report = claim_report(metrics, prefix)
         if report is None:
             return
-        folder = f"evaluation/{prefix}/step-{step}"
+        evaluated = safe_name(prefix or "unnamed").replace("/", "_")
+        folder = f"evaluation/{evaluated}/step-{step}"
+        self._reports[run.run_key, folder] += 1
+        if (count := self._reports[run.run_key, folder]) > 1:  # not over the report of an earlier one at this step
+            folder += f"-{count}"
         run.log_text(report.table, f"{folder}/classification_report.txt")
         run.log_dict({"labels": report.labels, "matrix": report.matrix}, f"{folder}/confusion_matrix.json")
 
@@ -242,7 +270,9 @@ class MLflowTrainerCallback(TrainerCallback):
                 raise TrackingError("the weights are spread over processes; save them with trainer.save_model()")
             chosen = choose_form(str(self.log_model), model)
             if chosen.notice:
-                logger.info("model: %s", chosen.notice)
+                # An adapter's is a limit of what was asked for, a merged model's only says why it is one.
+                level = logging.WARNING if chosen.form is ModelForm.ADAPTER else logging.INFO
+                logger.log(level, "model: %s", chosen.notice)
             processor = processor_of(context.get("processing_class"), context.get("train_dataloader"), model)
             _output_folder(args).mkdir(parents=True, exist_ok=True)  # on a disk that has room for checkpoints
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".mlmodel-", dir=_output_folder(args)))
@@ -253,12 +283,39 @@ class MLflowTrainerCallback(TrainerCallback):
                 registered_model_name=registered,
                 aliases=self.aliases if registered else (),
                 step=_model_step(args, state),
-                tags={"form": str(chosen.form)},
+                tags=self._tags
+                | {"form": str(chosen.form)}
+                | ({"form_notice": chosen.notice} if chosen.notice else {}),
             )
 
 
 def _output_folder(args: TrainingArguments) -> Path:
     return Path(args.output_dir or ".")
+
+
+def _latest_checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:
+    """Return the checkpoint of this step, or None where ``save_total_limit`` has taken it already."""
+    name = f"checkpoint-{state.global_step}"
+    # A search gives each of its trials a folder, ``run-<number>`` or by the user's ``hp_name``.
+    trial = glob.escape(state.trial_name) if state.trial_name else "run-*"
+    pattern = f"{trial}/{name}" if state.is_hyper_param_search else name
+    found = [folder for folder in _output_folder(args).glob(pattern) if folder.is_dir()]
+    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def _log_description(run: Run, description: Description) -> None:
+    run.log_params(description.params)
+    for name, document in description.documents.items():
+        run.log_dict(document, f"config/{name}")
+
+
+def _carry(state: TrainerState, run: Run) -> None:
+    """Let every checkpoint of this training say which run it belongs to."""
+    _carried(state)[STATE_KEY] = {
+        "run_key": run.run_key,
+        "tracking_uri": run.settings.shown_uri,
+        "experiment_name": run.settings.experiment_name,
+    }
 
 
 def _carried(state: TrainerState) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import enum
 import logging
-import sys
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,6 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking_callbacks.errors import ConfigError, TrackingError
+from tracking_callbacks.huggingface.adapters import (
+    active_adapters,
+    has_adapters,
+    is_mergeable,
+    is_peft_model,
+    is_quantised,
+    keep_active_adapter,
+    merged,
+    peft_type,
+)
 from tracking_callbacks.huggingface.origin import base_model_of, hub_snapshot_of
 
 if TYPE_CHECKING:
@@ -27,6 +37,11 @@ __all__ = ["CHOICES", "ModelForm", "SavedForm", "check_choice", "choose_form", "
 
 CHOICES = ("auto", "adapter", "merged", "full")
 
+# Removed from transformers 5, and still the name of what T5 and its like do.
+TEXT2TEXT = "text2text-generation"
+TEXT2TEXT_PYFUNC = "tracking_callbacks.flavors.text2text"
+
+_OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 _REQUIRED = ("mlflow", "torch", "transformers")
 _EXAMPLES: dict[str, Any] = {
     "text-classification": ["The quick brown fox jumps over the lazy dog."],
@@ -71,18 +86,19 @@ def check_choice(log_model: str | bool, model: nn.Module | None = None) -> None:
     if log_model not in CHOICES:
         allowed = ", ".join(map(repr, CHOICES))
         raise ConfigError(f"log_model: expected {allowed} or False, got {log_model!r}", setting="log_model")
-    if model is None or log_model in ("auto", "full"):
+    if model is None or log_model == "auto":
         return
-    if not _is_peft_model(model):
-        raise ConfigError(
-            f"log_model: {log_model!r} needs a PEFT model, got {type(model).__name__}; use 'full' or 'auto'",
-            setting="log_model",
-        )
-    if log_model == "merged" and not _is_mergeable(model):
-        raise ConfigError(
-            f"log_model: adapters of type {_peft_type(model)} cannot be merged into this base; use 'adapter'",
-            setting="log_model",
-        )
+    if not has_adapters(model):
+        if log_model != "full":
+            raise ConfigError(
+                f"log_model: {log_model!r} needs a PEFT model, got {type(model).__name__}; use 'full' or 'auto'",
+                setting="log_model",
+            )
+    elif log_model == "adapter":
+        if reason := _not_an_adapter(model):
+            raise ConfigError(f"log_model: 'adapter' {reason}; use 'merged'", setting="log_model")
+    elif not is_mergeable(model):
+        raise ConfigError(f"log_model: {_not_mergeable(model)}; use 'adapter'", setting="log_model")
 
 
 def choose_form(log_model: str, model: nn.Module) -> SavedForm:
@@ -94,17 +110,20 @@ def choose_form(log_model: str, model: nn.Module) -> SavedForm:
     Raises:
         TrackingError: The model cannot be saved in the form asked for, or would not load from it.
     """
-    if not _is_peft_model(model):
+    if not has_adapters(model):
         return SavedForm(ModelForm.FULL)
     if log_model in ("merged", "full"):
-        if not _is_mergeable(model):
-            raise TrackingError(f"adapters of type {_peft_type(model)} cannot be merged into this base; use 'adapter'")
+        if not is_mergeable(model):
+            raise TrackingError(f"{_not_mergeable(model)}; use 'adapter'")
         return SavedForm(ModelForm.MERGED)
     name, snapshot = base_model_of(model), hub_snapshot_of(model)
     base = snapshot or _folder_with_config(name)
     lost = _lost_without_the_model(model, base)
-    if log_model == "auto" and (snapshot is None or lost) and _is_mergeable(model):
-        if snapshot is not None:
+    not_alone = _not_an_adapter(model)
+    if log_model == "auto" and (not_alone or snapshot is None or lost) and is_mergeable(model):
+        if not_alone:
+            reason = f"an adapter alone {not_alone}"
+        elif snapshot is not None:
             reason = f"an adapter alone would lose the {', '.join(lost)}, which {name} has not got"
         elif name and Path(name).exists():
             reason = f"the base model is only the local path {name}"
@@ -113,17 +132,22 @@ def choose_form(log_model: str, model: nn.Module) -> SavedForm:
         else:
             reason = "the base model has no name"
         return SavedForm(ModelForm.MERGED, notice=f"{reason}: the adapter is merged into it, and loads on any machine")
+    if not_alone:
+        raise TrackingError(f"an adapter alone {not_alone}, and {_not_mergeable(model)}")
     if base is None:
         raise TrackingError(f"an adapter must refer to its base model, but {name!r} is no folder with a config.json")
     if unloadable := [field for field in lost if field != "label names"]:
         raise TrackingError(f"an adapter alone would not load: its {', '.join(unloadable)} is not that of {name}")
     notices = [f"loads only where the path {base} exists"] if snapshot is None else []
     notices += [f"predicts without the {field}" for field in lost]
+    if is_quantised(model):
+        notices.append("loads on a base that is not quantised, so that its predictions differ a little")
+    remedy = "; log_model='merged' has no such limit" if is_mergeable(model) else ""
     return SavedForm(
         ModelForm.ADAPTER,
         base=base,
         revision=snapshot.name if snapshot else None,
-        notice=f"the adapter {' and '.join(notices)}; log_model='merged' has no such limit" if notices else "",
+        notice=f"the adapter {' and '.join(notices)}{remedy}" if notices else "",
     )
 
 
@@ -131,7 +155,7 @@ def processor_of(processing_class: Any, dataloader: DataLoader[Any] | None, mode
     """Return what prepares the model's input: the trainer's tokenizer, its collator's, or the base model's.
 
     Raises:
-        OSError: There is none, and none beside the base model on this machine either.
+        TrackingError: There is none, and none beside the base model on this machine either.
     """
     if processing_class is not None:
         return processing_class
@@ -141,7 +165,14 @@ def processor_of(processing_class: Any, dataloader: DataLoader[Any] | None, mode
         return tokenizer
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base_model_of(model) or "", local_files_only=True)
+    name = base_model_of(model)
+    try:
+        return AutoTokenizer.from_pretrained(name or "", local_files_only=True)
+    except (OSError, ValueError) as error:
+        beside = f"none is beside its base {name}" if name else "it has no base model"
+        raise TrackingError(
+            f"the model needs its tokenizer or processor, and {beside}: pass it to Trainer(processing_class=...)"
+        ) from error
 
 
 def save_mlmodel(model: nn.Module, processor: Any, folder: Path, chosen: SavedForm) -> None:
@@ -161,7 +192,7 @@ def save_mlmodel(model: nn.Module, processor: Any, folder: Path, chosen: SavedFo
     from transformers import ProcessorMixin
 
     if chosen.form is ModelForm.MERGED:
-        saved = _merged(model)
+        saved = merged(model)
     elif chosen.form is ModelForm.FULL:
         saved = copy.copy(model)  # the same weights under a name of its own
     else:
@@ -169,22 +200,25 @@ def save_mlmodel(model: nn.Module, processor: Any, folder: Path, chosen: SavedFo
     if chosen.form is not ModelForm.ADAPTER:
         # MLflow would look up a model card and a licence on the Hub for any other name.
         saved.name_or_path = str(folder)
-    with _quiet("mlflow.transformers", "transformers.pipelines.base"), _mode_kept(model):
-        pipeline = _pipeline(saved, processor)
+    task = _task(model)
+    with _quiet("mlflow.transformers", "transformers.pipelines.base"), _mode_kept(model), _hub_left_alone():
+        pipeline = _pipeline(saved, processor, task)
         mlflow.transformers.save_model(
             pipeline,
             str(folder),
             processor=processor if isinstance(processor, ProcessorMixin) else None,
             signature=infer_or_get_default_signature(pipeline),
-            input_example=_EXAMPLES.get(pipeline.task),
-            pip_requirements=_requirements(chosen.form),
+            input_example=_EXAMPLES.get(task),
+            pip_requirements=_requirements(chosen.form, task),
             base_model_path=str(chosen.base) if chosen.base else None,
             metadata={"form": str(chosen.form), "base_model": base_model_of(model) or ""},
         )
-    _name_origin(folder, model, chosen)
+        if chosen.form is ModelForm.ADAPTER:
+            keep_active_adapter(model, folder / "peft")
+    _amend_mlmodel(folder, model, chosen, task)
 
 
-def _pipeline(model: Any, processor: Any) -> Any:
+def _pipeline(model: Any, processor: Any, task: str) -> Any:
     from transformers import (
         FeatureExtractionMixin,
         ImageProcessingMixin,
@@ -202,31 +236,35 @@ def _pipeline(model: Any, processor: Any) -> Any:
     part = next((name for name, kind in kinds.items() if isinstance(processor, kind)), None)
     if part is None:
         raise TrackingError(f"a {type(processor).__name__} is no tokenizer or other processor that could be saved")
-    # The model's own device: by default a pipeline moves the model to the first accelerator it finds.
-    return make_pipeline(task=_task(model), model=model, device=model.device, **{part: processor})
+    # The model's own device: by default a pipeline moves the model to the first accelerator it finds. Where
+    # accelerate has spread it over several, there is no such device.
+    device = None if getattr(model, "hf_device_map", None) else model.device
+    known: Any = "text-generation" if task == TEXT2TEXT else task
+    # A copy: the text-generation pipeline makes the tokenizer pad on the left.
+    return make_pipeline(task=known, model=model, device=device, **{part: copy.deepcopy(processor)})
 
 
-def _task(model: Any) -> Any:
+def _task(model: Any) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     from transformers.pipelines import PIPELINE_REGISTRY
 
-    base = model.get_base_model() if _is_peft_model(model) else model
+    base = model.get_base_model() if is_peft_model(model) else model
     name = type(base).__name__
     for task, entry in PIPELINE_REGISTRY.supported_tasks.items():
         for auto_class in entry["pt"]:
             known = auto_class._model_mapping._model_mapping.get(base.config.model_type, ())
             if name == known or name in (known if isinstance(known, (tuple, list)) else ()):
-                return task
+                return str(task)
+    if name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        return TEXT2TEXT
     raise TrackingError(f"transformers has no pipeline for a {name}, and MLflow saves only models that have one")
 
 
-def _merged(model: Any) -> Any:
-    """Return a copy with the adapter merged into it; merging in place and back would round the weights."""
-    trained = copy.deepcopy(model).to("cpu")
-    return trained.merge_and_unload(safe_merge=True)
+def _amend_mlmodel(folder: Path, model: nn.Module, chosen: SavedForm, task: str) -> None:
+    """Write into the MLmodel file what MLflow could not be told: where the base came from, and a task without pipeline.
 
-
-def _name_origin(folder: Path, model: nn.Module, chosen: SavedForm) -> None:
-    """Write where the base model came from into the MLmodel file, in place of the folder that stood in."""
+    The folder stood in for the name of the base, and a pipeline that loads for one that would predict.
+    """
     from mlflow.models import Model
 
     base = base_model_of(model)
@@ -242,31 +280,31 @@ def _name_origin(folder: Path, model: nn.Module, chosen: SavedForm) -> None:
     if chosen.form is not ModelForm.ADAPTER:
         # MLflow's notice about a licence, addressed to the folder that stood in for the name.
         (folder / "LICENSE.txt").unlink(missing_ok=True)
+    if task == TEXT2TEXT:
+        flavor |= {"task": TEXT2TEXT, "instance_type": "Text2TextGenerationPipeline"}
+        mlmodel.flavors["python_function"]["loader_module"] = TEXT2TEXT_PYFUNC
     mlmodel.save(str(folder / "MLmodel"))
 
 
-def _requirements(form: ModelForm) -> list[str]:
+def _requirements(form: ModelForm, task: str) -> list[str]:
     """Return the installed versions of what loading needs, pinned, without a local part such as ``+cpu``."""
-    names = (*_REQUIRED, "peft") if form is ModelForm.ADAPTER else _REQUIRED
+    names = [*_REQUIRED]
+    names += ["peft"] if form is ModelForm.ADAPTER else []
+    names += ["tracking-callbacks"] if task == TEXT2TEXT else []
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
 
 
-def _is_peft_model(model: Any) -> bool:
-    if "peft" not in sys.modules:
-        return False  # nobody has made a PEFT model without it
-    from peft import PeftModel
-
-    return isinstance(model, PeftModel)
+def _not_mergeable(model: nn.Module) -> str:
+    return f"adapters of type {peft_type(model)} cannot be merged into this base"
 
 
-def _is_mergeable(model: Any) -> bool:
-    if model.active_peft_config.is_prompt_learning or not hasattr(model.base_model, "merge_and_unload"):
-        return False
-    return getattr(model.config, "quantization_config", None) is None  # merging would round the weights
-
-
-def _peft_type(model: Any) -> str:
-    return str(getattr(model.active_peft_config.peft_type, "value", model.active_peft_config.peft_type))
+def _not_an_adapter(model: nn.Module) -> str:
+    """Return why the adapter of `model` cannot be saved by itself, empty where it can."""
+    if not is_peft_model(model):
+        return f"needs a PeftModel (get_peft_model), and {type(model).__name__} had it added by add_adapter"
+    if len(names := active_adapters(model)) > 1:
+        return f"is one adapter, and {', '.join(names)} are active together"
+    return ""
 
 
 def _folder_with_config(name: str | None) -> Path | None:
@@ -279,7 +317,7 @@ def _lost_without_the_model(model: Any, base: Path | None) -> list[str]:
         return []
     from transformers import AutoConfig
 
-    trained, origin = model.get_base_model().config, AutoConfig.from_pretrained(base, local_files_only=True)
+    trained, origin = model.config, AutoConfig.from_pretrained(base, local_files_only=True)
     differs = {
         "number of labels": trained.num_labels != origin.num_labels,
         "label names": trained.id2label != origin.id2label,
@@ -290,16 +328,30 @@ def _lost_without_the_model(model: Any, base: Path | None) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Keep loggers silent below errors: MLflow and transformers warn about what is on purpose here."""
+    """Keep loggers silent: MLflow and transformers warn about what is on purpose here, and fail by exceptions."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _hub_left_alone() -> Iterator[None]:
+    """Keep PEFT from asking the Hub whether the vocabulary was changed, which `choose_form` has seen to already."""
+    before = os.environ.get(_OFFLINE_VARIABLE)
+    os.environ[_OFFLINE_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_OFFLINE_VARIABLE]
+        else:
+            os.environ[_OFFLINE_VARIABLE] = before
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tracking_callbacks.huggingface.adapters import adapter_configs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -13,7 +15,7 @@ __all__ = ["base_model_of", "hub_snapshot_of"]
 
 def base_model_of(model: nn.Module) -> str | None:
     """Return the Hub id or the path that the model's weights came from, None for a model built in code."""
-    for config in _peft_configs(model):
+    for config in adapter_configs(model).values():
         if config.base_model_name_or_path:
             return str(config.base_model_name_or_path)
     return getattr(model, "name_or_path", None) or None
@@ -32,7 +34,7 @@ def hub_snapshot_of(model: nn.Module) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     known = getattr(getattr(model, "config", None), "_commit_hash", None)
-    for config in _peft_configs(model):
+    for config in adapter_configs(model).values():
         known = known or config.revision
     try:
         found = try_to_load_from_cache(name, "config.json", revision=known)
@@ -42,7 +44,3 @@ def hub_snapshot_of(model: nn.Module) -> Path | None:
         return None
     snapshot = Path(found).parent
     return snapshot if known or len(list(snapshot.parent.iterdir())) == 1 else None
-
-
-def _peft_configs(model: nn.Module) -> list[Any]:
-    return list(getattr(model, "peft_config", {}).values())

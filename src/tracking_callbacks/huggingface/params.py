@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tracking_callbacks.huggingface.adapters import adapter_configs
 from tracking_callbacks.huggingface.origin import base_model_of, hub_snapshot_of
 from tracking_callbacks.values import flatten, plain
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainingArguments
 
-__all__ = ["Description", "describe"]
+__all__ = ["Description", "describe", "describe_search"]
 
 # Mappings by label or by module name: one param each, for their keys differ from model to model.
 _ONE_PARAM = frozenset({"id2label", "rank_pattern", "alpha_pattern"})
@@ -46,12 +47,25 @@ def describe(args: TrainingArguments, model: nn.Module) -> Description:
     if model_config := _as_mapping(getattr(model, "config", None)):
         documents["model_config.json"] = plain(model_config)
         params |= _flat(documents["model_config.json"], "model.")
-    if adapters := _adapter_configs(model):
+    if adapters := {name: plain(config.to_dict()) for name, config in adapter_configs(model).items()}:
         documents["peft_config.json"] = adapters
         for adapter, config in adapters.items():
             peft_type = str(config["peft_type"]).lower()
             params |= _flat(config, f"{peft_type}." if len(adapters) == 1 else f"{peft_type}.{adapter}.")
     return Description(params=params | _base_model(model) | _sizes(model), documents=documents)
+
+
+def describe_search(args: TrainingArguments, varied: Container[str]) -> Description:
+    """Return the training arguments that all trials of a search have in common, with secrets masked.
+
+    Args:
+        args: As one of the trials has them.
+        varied: Names of those that differ from trial to trial.
+    """
+    arguments = {key: value for key, value in plain(_as_mapping(args)).items() if key not in varied}
+    return Description(
+        params=_flat(arguments) | {"world_size": args.world_size}, documents={"training_args.json": arguments}
+    )
 
 
 def _base_model(model: nn.Module) -> dict[str, Any]:
@@ -72,11 +86,8 @@ def _sizes(model: nn.Module) -> dict[str, Any]:
         "trainable_parameters": trainable,
         "total_parameters": total,
         "trainable_ratio": round(trainable / total, 6) if total else 0.0,
+        "trainable_percent": round(100 * trainable / total, 4) if total else 0.0,
     }
-
-
-def _adapter_configs(model: nn.Module) -> dict[str, dict[str, Any]]:
-    return {name: plain(config.to_dict()) for name, config in getattr(model, "peft_config", {}).items()}
 
 
 def _as_mapping(config: Any) -> Mapping[str, Any]:

@@ -1,0 +1,113 @@
+"""What is particular to models with PEFT adapters: which models have them, what can be merged, and how it is saved.
+
+There are two kinds: a ``PeftModel`` wraps its base model; a transformers model that adapters were added to by its own
+``add_adapter`` is none, yet has the same layers inside.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "active_adapters",
+    "adapter_configs",
+    "has_adapters",
+    "is_mergeable",
+    "is_peft_model",
+    "is_quantised",
+    "keep_active_adapter",
+    "merged",
+    "peft_type",
+]
+
+
+def is_peft_model(model: Any) -> bool:
+    """Return whether `model` is a ``PeftModel``."""
+    if "peft" not in sys.modules:
+        return False  # nobody has made a PEFT model without it
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def has_adapters(model: Any) -> bool:
+    """Return whether `model` has adapters, of either kind."""
+    return is_peft_model(model) or bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def adapter_configs(model: Any) -> dict[str, Any]:
+    """Return the PEFT configurations of `model` by the adapters' names; empty where it has none."""
+    return dict(getattr(model, "peft_config", None) or {})
+
+
+def active_adapters(model: Any) -> list[str]:
+    """Return the names of the adapters that `model` predicts with."""
+    active = model.active_adapters
+    return list(active() if callable(active) else active)
+
+
+def peft_type(model: Any) -> str:
+    """Return the type of the active adapter, such as ``LORA``."""
+    kind = adapter_configs(model)[active_adapters(model)[0]].peft_type
+    return str(getattr(kind, "value", kind))
+
+
+def is_quantised(model: Any) -> bool:
+    """Return whether the base model's weights are held in fewer bits than they are computed with."""
+    return getattr(getattr(model, "config", None), "quantization_config", None) is not None
+
+
+def is_mergeable(model: Any) -> bool:
+    """Return whether the active adapters can be added into the base model's weights without loss."""
+    from peft import PEFT_TYPE_TO_TUNER_MAPPING
+
+    configs = [adapter_configs(model)[name] for name in active_adapters(model)]
+    if is_quantised(model) or any(config.is_prompt_learning for config in configs):
+        return False
+    return all(hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type), "merge_and_unload") for config in configs)
+
+
+def merged(model: nn.Module) -> Any:
+    """Return a copy on the CPU with the active adapters merged in; merging in place and back would round weights."""
+    trained: Any = copy.deepcopy(model).to("cpu")
+    if is_peft_model(trained):
+        return trained.merge_and_unload(safe_merge=True)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    # PEFT merges through the wrapper that is missing here; the layers can do it by themselves.
+    for name, layer in list(trained.named_modules()):
+        if hasattr(layer, "unload_and_optionally_merge_module"):  # as modules_to_save does
+            plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+        elif isinstance(layer, BaseTunerLayer):
+            layer.merge(safe_merge=True)
+            plain = layer.get_base_layer()
+        else:
+            continue
+        parent, _, child = name.rpartition(".")
+        setattr(trained.get_submodule(parent), child, plain)
+    del trained.peft_config
+    trained._hf_peft_config_loaded = False
+    return trained
+
+
+def keep_active_adapter(model: Any, folder: Path) -> None:
+    """Replace what ``save_pretrained`` has written to `folder` by the active adapter alone, in the folder itself.
+
+    PEFT writes all adapters, each but the one named ``default`` into a folder of its own, and loads from the top.
+    """
+    (name,) = active_adapters(model)
+    if list(adapter_configs(model)) == ["default"]:
+        return
+    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        model.save_pretrained(temporary, selected_adapters=[name])
+        saved = Path(temporary, name)
+        shutil.copytree(saved if saved.is_dir() else temporary, folder)

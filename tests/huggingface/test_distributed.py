@@ -1,0 +1,107 @@
+"""Two processes of ``torchrun`` on the CPU: one run, written by the first alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from huggingface.reading import runs_of
+from processes import free_port
+from tracking_callbacks import MLflowTracker
+
+TRAIN = """
+import json, os, sys
+from pathlib import Path
+import psutil, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from tracking_callbacks.huggingface import ClassificationMetrics, MLflowTrainerCallback
+
+torch.set_num_threads(1)
+base, name = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(base)
+rows = [{**tokenizer(text), "labels": int(text == "good")} for text in ["good", "bad"] * 8]
+callback = MLflowTrainerCallback(registered_model_name=name, aliases=["champion"], log_checkpoints=True)
+
+class Children(TrainerCallback):
+    seen = 0
+    def on_step_end(self, args, state, control, **kwargs):
+        lines = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+        self.seen = max(self.seen, sum("tracking_callbacks" in line for line in lines))
+
+children = Children()
+trainer = Trainer(
+    model=AutoModelForSequenceClassification.from_pretrained(base),
+    args=TrainingArguments(
+        output_dir="output", max_steps=4, per_device_train_batch_size=4, logging_steps=1, eval_strategy="steps",
+        eval_steps=2, save_strategy="steps", save_steps=4, report_to="none", disable_tqdm=True, use_cpu=True,
+    ),
+    train_dataset=rows, eval_dataset=rows, processing_class=tokenizer,
+    compute_metrics=ClassificationMetrics(), callbacks=[callback, children],
+)
+trainer.evaluate()
+trainer.train()
+trainer.predict(rows)
+if callback.run is not None:
+    assert callback.run.flush(60).complete
+report = {"children": children.seen, "run": callback.run is not None, "mlflow": "mlflow" in sys.modules,
+          "history": trainer.state.log_history, "backend": torch.distributed.get_backend()}
+Path(f"rank-{os.environ['RANK']}.json").write_text(json.dumps(report))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_rank_0_alone_writes_one_run(
+    tracker: MLflowTracker,
+    server,
+    client: MlflowClient,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, experiment = f"distributed-{tmp_path.name}", tracker.settings.experiment_name
+    (tmp_path / "train.py").write_text(TRAIN)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", experiment)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"),
+            *("train.py", str(base_folder), name),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first["backend"] == "gloo"
+    assert (first["run"], first["children"]) == (True, 1)
+    assert (second["run"], second["children"], second["mlflow"]) == (False, 0, False)
+    (run,) = runs_of(client, tracker)
+    assert run.info.status == "FINISHED"
+    assert (run.data.params["world_size"], run.data.params["per_device_train_batch_size"]) == ("2", "4")
+
+    def stored(key: str) -> list[tuple[int, float]]:
+        return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+
+    def logged(key: str) -> list[tuple[int, Any]]:
+        return [(entry["step"], entry[key]) for entry in first["history"] if key in entry]
+
+    assert stored("train/loss") == logged("loss")
+    assert [step for step, _ in stored("train/loss")] == [1, 2, 3, 4]
+    assert stored("eval/accuracy")[1:] == logged("eval_accuracy")
+    assert [step for step, _ in stored("eval/accuracy")] == [0, 2, 4]
+    assert [step for step, _ in stored("test/loss")] == [4]
+    assert client.get_model_version_by_alias(name, "champion").run_id == run.info.run_id
+    assert len(client.search_model_versions(f"name = '{name}'")) == 1

@@ -1,0 +1,171 @@
+"""A search is a run with one nested run per trial, each with its own params and its true status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from transformers import BertForSequenceClassification, Trainer, TrainerCallback
+
+from huggingface.reading import artifacts, finished_run, runs_of
+from processes import wait_for
+from tracking_callbacks import MLflowTracker
+from tracking_callbacks.huggingface import MLflowTrainerCallback
+
+TrainerFactory = Callable[..., Trainer]
+RATES = (1e-2, 2e-2, 3e-2, 4e-2)
+
+
+class PrunesTheSecond(optuna.pruners.BasePruner):
+    """Prunes trial 1 at whichever evaluation comes first."""
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        return trial.number == 1
+
+
+class FailsTheThird(TrainerCallback):
+    """Lets the trial with the third learning rate diverge."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.learning_rate == RATES[2] and state.global_step == 2:
+            raise FloatingPointError("diverged")
+
+
+class InOrder(optuna.samplers.RandomSampler):
+    """Suggests the choices in their order."""
+
+    def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
+        return distribution.choices[trial.number]
+
+
+def search(trainer: Trainer) -> Any:
+    """Try the learning rates one after the other; trial 1 is pruned, trial 2 fails and the search goes on."""
+    trainer.add_callback(FailsTheThird())
+    return trainer.hyperparameter_search(
+        backend="optuna",
+        n_trials=len(RATES),
+        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", RATES)},
+        compute_objective=lambda metrics: metrics["eval_loss"],
+        sampler=InOrder(),
+        pruner=PrunesTheSecond(),
+        catch=(FloatingPointError,),
+    )
+
+
+@pytest.fixture
+def model_init(base_folder: Path) -> Callable[[], BertForSequenceClassification]:
+    return lambda: BertForSequenceClassification.from_pretrained(base_folder)
+
+
+def test_a_search_is_a_run_with_its_trials_below_it(
+    tracker: MLflowTracker,
+    client: MlflowClient,
+    make_trainer: TrainerFactory,
+    model_init: Callable[[], Any],
+    tmp_path: Path,
+) -> None:
+    name = f"searched-{tmp_path.name}"
+    callback = MLflowTrainerCallback(
+        tracker, run_name="the search", registered_model_name=name, aliases=["champion"], log_checkpoints=True
+    )
+    trainer = make_trainer(
+        None,
+        callback,
+        model_init=model_init,
+        eval_strategy="steps",
+        eval_steps=6,  # once, in the last step: a pruned trial has done all its steps
+        save_strategy="steps",
+        save_steps=6,
+    )
+    best = search(trainer)
+    finished_run(callback)
+    with pytest.raises(MlflowException, match="not found"):
+        client.get_model_version_by_alias(name, "champion")
+    trainer.train()
+    ordinary = finished_run(callback)
+    runs = {run.info.run_name: run for run in runs_of(client, tracker) if run.info.run_id != ordinary.run_id}
+    wait_for(lambda: client.get_run(runs["the search"].info.run_id).info.status == "FINISHED", "the search ends")
+
+    parent, trials = runs.pop("the search"), [runs[f"trial-{number}"] for number in range(4)]
+    assert len(runs) == 4
+    assert [run.info.status for run in trials] == ["FINISHED", "KILLED", "FAILED", "FINISHED"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}
+    assert [float(run.data.params["trial.learning_rate"]) for run in trials] == list(RATES)
+    assert [float(run.data.params["learning_rate"]) for run in trials] == list(RATES)
+    assert [run.data.tags.get("tracking_callbacks.pruned") for run in trials] == [None, "true", None, None]
+    assert [bool(client.get_run(run.info.run_id).outputs.model_outputs) for run in trials] == [
+        *(True, False, False, True),
+    ]
+    assert [run.data.metrics.get("eval/loss") is None for run in trials] == [False, False, True, False]
+    assert trials[int(best.run_id)].data.metrics["eval/loss"] == best.objective
+    assert "checkpoints/checkpoint-6/model.safetensors" in artifacts(client, trials[3].info, "checkpoints")
+    assert "learning_rate" not in parent.data.params
+    assert parent.data.params["max_steps"] == "6"
+    assert parent.data.tags["tracking_callbacks.trials"] == "4"
+    assert "mlflow.parentRunId" not in client.get_run(ordinary.run_id).data.tags
+    version = client.get_model_version_by_alias(name, "champion")
+    assert (str(version.version), version.run_id) == ("1", ordinary.run_id)
+
+
+def test_a_users_own_sweep_nests_its_trainings(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, model_init: Callable[[], Any]
+) -> None:
+    """The loop of the README: a parent, and a block for each training."""
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+
+    def objective(trial: optuna.Trial) -> float:
+        rate = trial.suggest_categorical("learning_rate", RATES)
+        with tracker.start_run(f"lr {rate}", parent=sweep) as run:
+            run.log_params({f"trial.{name}": value for name, value in trial.params.items()})
+            trainer = make_trainer(None, callback, model_init=model_init, learning_rate=rate, max_steps=2)
+            trainer.add_callback(FailsTheThird())
+            trainer.train()
+            assert callback.run is run
+            if trial.number == 1:
+                raise optuna.TrialPruned
+        return 0.0
+
+    with tracker.start_run("sweep") as sweep:
+        study = optuna.create_study(sampler=InOrder())
+        study.optimize(objective, n_trials=3, catch=(FloatingPointError,))
+    assert sweep.flush(timeout=60).complete
+    finished_run(callback)
+    wait_for(lambda: all(run.info.status != "RUNNING" for run in runs_of(client, tracker)), "all runs have ended")
+    runs = {stored.info.run_name: stored for stored in runs_of(client, tracker)}
+
+    assert {name: stored.info.status for name, stored in runs.items()} == {
+        "sweep": "FINISHED",
+        "lr 0.01": "FINISHED",
+        "lr 0.02": "KILLED",
+        "lr 0.03": "FAILED",
+    }
+    children = [runs[f"lr {rate}"] for rate in RATES[:3]]
+    assert {child.data.tags["mlflow.parentRunId"] for child in children} == {runs["sweep"].info.run_id}
+    assert [float(child.data.params["learning_rate"]) for child in children] == list(RATES[:3])
+    assert [child.data.tags.get("tracking_callbacks.pruned") for child in children] == [None, "true", None]
+    assert children[2].data.tags["tracking_callbacks.error"] == "FloatingPointError: diverged"
+
+
+def test_a_search_joins_the_users_own_run(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, model_init: Callable[[], Any]
+) -> None:
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    trainer = make_trainer(None, callback, model_init=model_init, max_steps=2)
+    with tracker.start_run("mine") as mine:
+        trainer.hyperparameter_search(
+            backend="optuna", n_trials=1, hp_space=lambda trial: {}, hp_name=lambda trial: f"first of {trial.number}"
+        )
+        ended = mine.ended
+    finished_run(callback)
+    assert mine.flush(timeout=60).complete
+    runs = {stored.info.run_name: stored for stored in runs_of(client, tracker)}
+
+    assert not ended
+    assert set(runs) == {"mine", "first of 0"}
+    assert runs["first of 0"].data.tags["mlflow.parentRunId"] == mine.run_id
+    assert runs["first of 0"].data.metrics["eval/loss"] > 0  # of the evaluation that the search makes afterwards
