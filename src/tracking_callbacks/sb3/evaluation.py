@@ -78,10 +78,10 @@ class EvaluationWatch:
         callback, kind = self._callback, type(self._callback)
 
         def on_step() -> bool:
-            self._begin()
             go_on: bool = kind._on_step(callback)
             if self._rewards is not None:
                 self._end()
+                self._begin()
             return go_on
 
         def log_success_callback(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 
 from tracking_callbacks.episode_log import EpisodeLog
@@ -44,7 +45,7 @@ class EpisodeRecorder:
         self._book: EpisodeBook | None = None
         self._earlier_reward = 0.0  # of environments that this run has left
         self._env: VecEnv | None = None
-        self._first_infos: Sequence[Info | None] = ()
+        self._first_infos: Mapping[int, Info | None] = {}  # of environments that begin an episode with the training
 
     def follow(self, model: BaseAlgorithm) -> None:
         """A training begins: look at its environment."""
@@ -58,8 +59,12 @@ class EpisodeRecorder:
             self._book.interrupt()
         elif self._book is not None:
             self._leave_book("their environment was reset or replaced")
-        # Of the innermost environment: wrappers keep those of the very first reset.
-        self._first_infos = tuple(env.unwrapped.reset_infos) if fresh else ()
+        # A reloaded model resets its environment and counts on; off-policy ones do not keep this up to date.
+        known = model._last_episode_starts if isinstance(model, OnPolicyAlgorithm) else None
+        starts = np.full(env.num_envs, fresh) if known is None else known
+        # Of the innermost environment: wrappers keep the infos of the very first reset.
+        reset_infos = env.unwrapped.reset_infos
+        self._first_infos = {index: reset_infos[index] for index in np.flatnonzero(starts).tolist()}
         self._env = env
 
     def add_step(self, variables: Mapping[str, Any], timestep: int) -> None:
@@ -98,10 +103,9 @@ class EpisodeRecorder:
         source = choose_source(self._returns, infos[0])
         self._run.log_params({"sharpe.source": source.name, "sharpe.periods_per_year": self._periods})
         self._book = book = EpisodeBook(len(infos), source, self._periods)
-        if len(self._first_infos) == len(infos):
-            for env, info in enumerate(self._first_infos):
-                book.begin(env, info)
-        self._first_infos = ()
+        for env, info in self._first_infos.items():
+            book.begin(env, info)
+        self._first_infos = {}
         return book
 
     def _leave_book(self, reason: str) -> None:
