@@ -24,7 +24,9 @@ from tracking_callbacks.sb3 import MLflowSB3Callback
 
 
 def test_a_training_gives_a_complete_run_and_a_registered_model(store: Store, tmp_path: Path) -> None:
-    callback = callback_for(store, log_model=True, registered_model_name="market", aliases=["champion"])
+    callback = callback_for(
+        store, log_model=True, registered_model_name="market", aliases=["champion"], tags={"team": "desk 7"}
+    )
     agent = PPO("MlpPolicy", market(2), learning_rate=lambda progress: progress * 1e-3, **TINY)
     agent.learn(128, callback=callback)
     run = store.delivered(callback.run)
@@ -43,6 +45,7 @@ def test_a_training_gives_a_complete_run_and_a_registered_model(store: Store, tm
     assert not [value for value in run.data.params.values() if " at 0x" in value]
     assert run.data.metrics["train/cumulative_reward"] == 1280.0
     assert version.run_id == run.info.run_id
+    assert version.tags["team"] == run.data.tags["team"] == "desk 7"
     assert len(store.episodes(callback.run, tmp_path)) == 12
 
 

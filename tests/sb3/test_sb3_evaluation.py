@@ -96,7 +96,9 @@ class Scripted(EvalCallback):
         return go_on
 
 
-def test_the_agent_of_the_best_evaluation_is_the_one_that_is_registered(store: Store) -> None:
+def test_the_agent_of_the_best_evaluation_is_the_one_that_is_registered(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", seed=0))
     evaluation = Scripted(
         [10.0, float("nan"), 30.0, 20.0],
@@ -110,7 +112,8 @@ def test_the_agent_of_the_best_evaluation_is_the_one_that_is_registered(store: S
     agent.learn(128, callback=[callback, evaluation])
     run = store.delivered(callback.run)
     version = store.client.get_model_version_by_alias("best", "champion")
-    loaded = load(store, "best", version.version)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.tracker.settings.tracking_uri)
+    loaded = flavor.load_model("models:/best@champion")
 
     assert version.run_id == run.info.run_id
     assert version.tags["tracking_callbacks.model_choice"].startswith("best: mean reward 30.0")
@@ -119,17 +122,6 @@ def test_the_agent_of_the_best_evaluation_is_the_one_that_is_registered(store: S
     assert loaded.num_timesteps == 96
     assert loaded.get_vec_normalize_env().obs_rms.count < env.obs_rms.count
     assert agent.num_timesteps == 128
-
-
-def load(store: Store, name: str, version: str) -> Any:
-    import mlflow
-
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(store.tracker.settings.tracking_uri)
-    try:
-        return flavor.load_model(f"models:/{name}/{version}")
-    finally:
-        mlflow.set_tracking_uri(before)
 
 
 def test_without_an_evaluation_the_last_agent_is_registered_and_that_is_said(

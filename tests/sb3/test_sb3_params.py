@@ -90,6 +90,24 @@ def test_objects_are_described_by_what_they_do() -> None:
     assert params["train_freq"] == "1 step"
 
 
+class Nameless(gym.Env[Any, Any]):
+    """Its text is that of every object, with its address."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __str__(self) -> str:
+        return object.__repr__(self)
+
+
+def test_an_environment_without_a_text_of_its_own_has_its_class_for_an_id() -> None:
+    params = describe(PPO("MlpPolicy", gym.wrappers.TimeLimit(Nameless(), 9)))
+
+    assert (params["env.id"], params["env.class"]) == ("Nameless", "Nameless")
+    assert params["env.wrappers"] == ["Monitor", "TimeLimit"]
+    assert "0x" not in json.dumps(params)
+
+
 def test_the_wrappers_of_an_environment_are_named() -> None:
     env = VecNormalize(VecMonitor(DummyVecEnv([lambda: gym.make("CartPole-v1")] * 3)), gamma=0.9)
     params = describe(PPO("MlpPolicy", env))

@@ -69,7 +69,7 @@ class RewardIsReturn(gym.Env):
 
     def step(self, action: Any) -> Any:
         self.day += 1
-        reward = float(self.np_random.normal(0.0005, 0.02))
+        reward = float(np.float32(self.np_random.normal(0.0005, 0.02)))  # as SB3 rounds it
         return np.zeros(2, np.float32), reward, False, self.day == 25, {}
 
 

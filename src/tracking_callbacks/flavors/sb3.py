@@ -294,7 +294,7 @@ def _signature(model: BaseAlgorithm, space: Space[Any]) -> ModelSignature:
     if hasattr(model.policy, "lstm_actor"):
         params.append(ParamSpec("episode_start", DataType.boolean, False))
     if "action_masks" in inspect.signature(model.predict).parameters:
-        params.append(ParamSpec("action_masks", DataType.boolean, None, (-1,)))
+        params.append(ParamSpec("action_masks", DataType.boolean, [], (-1,)))
     return ModelSignature(inputs=inputs, outputs=Schema([batch_of(model.action_space)]), params=ParamSchema(params))
 
 

@@ -50,7 +50,8 @@ class Agent:
             model_input: Raw observations, shape (n, *observation shape), or a dict of such batches.
             params: ``deterministic`` (True by default); for recurrent policies ``episode_start``; for
                 ``MaskablePPO`` ``action_masks``, the masks of all observations one after the other (n times the
-                number of actions), since a param of MLflow has one dimension: ``masks.ravel()``.
+                number of actions), since a param of MLflow has one dimension: ``masks.ravel()``. Without them all
+                actions are allowed.
         """
         options = params or {}
         observations = _as_observations(model_input)
@@ -58,8 +59,8 @@ class Agent:
         if options.get("episode_start", False) or len(first) != self._batch_size:
             self._memory = None
         self._batch_size = len(first)
-        masks = options.get("action_masks")
-        masked = {} if masks is None else {"action_masks": np.asarray(masks, dtype=bool).reshape(len(first), -1)}
+        masks = np.asarray(options.get("action_masks", ()), dtype=bool)
+        masked = {"action_masks": masks.reshape(len(first), -1)} if masks.size else {}
         actions, self._memory = self._model.predict(
             observations, state=self._memory, deterministic=bool(options.get("deterministic", True)), **masked
         )

@@ -55,7 +55,7 @@ class MLflowSB3Callback(BaseCallback):
     Args:
         tracker: Where runs go; None stands for ``MLflowTracker()``.
         run_name: Name of the run; by default MLflow makes one up.
-        tags: Tags of the run.
+        tags: Tags of the run, and of the model.
         log_model: Save the agent, with its VecNormalize statistics, at the end of the training: True as it is then,
             ``"best"`` as it was at the evaluation with the highest mean reward that an ``EvalCallback`` of the same
             training has made (of several, the first one).
@@ -95,7 +95,8 @@ class MLflowSB3Callback(BaseCallback):
             check_model_name(registered_model_name, "registered_model_name")
         elif self.aliases:
             raise ConfigError(f"aliases: {self.aliases!r} need a registered_model_name", setting="aliases")
-        self._attachment = Attachment(tracker, run_name=run_name, tags=tags)
+        self.tags = dict(tags or {})
+        self._attachment = Attachment(tracker, run_name=run_name, tags=self.tags)
         self._learn_started: float | None = None  # model.start_time of the learn() that was begun last
         self._training = False
         self._learning_pid = 0
@@ -270,7 +271,7 @@ class MLflowSB3Callback(BaseCallback):
                 registered_model_name=self.registered_model_name,
                 aliases=self.aliases,
                 step=step,
-                tags={MODEL_CHOICE_TAG: choice},
+                tags=self.tags | {MODEL_CHOICE_TAG: choice},
             )
             run.set_tags({MODEL_CHOICE_TAG: choice})
 

@@ -26,7 +26,10 @@ _OF_THE_OPTIMIZER: dict[str, Callable[[Any], Any]] = {
     "rms_prop_eps": lambda policy: policy.optimizer_kwargs.get("eps"),
 }
 _NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
-_INNERMOST = re.compile(r"<(?P<cls>\w+)(?:<(?P<id>[^<>]+)>| instance)>")
+_ADDRESS = re.compile(
+    r"(?:\w+\.|<locals>\.)*(?P<cls>\w+) object at 0x[0-9a-fA-F]+"
+)  # of a class with object's own text
+_INNERMOST = re.compile(r"<(?P<cls>\w+)(?:<(?P<id>[^<>\s]+)>| instance)>")
 
 
 def describe(model: BaseAlgorithm) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def _names(env: VecEnv) -> Mapping[str, Any]:
     From its text, ``<Monitor<OrderEnforcing<CartPoleEnv<CartPole-v1>>>>``: a worker process can always send
     that, while it dies of a spec that does not pickle (a lambda in ``gym.make(..., reward_function=...)``).
     """
-    text = str(env.env_method("__str__", indices=[0])[0])
+    text = _ADDRESS.sub(r"\g<cls> instance", str(env.env_method("__str__", indices=[0])[0]))
     innermost = _INNERMOST.search(text)
     if innermost is None:
         return {}
