@@ -21,7 +21,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from tracking_callbacks import MLflowTracker
+from tracking_callbacks import MLflowTracker, Run
 from tracking_callbacks.flavors import sb3 as flavor
 from tracking_callbacks.sb3 import MLflowSB3Callback
 
@@ -91,12 +91,12 @@ def test_every_algorithm_loaded_by_its_alias_in_a_fresh_process_acts_the_same(
     tracker: MLflowTracker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generator = np.random.default_rng(3)
-    names = []
+    runs: dict[str, Run] = {}
     for algorithm, policy, env_id, arguments in ALGORITHMS:
         name = algorithm.__name__
         env = VecNormalize(make_vec_env(env_id, seed=1))
         # SB3 writes into policy_kwargs.
-        model = algorithm(policy, env, seed=1, device="cpu", **copy.deepcopy(arguments))
+        model = algorithm(policy, env, seed=3, device="cpu", **copy.deepcopy(arguments))
         callback = MLflowSB3Callback(tracker, registered_model_name=f"reload-{name}", aliases=["champion"])
         model.learn(64, callback=callback)
         observations = generator.uniform(-3.0, 3.0, (1000, *env.observation_space.shape)).astype(np.float32)
@@ -107,10 +107,10 @@ def test_every_algorithm_loaded_by_its_alias_in_a_fresh_process_acts_the_same(
         actions, _ = model.predict(env.normalize_obs(observations), deterministic=True, **given)
         np.savez(tmp_path / f"{name}.npz", observations=observations, actions=actions, **masked)
         assert callback.run is not None
-        assert callback.run.flush(90).complete
-        names.append(name)
+        runs[name] = callback.run
+    assert all(run.flush(120).complete for run in runs.values())
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FRESH_PROCESS, tracker.settings.tracking_uri, *names],
+        [sys.executable, "-W", "ignore", "-c", FRESH_PROCESS, tracker.settings.tracking_uri, *runs],
         cwd=tmp_path,
         check=True,
         timeout=150,
@@ -122,7 +122,7 @@ def test_every_algorithm_loaded_by_its_alias_in_a_fresh_process_acts_the_same(
     lines = done.stdout.splitlines()
 
     assert [line.partition(",")[0] for line in lines] == [
-        f"{name}: of 1000 actions differ {{'load_model': 0" for name in names
+        f"{name}: of 1000 actions differ {{'load_model': 0" for name in runs
     ]
     assert all("'pyfunc': 0}" in line for line in lines)
     assert not any(line.endswith(" 1 distinct") for line in lines if not line.startswith("ARS"))
