@@ -64,6 +64,8 @@ class Attachment:
             run = self._join() or self._start(resume_key)
         elif run.ended:
             run.reopen()
+            if run is self._borrowed:  # whose block is over: nobody else will end it now
+                self._borrowed = None
         self.run = run
         self.training = self._trained = True
         return run

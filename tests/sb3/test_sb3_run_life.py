@@ -78,6 +78,19 @@ def test_points_stay_bounded_however_often_a_saved_model_continues(store: Store,
     assert 800 < len(store.points(callback.run, "episode/reward")) <= 1000
 
 
+def test_a_run_of_the_users_that_is_continued_after_its_block_is_ended_again(store: Store) -> None:
+    callback = callback_for(store)
+    agent = PPO("MlpPolicy", market(), **TINY)
+    with store.tracker.start_run() as run:
+        agent.learn(32, callback=callback)
+    agent.learn(32, callback=callback, reset_num_timesteps=False)
+
+    assert callback.run is run
+    assert run.ended
+    assert store.delivered(run).info.status == "FINISHED"
+    assert [step for step, _ in store.points(run, "train/n_updates")] == [32, 64]
+
+
 class Interrupt(BaseCallback):
     def _on_step(self) -> bool:
         if self.num_timesteps >= 40:

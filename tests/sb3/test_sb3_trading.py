@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from gymnasium import spaces
 from markets import TINY, Market, Store, callback_for
+from sb3_contrib import ARS
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
@@ -173,6 +174,17 @@ def test_a_changed_number_of_environments_is_said_and_the_training_goes_on(
     assert "under way when their environment was reset or replaced" in run.data.tags["episodes.left_out"]
     assert run.data.metrics["train/cumulative_reward"] == 320.0 + 960.0
     assert "tracking failed" not in caplog.text
+
+
+def test_an_algorithm_that_tells_no_rewards_says_so(store: Store) -> None:
+    callback = callback_for(store)
+    ARS("LinearPolicy", DummyVecEnv([lambda: Monitor(Market())]), n_delta=1, seed=0).learn(40, callback=callback)
+    run = store.delivered(callback.run)
+
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["episodes.left_out"] == "all episodes: ARS tells its callbacks no rewards"
+    assert run.data.params["n_delta"] == "1"
+    assert "time/total_timesteps" in run.data.metrics
 
 
 def test_episodes_too_short_for_a_ratio_are_counted(store: Store) -> None:

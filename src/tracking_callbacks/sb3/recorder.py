@@ -45,6 +45,7 @@ class EpisodeRecorder:
         self._book: EpisodeBook | None = None
         self._earlier_reward = 0.0  # of environments that this run has left
         self._env: VecEnv | None = None
+        self._blind = False
         self._first_infos: Mapping[int, Info | None] = {}  # of environments that begin an episode with the training
 
     def follow(self, model: BaseAlgorithm) -> None:
@@ -71,6 +72,7 @@ class EpisodeRecorder:
         """Take in a step of every environment, out of the variables of ``collect_rollouts``."""
         dones = variables.get("dones")
         if dones is None:  # ARS has none
+            self._blind = True
             return
         infos = variables["infos"]
         book = self._book
@@ -92,6 +94,9 @@ class EpisodeRecorder:
         """Log what is logged once per training."""
         if self._book is not None:
             self._log.log_artifacts(self._book.last_equity)
+        elif self._blind:
+            algorithm = type(self._model).__name__
+            self._run.set_tags({"episodes.left_out": f"all episodes: {algorithm} tells its callbacks no rewards"})
 
     def close(self) -> None:
         """Delete the local files."""
