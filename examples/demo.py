@@ -107,7 +107,7 @@ def main() -> int:
         client,
         [
             (sentiment, ("eval/accuracy", "eval/f1", "eval/loss", "train/loss")),
-            (trading, ("episode/reward", "episode/sharpe_ratio", "episode/length", "train/cumulative_reward")),
+            (trading, ("episode/reward", "episode/sharpe_ratio", "eval/sharpe_ratio", "eval/total_return")),
         ],
     )
     print(f"\n{time.monotonic() - began:.0f} s. To look at the runs: .venv/bin/tracking-callbacks ui")

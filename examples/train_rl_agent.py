@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -85,9 +85,12 @@ def train(tracker: MLflowTracker, timesteps: int, seed: int) -> tuple[PPO, MLflo
     """Train an agent; return it and the callback, which knows the run."""
     torch.set_num_threads(1)  # networks this small lose more to the hand-over between threads than they gain
     env = VecNormalize(make_vec_env(lambda: trading_env(TRAINING_DAYS), n_envs=4, seed=seed))
+    held_out = VecNormalize(make_vec_env(lambda: trading_env(HELD_OUT_DAYS), seed=seed), training=False)
+    # eval/… in the run: the rewards by SB3, Sharpe ratio, drawdown and the like by our callback.
+    evaluation = EvalCallback(held_out, n_eval_episodes=1, eval_freq=max(timesteps // 4 // env.num_envs, 1), verbose=0)
     agent = PPO("MlpPolicy", env, n_steps=512, batch_size=256, ent_coef=0.01, learning_rate=1e-3, seed=seed)
     callback = MLflowSB3Callback(tracker, registered_model_name=REGISTERED_MODEL, aliases=[ALIAS])
-    agent.learn(timesteps, callback=[callback, Progress()])
+    agent.learn(timesteps, callback=[callback, evaluation, Progress()])
     return agent, callback
 
 
@@ -111,19 +114,11 @@ def main() -> None:
     if options.probe_file is not None:
         options.probe_file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(options.probe_file, observations=observations, actions=actions)
-    returns = finance.returns_from_equity(held_out_wealth)
-    sharpe = finance.sharpe_ratio(returns)
+    sharpe = finance.sharpe_ratio(finance.returns_from_equity(held_out_wealth))
     print(f"all years: bought on {np.mean(actions):.0%} of {len(actions)} days, wealth × {wealth[-1]:.2f}")
     print(f"held-out years: wealth × {held_out_wealth[-1]:.2f}, Sharpe ratio {sharpe}")
     if callback.run is not None:
         callback.run.log_dataset("STOCKS_GOOGL", size=len(PRICES), source="gym_anytrading.datasets", context="training")
-        figures = {
-            "eval/total_return": finance.total_return(returns),
-            "eval/max_drawdown": finance.max_drawdown(returns),
-            "eval/sharpe_ratio": sharpe,
-        }
-        known = {name: value for name, value in figures.items() if value is not None}
-        callback.run.log_metrics(known, step=agent.num_timesteps)
         report = callback.run.flush()
         print(f"run {callback.run.run_id}: {report.delivered} records delivered, {report.pending} pending")
 

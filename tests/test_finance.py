@@ -56,6 +56,34 @@ def test_drawdown_and_total_return_equal_empyrical_on_random_series(series: Seri
     assert agree(finance.total_return(series), empyrical.cum_returns_final(series))
 
 
+DEGENERATE = {
+    "empty": [],
+    "one": [0.01],
+    "one-and-nan": [math.nan, 0.1, math.nan],
+    "zeros": [0.0] * 50,
+    "equal": [0.1] * 1000,
+    "gains": [0.01, 0.02, 0.0],
+    "losses": [-0.01, -0.02, -0.5],
+    "ruin": [0.5, -1.0, 0.3],
+    "debt": [-1.5, 0.2, 0.1],
+    "mean-zero": [0.01, -0.01] * 20,
+    "tiny": list(1e-12 * np.random.default_rng(0).normal(size=100)),
+    "one-huge": [0.0] * 99 + [1e6],
+    "float32": list(np.full(7, 0.1, np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_every_figure_equals_empyrical_on_degenerate_series(name: str) -> None:
+    series = np.array(DEGENERATE[name], dtype=float)
+
+    assert agree(finance.sharpe_ratio(series), empyrical.sharpe_ratio(series))
+    assert agree(finance.sortino_ratio(series), empyrical.sortino_ratio(series))
+    assert agree(finance.volatility(series), empyrical.annual_volatility(series))
+    assert agree(finance.max_drawdown(series), empyrical.max_drawdown(series))
+    assert agree(finance.total_return(series), empyrical.cum_returns_final(series))
+
+
 @pytest.mark.parametrize("series", [[], [0.01], [math.nan, 0.01]], ids=["empty", "one", "one-and-nan"])
 def test_fewer_than_two_returns_have_no_ratio(series: list[float]) -> None:
     assert finance.sharpe_ratio(series) is None

@@ -10,6 +10,7 @@ from typing import Any
 
 from tracking_callbacks.records import Status
 from tracking_callbacks.run import Run, entered_runs
+from tracking_callbacks.settings import Settings
 from tracking_callbacks.tracker import MLflowTracker
 
 __all__ = ["Attachment"]
@@ -71,6 +72,8 @@ class Attachment:
             run = self._join() or self._start(resume_key)
         elif run.ended:
             run.reopen()
+            if run is self._borrowed:  # whose block is over: nobody else will end it now
+                self._borrowed = None
         run.status_at_exit = "KILLED"
         self.run = run
         self.training = self._trained = True
@@ -105,12 +108,21 @@ class Attachment:
             self.run.status_at_exit = "FINISHED"
         return self.run
 
-    def end_training(self, status: Status = "FINISHED") -> None:
-        """End the run if it is the callback's own; a second call does nothing."""
+    def end_training(self, status: Status = "FINISHED", error: BaseException | None = None) -> None:
+        """End the run if it is the callback's own, because of `error` if there is one; a second call does nothing."""
         if self.training and self.run is not None:
             self.training = False
-            if not self._user_owns(self.run):
+            if self._user_owns(self.run):
+                return
+            if error is None:
                 self.run.end(status)
+            else:
+                self.run.fail(error, status)
+
+    @property
+    def settings(self) -> Settings:
+        """Where runs go that the callback starts itself."""
+        return self._tracker().settings
 
     def _may_continue(self, run: Run, resume_key: str | None, continues: bool) -> bool:
         if resume_key is not None:

@@ -1,12 +1,15 @@
-"""What a run gets to know of its episodes: points, statistics of each rollout, a table, the last equity curve."""
+"""What a run hears of its episodes: points, statistics, the table, the last equity curve, and what was left out."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
+import time
 import weakref
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,14 @@ __all__ = ["EpisodeLog"]
 
 _PER_ROLLOUT = {"reward": "episode/reward", "length": "episode/length", "sharpe_ratio": "episode/sharpe_ratio"}
 
+# The table is logged while the training goes on, too, for the case that it is killed. Each time it has grown by a
+# quarter, so that all its uploads together are at most five times the last one.
+_TABLE_SECONDS = 60.0
+_TABLE_GROWTH = 1.25
+
+NO_RATIO = "fewer than two returns, or all of them equal"
+NO_REWARD = "NaN or infinite rewards, which are not in the rollout statistics"
+
 
 class EpisodeLog:
     """The episodes of one run.
@@ -27,22 +38,33 @@ class EpisodeLog:
         run: The run.
         first_step: Steps over all environments when the run began.
         planned_steps: Steps that it was to have at its begin.
+        progress: What `progress` told when another process, or another callback, left off with this run.
 
     Attributes:
         close: Deletes the local copy of the table; called when this object goes, too.
     """
 
-    def __init__(self, run: Run, first_step: int, planned_steps: int) -> None:
+    def __init__(
+        self, run: Run, first_step: int, planned_steps: int, *, progress: Mapping[str, float] | None = None
+    ) -> None:
+        known = progress or {}
         self._run = run
-        self._first_step = first_step
-        self._budget = PointBudget(planned_steps)
+        self._first_step = int(known.get("first_step", first_step))
+        self._planned_steps = int(known.get("planned_steps", planned_steps))
+        self._budget = PointBudget(self._planned_steps, spent=int(known.get("points", 0)))
+        self._earlier_reward = float(known.get("cumulative_reward", 0.0))
+        self._total_reward = self._earlier_reward
         folder = tempfile.mkdtemp(prefix="tracking_callbacks-")
         self.close = weakref.finalize(self, _remove, folder, os.getpid())
-        self._table = EpisodeTable(Path(folder, "episodes.csv"))
+        # What was logged by another process cannot be added to from here.
+        name = f"episodes_from_step_{first_step}.csv" if known else "episodes.csv"
+        self._table = EpisodeTable(Path(folder, name), before=int(known.get("episodes", 0)))
+        self._logged_table = self._table.lines
+        self._logged_table_at = time.monotonic()
         self._window = _empty_window()
         self._window_step = -1
         self._episodes_in_window = 0
-        self._left_out: Counter[str] = Counter()
+        self._left_out: dict[str, Counter[str]] = {"sharpe": Counter(), "reward": Counter(), "episodes": Counter()}
 
     def add(self, episode: Episode) -> bool:
         """Take in a finished episode.
@@ -57,33 +79,74 @@ class EpisodeLog:
         self._episodes_in_window += 1
         if self._budget.spend(episode.timestep - self._first_step):
             self._run.log_metrics(metrics, step=episode.timestep)
-        if episode.left_out is not None:
-            self._left_out[episode.left_out] += 1
         self._table.add(episode)
-        return episode.left_out is not None and self._left_out.total() == 1
+        without = self._left_out["sharpe"]
+        if not math.isfinite(episode.reward):
+            self._left_out["reward"][NO_REWARD] += 1
+        if episode.left_out is None:
+            if "sharpe_ratio" not in episode.figures:
+                without[NO_RATIO] += 1
+            return False
+        without[episode.left_out] += 1
+        return without.total() - without[NO_RATIO] == 1
 
-    def log_window(self, step: int, total_reward: float) -> None:
-        """Log the statistics of the episodes since the last time, and the reward of all steps so far."""
+    def leave_out(self, episodes: int, reason: str) -> None:
+        """Note that `episodes` are nowhere in the run."""
+        if episodes:
+            self._left_out["episodes"][reason] += episodes
+
+    def log_window(self, step: int, reward: float) -> None:
+        """Log the statistics of the episodes since the last time, and the reward of all steps so far.
+
+        Args:
+            step: Steps over all environments.
+            reward: Sum of the rewards that this object has been told of, unfinished episodes included.
+        """
         if step == self._window_step:
             return
+        self._total_reward = self._earlier_reward + reward
         metrics = {
-            "train/cumulative_reward": total_reward,
+            "train/cumulative_reward": self._total_reward,
             "rollout/episodes": float(self._episodes_in_window),
         }
         for name, summary in self._window.items():
             metrics |= summary.metrics(f"rollout/episode_{name}")
         self._run.log_metrics(metrics, step=step)
         self._window, self._window_step, self._episodes_in_window = _empty_window(), step, 0
+        if time.monotonic() - self._logged_table_at >= _TABLE_SECONDS:
+            self._log_table(at_least=int(self._logged_table * _TABLE_GROWTH) + 1)
 
     def log_artifacts(self, last_equity: NDArray[np.float64] | None) -> None:
-        """Log the table of all episodes so far, and the equity curve of the last one."""
-        self._run.log_artifact(self._table.write())
+        """Log the table of all episodes so far, the equity curve of the last one, and what was left out."""
+        self._log_table()
         if last_equity is not None:
             lines = (f"{step},{value}" for step, value in enumerate(last_equity.tolist()))
             self._run.log_text("step,equity\n" + "\n".join(lines) + "\n", "equity_curve.csv")
-        if self._left_out:
-            reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(self._left_out.items()))
-            self._run.set_tags({"sharpe.left_out": f"episodes without a Sharpe ratio: {reasons}"})
+        subjects = {
+            "sharpe": "episodes without a Sharpe ratio",
+            "reward": "episodes without a reward",
+            "episodes": "episodes that are not in the run",
+        }
+        for name, subject in subjects.items():
+            if counts := self._left_out[name]:
+                reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
+                self._run.set_tags({f"{name}.left_out": f"{subject}: {reasons}"})
+
+    def progress(self) -> dict[str, float]:
+        """Return how far the run's episodes have come, for whoever goes on with the run."""
+        return {
+            "first_step": self._first_step,
+            "planned_steps": self._planned_steps,
+            "episodes": self._table.lines,
+            "points": self._budget.spent,
+            "cumulative_reward": self._total_reward,
+        }
+
+    def _log_table(self, at_least: int = 0) -> None:
+        self._logged_table_at = time.monotonic()
+        if self._table.lines >= at_least:
+            self._logged_table = self._table.lines
+            self._run.log_artifact(self._table.write())
 
 
 def _remove(folder: str, owner: int) -> None:

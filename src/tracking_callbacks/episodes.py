@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tracking_callbacks import finance
 from tracking_callbacks.returns import Info, Kind, ReturnsSource, number
 
-__all__ = ["Episode", "EpisodeBook", "EpisodeTable", "PointBudget", "StepBuffer", "Summary"]
+__all__ = ["Episode", "EpisodeBook", "EpisodeTable", "PointBudget", "StepBuffer", "Summary", "figures_over_episodes"]
 
 FIGURES = ("sharpe_ratio", "sortino_ratio", "max_drawdown", "total_return", "volatility")
 
@@ -55,6 +55,8 @@ class StepBuffer:
     """
 
     def __init__(self, n_envs: int, *, rows: int = 1024, limit: int = 4_000_000) -> None:
+        self._single = n_envs == 1
+        self._rows = rows
         self._max_rows = max(rows, limit // n_envs)
         self._rewards = np.empty((rows, n_envs))
         self._values = np.full((rows, n_envs), math.nan)
@@ -68,13 +70,16 @@ class StepBuffer:
     def append(self, rewards: Any, values: Sequence[Any] | None) -> None:
         """Add a step of every environment."""
         row = self._next
-        if row == len(self._rewards):
+        if row == self._rows:
             self._make_room()
             row = self._next
         self._rewards[row] = rewards
         if values is not None:
             try:
-                self._values[row] = values
+                if self._single:  # five times faster than a row
+                    self._values[row, 0] = values[0]
+                else:
+                    self._values[row] = values
             except (TypeError, ValueError):  # an environment gave something that is not a number
                 self._values[row] = [number(value) for value in values]
         self._next = row + 1
@@ -104,12 +109,13 @@ class StepBuffer:
 
     def _make_room(self) -> None:
         self.total_reward()
-        rows = len(self._rewards)
+        rows = self._rows
         first = min(self._starts)
         if first < rows // 2 and rows < self._max_rows:
             grown = np.full((2, rows, self._rewards.shape[1]), math.nan)
             self._rewards = np.concatenate([self._rewards, grown[0]])
             self._values = np.concatenate([self._values, grown[1]])
+            self._rows = len(self._rewards)
             return
         if first == 0:
             first = max(rows // 2, 1)
@@ -139,13 +145,17 @@ class EpisodeBook:
     Attributes:
         source: Where returns come from.
         last_equity: Account values of the episode closed last, from its reset on.
+        last_returns: Its returns, None where they could not be used; a view, valid until the next step.
     """
 
     def __init__(self, n_envs: int, source: ReturnsSource, periods_per_year: float) -> None:
         self.n_envs = n_envs
         self.source = source
         self.last_equity: Series | None = None
+        self._key, self._step_return = source.key, source.step_return  # read at every step
+        self._key, self._step_return = source.key, source.step_return  # read at every step
         self._periods = periods_per_year
+        self.last_returns: Series | None = None
         self._steps = StepBuffer(n_envs)
         self._whole = [False] * n_envs
         self._first_values = [math.nan] * n_envs
@@ -161,7 +171,18 @@ class EpisodeBook:
 
     def add_step(self, rewards: Any, infos: Sequence[Info]) -> None:
         """Add a step of every environment, with raw rewards."""
-        self._steps.append(rewards, self.source.step_values(infos, rewards))
+        key, step_return = self._key, self._step_return
+        values: list[Any] | None = None
+        if key is not None:
+            # A comprehension is a call of its own in Python 3.11.
+            values = [infos[0].get(key, math.nan)] if self.n_envs == 1 else [info.get(key, math.nan) for info in infos]
+        elif step_return is not None:
+            values = [step_return(info, reward) for info, reward in zip(infos, rewards, strict=True)]
+        self._steps.append(rewards, values)
+
+    def running(self) -> int:
+        """Return how many episodes are under way."""
+        return sum(self._steps.length(env) > 0 for env in range(self.n_envs))
 
     def total_reward(self) -> float:
         """Return the sum of all raw rewards so far, of unfinished episodes too."""
@@ -185,6 +206,7 @@ class EpisodeBook:
         whole = self._whole[env] or (monitored is not None and number(monitored["l"]) == length)
         first_value = self._first_values[env]
         self.begin(env, reset_info)
+        self.last_returns = None
         if monitored is None and not whole:
             return None
         if monitored is not None:
@@ -194,7 +216,9 @@ class EpisodeBook:
         if left_out is None:
             returns = self._returns(rewards, values, first_value)
             left_out = None if np.isfinite(returns).all() else "missing or infinite values"
-            figures = self._figures(returns) if left_out is None else {}
+            if left_out is None:
+                self.last_returns = returns
+                figures = _figures(returns, self._periods, compounded=self.source.declared)
         return Episode(timestep, env, reward, length, figures, left_out)
 
     def _returns(self, rewards: Series, values: Series, first_value: float) -> Series:
@@ -204,17 +228,43 @@ class EpisodeBook:
         self.last_equity = np.concatenate(([first_value], values)) if known else values.copy()
         return finance.returns_from_equity(self.last_equity)
 
-    def _figures(self, returns: Series) -> dict[str, float]:
-        periods = self._periods
-        figures = {"sharpe_ratio": finance.sharpe_ratio(returns, periods_per_year=periods)}
-        if self.source.declared:  # rewards of any unit cannot be compounded
-            figures |= {
-                "sortino_ratio": finance.sortino_ratio(returns, periods_per_year=periods),
-                "max_drawdown": finance.max_drawdown(returns),
-                "total_return": finance.total_return(returns),
-                "volatility": finance.volatility(returns, periods_per_year=periods),
-            }
-        return {name: value for name, value in figures.items() if value is not None}
+
+def figures_over_episodes(
+    returns: Sequence[Series], *, periods_per_year: float, compounded: bool = True
+) -> dict[str, float]:
+    """Return the trading figures of several episodes, of one evaluation, as those of `FIGURES` that exist.
+
+    The ratios and the volatility are those of all returns together, the total return is the mean of the episodes'
+    total returns, the drawdown the deepest within an episode: each episode begins with an account of its own, and
+    nothing is carried from one to the next.
+
+    Args:
+        returns: Simple returns of each episode, shape (steps,) each.
+        periods_per_year: For the annualised figures.
+        compounded: Whether they may be compounded, else there is a Sharpe ratio only.
+    """
+    if not returns:
+        return {}
+    figures = _figures(np.concatenate(returns), periods_per_year, compounded=compounded)
+    if len(returns) > 1 and compounded:
+        apart = [_figures(series, periods_per_year, compounded=True) for series in returns]
+        drawdowns = [known["max_drawdown"] for known in apart if "max_drawdown" in known]
+        totals = [known["total_return"] for known in apart if "total_return" in known]
+        figures |= {"max_drawdown": min(drawdowns)} if drawdowns else {}
+        figures |= {"total_return": math.fsum(totals) / len(totals)} if totals else {}
+    return figures
+
+
+def _figures(returns: Series, periods: float, *, compounded: bool) -> dict[str, float]:
+    figures = {"sharpe_ratio": finance.sharpe_ratio(returns, periods_per_year=periods)}
+    if compounded:  # rewards of any unit cannot be
+        figures |= {
+            "sortino_ratio": finance.sortino_ratio(returns, periods_per_year=periods),
+            "max_drawdown": finance.max_drawdown(returns),
+            "total_return": finance.total_return(returns),
+            "volatility": finance.volatility(returns, periods_per_year=periods),
+        }
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 class PointBudget:
@@ -222,19 +272,22 @@ class PointBudget:
 
     At most `limit` do. Four fifths are spread evenly over the steps planned at first, the rest over whatever
     follows when the training is continued. A run with few episodes shows all of them.
+
+    Attributes:
+        spent: Points given so far.
     """
 
-    def __init__(self, planned_steps: int, limit: int = 1000) -> None:
+    def __init__(self, planned_steps: int, limit: int = 1000, *, spent: int = 0) -> None:
+        self.spent = spent
         self._planned = max(planned_steps, 1)
         self._limit = limit
-        self._spent = 0
 
     def spend(self, steps: int) -> bool:
         """Return whether an episode that ended `steps` steps after the run's begin gets its point."""
         share = 0.8 * steps / self._planned if steps <= self._planned else 1.0 - 0.2 * self._planned / steps
-        if self._spent >= self._limit * share:
+        if self.spent >= self._limit * share:
             return False
-        self._spent += 1
+        self.spent += 1
         return True
 
 
@@ -262,24 +315,40 @@ class Summary:
         self._high = max(self._high, value)
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return ``<name>_mean``, ``_min``, ``_max`` and ``_std`` (ddof=0, as SB3's), nothing without numbers."""
+        """Return ``<name>_mean``, ``_min``, ``_max``, ``_std`` (ddof=0, as SB3's) and ``_count``, if there are any."""
         if not self.count:
             return {}
         deviation = math.sqrt(self._squares / self.count)
-        figures = {"mean": self._mean, "min": self._low, "max": self._high, "std": deviation}
+        figures = {
+            "mean": self._mean,
+            "min": self._low,
+            "max": self._high,
+            "std": deviation,
+            "count": float(self.count),
+        }
         return {f"{name}_{figure}": value for figure, value in figures.items()}
 
 
 class EpisodeTable:
-    """A CSV file with a line for every episode, however many there are: few wait in memory, none keeps it open."""
+    """A CSV file with a line for every episode, however many there are: few wait in memory, none keeps it open.
+
+    Args:
+        path: The file.
+        before: Episodes of the run that are in another file.
+    """
 
     COLUMNS = ("episode", "timestep", "env", "reward", "length", *FIGURES)
     _AT_ONCE = 500
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, before: int = 0) -> None:
         self._path = path
-        self._lines = 0
+        self._lines = before
         self._waiting = [",".join(self.COLUMNS)]
+
+    @property
+    def lines(self) -> int:
+        """The number of the last episode."""
+        return self._lines
 
     def add(self, episode: Episode) -> None:
         """Add a line; a figure that does not exist stays empty."""

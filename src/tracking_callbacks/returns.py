@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,6 @@ class ReturnsSource:
     def first_value(self, reset_info: Info | None) -> float:
         """Return the account value at the reset, NaN where the environment does not tell it."""
         return math.nan if self.key is None else number((reset_info or {}).get(self.key))
-
-    def step_values(self, infos: Sequence[Info], rewards: Sequence[float]) -> list[Any] | None:
-        """Return one value per environment, or None where the rewards are all that is needed."""
-        if self.key is not None:
-            key = self.key
-            return [info.get(key, math.nan) for info in infos]
-        if self.step_return is not None:
-            return [self.step_return(info, reward) for info, reward in zip(infos, rewards, strict=True)]
-        return None
 
 
 def check_returns(returns: object) -> Returns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +14,8 @@ import pytest
 import yaml
 from gymnasium import spaces
 from mlflow.exceptions import MlflowException
-from sb3_contrib import ARS, QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
-from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from sb3_contrib import MaskablePPO, RecurrentPPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
@@ -26,19 +25,6 @@ from tracking_callbacks.flavors import sb3 as flavor
 PIXELS = spaces.Box(0, 255, (36, 36, 3), np.uint8)
 OFF_POLICY = {"learning_starts": 20, "buffer_size": 200, "policy_kwargs": {"net_arch": [8]}}
 TINY = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
-ALGORITHMS: list[tuple[type[BaseAlgorithm], str, str, dict[str, Any]]] = [
-    (PPO, "MlpPolicy", "CartPole-v1", TINY),
-    (A2C, "MlpPolicy", "CartPole-v1", {}),
-    (DQN, "MlpPolicy", "CartPole-v1", OFF_POLICY),
-    (SAC, "MlpPolicy", "Pendulum-v1", OFF_POLICY),
-    (TD3, "MlpPolicy", "Pendulum-v1", OFF_POLICY),
-    (DDPG, "MlpPolicy", "Pendulum-v1", OFF_POLICY),
-    (TRPO, "MlpPolicy", "CartPole-v1", {"n_steps": 32}),
-    (QRDQN, "MlpPolicy", "CartPole-v1", OFF_POLICY),
-    (TQC, "MlpPolicy", "Pendulum-v1", OFF_POLICY),
-    (ARS, "LinearPolicy", "CartPole-v1", {"n_delta": 1}),
-    (RecurrentPPO, "MlpLstmPolicy", "CartPole-v1", TINY | {"policy_kwargs": {"lstm_hidden_size": 8}}),
-]
 
 
 class Sampled(gym.Env[Any, Any]):
@@ -72,27 +58,6 @@ def expected_actions(model: BaseAlgorithm, observations: Any) -> Any:
     normalizer = model.get_vec_normalize_env()
     seen = observations if normalizer is None else normalizer.normalize_obs(observations)
     return model.predict(seen, deterministic=True)[0]
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "policy", "env_id", "arguments"), ALGORITHMS, ids=lambda value: getattr(value, "__name__", "")
-)
-def test_every_algorithm_acts_the_same_after_loading(
-    tmp_path: Path, algorithm: type[BaseAlgorithm], policy: str, env_id: str, arguments: dict[str, Any]
-) -> None:
-    env = VecNormalize(make_vec_env(env_id, seed=1))
-    model = algorithm(policy, env, seed=1, device="cpu", **copy.deepcopy(arguments))  # SB3 writes into policy_kwargs
-    model.learn(64)
-    flavor.save_model(model, tmp_path / "agent")
-    observations = raw_observations(env)
-    expected = expected_actions(model, observations)
-    loaded = flavor.load_model(str(tmp_path / "agent"))
-    function = mlflow.pyfunc.load_model(str(tmp_path / "agent"))
-
-    assert isinstance(loaded, algorithm)
-    np.testing.assert_array_equal(loaded.predict(observations, deterministic=True)[0], expected)
-    np.testing.assert_array_equal(function.predict(observations), expected)
-    assert function.metadata.signature.inputs.inputs[0].shape == (-1, *env.observation_space.shape)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import logging
 import shutil
 import sys
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
     from mlflow.models.model import ModelInfo
 
-__all__ = ["FLAVOR_NAME", "_load_pyfunc", "load_model", "log_model", "save_model"]
+__all__ = ["FLAVOR_NAME", "_load_pyfunc", "load_model", "log_model", "save_model", "save_snapshot"]
 
 logger = logging.getLogger("tracking_callbacks")
 
@@ -73,6 +74,7 @@ def save_model(
     pip_requirements: list[str] | str | None = None,
     extra_pip_requirements: list[str] | str | None = None,
     metadata: dict[str, Any] | None = None,
+    snapshot: str | Path | None = None,
 ) -> None:
     """Save an agent as an MLflow model in the folder `path`.
 
@@ -89,6 +91,7 @@ def save_model(
         pip_requirements: Replaces the default requirements, which are the installed versions.
         extra_pip_requirements: Added to the default requirements.
         metadata: Free-form values for the MLmodel file.
+        snapshot: Folder written by `save_snapshot`: save the agent as it was then, not as it is now.
 
     Raises:
         MlflowException: `path` is not empty.
@@ -102,9 +105,10 @@ def save_model(
     _copy_code(folder / _CODE_FOLDER, code_paths or [])
     statistics = vec_normalize or sb3_model.get_vec_normalize_env()
     space, normalizes = _raw_observation_space(sb3_model, statistics)
-    sb3_model.save(folder / _AGENT_FILE)
-    if statistics is not None:
-        statistics.save(str(folder / _STATISTICS_FILE))
+    if snapshot is None:
+        _save_agent(sb3_model, folder, statistics)
+    else:
+        shutil.copytree(snapshot, folder, dirs_exist_ok=True)
     environment = _save_environment(folder, sb3_model, conda_env, pip_requirements, extra_pip_requirements)
 
     mlmodel = mlflow_model if mlflow_model is not None else Model()
@@ -126,6 +130,21 @@ def save_model(
     )
     mlmodel.model_size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     mlmodel.save(str(folder / "MLmodel"))
+
+
+def save_snapshot(sb3_model: BaseAlgorithm, folder: str | Path) -> None:
+    """Keep an agent as it is now, statistics included, for a later ``save_model(…, snapshot=folder)``.
+
+    Nothing of MLflow is needed for that, so that it is cheap enough in the middle of a training.
+
+    Args:
+        sb3_model: The agent.
+        folder: The folder to write to; what is there is replaced.
+    """
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _save_agent(sb3_model, folder, sb3_model.get_vec_normalize_env())
 
 
 def log_model(
@@ -184,6 +203,12 @@ def load_model(
 
     folder = download_artifacts(artifact_uri=str(model_uri), dst_path=dst_path)
     return load_agent(Path(folder), env=env, device=device)
+
+
+def _save_agent(model: BaseAlgorithm, folder: Path, statistics: VecNormalize | None) -> None:
+    model.save(folder / _AGENT_FILE)
+    if statistics is not None:
+        statistics.save(str(folder / _STATISTICS_FILE))
 
 
 def _prepare(folder: Path) -> None:
@@ -268,6 +293,8 @@ def _signature(model: BaseAlgorithm, space: Space[Any]) -> ModelSignature:
     params = [ParamSpec("deterministic", DataType.boolean, True)]
     if hasattr(model.policy, "lstm_actor"):
         params.append(ParamSpec("episode_start", DataType.boolean, False))
+    if "action_masks" in inspect.signature(model.predict).parameters:
+        params.append(ParamSpec("action_masks", DataType.boolean, [], (-1,)))
     return ModelSignature(inputs=inputs, outputs=Schema([batch_of(model.action_space)]), params=ParamSchema(params))
 
 

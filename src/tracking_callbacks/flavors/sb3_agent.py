@@ -48,7 +48,10 @@ class Agent:
 
         Args:
             model_input: Raw observations, shape (n, *observation shape), or a dict of such batches.
-            params: ``deterministic`` (True by default) and, for recurrent policies, ``episode_start``.
+            params: ``deterministic`` (True by default); for recurrent policies ``episode_start``; for
+                ``MaskablePPO`` ``action_masks``, the masks of all observations one after the other (n times the
+                number of actions), since a param of MLflow has one dimension: ``masks.ravel()``. Without them all
+                actions are allowed.
         """
         options = params or {}
         observations = _as_observations(model_input)
@@ -56,8 +59,10 @@ class Agent:
         if options.get("episode_start", False) or len(first) != self._batch_size:
             self._memory = None
         self._batch_size = len(first)
+        masks = np.asarray(options.get("action_masks", ()), dtype=bool)
+        masked = {"action_masks": masks.reshape(len(first), -1)} if masks.size else {}
         actions, self._memory = self._model.predict(
-            observations, state=self._memory, deterministic=bool(options.get("deterministic", True))
+            observations, state=self._memory, deterministic=bool(options.get("deterministic", True)), **masked
         )
         # SB3 gives floats for MultiBinary; the signature promises what the environment takes.
         return actions.astype(self._model.action_space.dtype, copy=False)

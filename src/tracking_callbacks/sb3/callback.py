@@ -8,31 +8,30 @@ import functools
 import logging
 import math
 import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize, is_vecenv_wrapped
 
 from tracking_callbacks.attach import Attachment
-from tracking_callbacks.episode_log import EpisodeLog
-from tracking_callbacks.episodes import EpisodeBook
 from tracking_callbacks.errors import ConfigError
 from tracking_callbacks.flavors import sb3 as flavor
 from tracking_callbacks.guard import never_in_the_way
-from tracking_callbacks.returns import Info, Returns, check_returns, choose_source
+from tracking_callbacks.records import Status
+from tracking_callbacks.returns import Returns, check_returns
 from tracking_callbacks.run import Run
+from tracking_callbacks.sb3.evaluation import BestAgent, Evaluation, EvaluationWatch, evaluations_in
 from tracking_callbacks.sb3.logger import RunWriter
+from tracking_callbacks.sb3.origin import note_run, noted_run_key
 from tracking_callbacks.sb3.params import describe
-from tracking_callbacks.sb3.relay import EventRelay
+from tracking_callbacks.sb3.recorder import EpisodeRecorder
+from tracking_callbacks.sb3.relay import EventRelay, outermost
 from tracking_callbacks.tracker import MLflowTracker
 from tracking_callbacks.values import check_aliases, check_model_name
 
@@ -40,7 +39,10 @@ __all__ = ["MLflowSB3Callback"]
 
 log = logging.getLogger("tracking_callbacks")
 
+LogModel = bool | Literal["best"]
+
 MODEL_ERROR_TAG = "tracking_callbacks.model_error"
+MODEL_CHOICE_TAG = "tracking_callbacks.model_choice"
 STOPPED_EARLY_TAG = "tracking_callbacks.stopped_early"
 
 
@@ -53,8 +55,10 @@ class MLflowSB3Callback(BaseCallback):
     Args:
         tracker: Where runs go; None stands for ``MLflowTracker()``.
         run_name: Name of the run; by default MLflow makes one up.
-        tags: Tags of the run.
-        log_model: Save the agent, with its VecNormalize statistics, at the end of the training.
+        tags: Tags of the run, and of the model.
+        log_model: Save the agent, with its VecNormalize statistics, at the end of the training: True as it is then,
+            ``"best"`` as it was at the evaluation with the highest mean reward that an ``EvalCallback`` of the same
+            training has made (of several, the first one).
         registered_model_name: Name in the model registry; None registers nothing.
         aliases: Aliases that the registered version takes over.
         returns: The return series behind the Sharpe ratio. ``"auto"``: from the account value that the
@@ -74,7 +78,7 @@ class MLflowSB3Callback(BaseCallback):
         *,
         run_name: str | None = None,
         tags: Mapping[str, Any] | None = None,
-        log_model: bool = True,
+        log_model: LogModel = True,
         registered_model_name: str | None = None,
         aliases: Iterable[str] = (),
         returns: Returns = "auto",
@@ -82,7 +86,7 @@ class MLflowSB3Callback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        self.log_model = log_model
+        self.log_model = _check_log_model(log_model)
         self.registered_model_name = registered_model_name
         self.aliases = check_aliases(aliases)
         self.returns = check_returns(returns)
@@ -91,25 +95,34 @@ class MLflowSB3Callback(BaseCallback):
             check_model_name(registered_model_name, "registered_model_name")
         elif self.aliases:
             raise ConfigError(f"aliases: {self.aliases!r} need a registered_model_name", setting="aliases")
-        self._attachment = Attachment(tracker, run_name=run_name, tags=tags)
+        self.tags = dict(tags or {})
+        self._attachment = Attachment(tracker, run_name=run_name, tags=self.tags)
         self._learn_started: float | None = None  # model.start_time of the learn() that was begun last
         self._training = False
         self._learning_pid = 0
         self._timestep = -1
         self._relay: EventRelay | None = None
         self._writer: RunWriter | None = None
-        self._episodes: EpisodeLog | None = None
-        self._book: EpisodeBook | None = None
-        self._env: VecEnv | None = None
-        self._normalizer: VecNormalize | None = None
-        self._monitored = False
-        self._earlier_reward = 0.0  # of environments that this run has left
-        self._first_infos: Sequence[Info | None] = ()
+        self._recorder: EpisodeRecorder | None = None
+        self._watches: list[EvaluationWatch] = []
+        self._best = BestAgent()
 
     @property
     def run(self) -> Run | None:
         """The run that the callback writes to; None before the first training event."""
         return self._attachment.run
+
+    @property
+    def parent(self) -> BaseCallback | None:
+        """The callback that this one is inside of; SB3 sets it."""
+        return self._parent
+
+    @parent.setter
+    def parent(self, parent: BaseCallback | None) -> None:
+        self._parent = parent
+        # A list inside an EvalCallback names the parent only after it has initialised its members.
+        if parent is not None and getattr(self, "model", None) is not None:
+            self._listen_to_parent()
 
     # -- hooks ---------------------------------------------------------------------------------------------
 
@@ -133,9 +146,8 @@ class MLflowSB3Callback(BaseCallback):
             self._timestep = timestep
             if not self._training:
                 self._begin()
-            dones = self.locals.get("dones")  # ARS has none
-            if dones is not None and self._training:
-                self._add_step(self.locals["infos"], dones, timestep)
+            if self._training and self._recorder is not None:
+                self._recorder.add_step(self.locals, timestep)
         return True
 
     @never_in_the_way
@@ -146,10 +158,11 @@ class MLflowSB3Callback(BaseCallback):
     def _on_training_end(self) -> None:
         if not self._training:  # rl-baselines3-zoo announces the end twice
             return
+        interrupted = not self._training_has_finished()
         self._wind_up()
-        if self.log_model and self.run is not None:
+        if self.log_model and self.run is not None and not interrupted:
             self._save_model(self.run)
-        self._end()
+        self._end(interrupted)
 
     # -- begin and end -------------------------------------------------------------------------------------
 
@@ -160,20 +173,23 @@ class MLflowSB3Callback(BaseCallback):
             return
         self._wind_up()  # of a training that was interrupted
         self._learn_started = model.start_time
-        begins_at = model._num_timesteps_at_start
+        continues = model._num_timesteps_at_start > 0
         before = self.run
-        run = self._attachment.begin_training(continues=begins_at > 0)
+        resume_key = noted_run_key(model, self._attachment.settings) if continues else None
+        run = self._attachment.begin_training(resume_key=resume_key, continues=continues)
         self._training, self._learning_pid = True, os.getpid()
-        if run is not before or self._episodes is None:
-            if self._episodes is not None:
-                self._episodes.close()
-            self._book, self._earlier_reward = None, 0.0
-            self._episodes = EpisodeLog(run, begins_at, model._total_timesteps - begins_at)
-        self._follow_environment(continues=begins_at > 0)
+        if run is not before or self._recorder is None:
+            if self._recorder is not None:
+                self._recorder.close()
+            self._recorder = EpisodeRecorder(run, model, self.returns, self.periods_per_year)
+            self._best = BestAgent()
+        self._recorder.follow(model)
+        note_run(model, run)
         self._writer = RunWriter(run, model.start_time, self._on_dump)
         self._writer.install(self.logger)
         if self.parent is not None:
             self._listen_to_parent()
+        self._watch_evaluations()
         atexit.register(self._wind_up)  # before the run is closed, if the training never ends
         if self.verbose >= 1:
             settings = run.settings
@@ -187,24 +203,31 @@ class MLflowSB3Callback(BaseCallback):
         run.log_params(described)
         run.log_dict(described, "config/sb3.json")
 
-    def _follow_environment(self, *, continues: bool) -> None:
-        env = self.training_env
-        self._normalizer = self.model.get_vec_normalize_env()
-        self._monitored = bool(_is_monitored(env))
-        # Of the innermost environment: wrappers keep those of the very first reset.
-        self._first_infos = tuple(env.unwrapped.reset_infos) if not continues else ()
-        if self._book is not None and self._env is env:
-            self._book.interrupt()
-        elif self._book is not None:
-            self._earlier_reward += self._book.total_reward()
-            self._book = None
-        self._env = env
-
     @never_in_the_way
     def _listen_to_parent(self) -> None:
         if self._relay is not None:
             self._relay.remove()
         self._relay = EventRelay(self, self._on_step)
+
+    @never_in_the_way
+    def _watch_evaluations(self) -> None:
+        root = self.locals.get("callback")  # of learn(), which knows all of them
+        found = list(evaluations_in(root if isinstance(root, BaseCallback) else outermost(self)))
+        for index, callback in enumerate(found):
+            on_evaluation = functools.partial(self._on_evaluation, decides=index == 0)
+            self._watches.append(EvaluationWatch(callback, self.returns, self.periods_per_year, on_evaluation))
+
+    def _training_has_finished(self) -> bool:
+        """Whether ``learn()`` itself announces its end, or somebody else after it was interrupted.
+
+        rl-baselines3-zoo does so in a ``finally``.
+        """
+        frame = sys._getframe()
+        while (caller := frame.f_back) is not None:
+            frame = caller
+            if frame.f_code.co_name == "learn" and frame.f_locals.get("self") is self.model:
+                return True
+        return self.model.num_timesteps >= self.model._total_timesteps
 
     @never_in_the_way
     def _wind_up(self) -> None:
@@ -213,6 +236,8 @@ class MLflowSB3Callback(BaseCallback):
             return
         self._training = False
         atexit.unregister(self._wind_up)
+        while self._watches:
+            self._watches.pop().remove()
         if self._relay is not None:
             self._relay.remove()
             self._relay = None
@@ -221,8 +246,8 @@ class MLflowSB3Callback(BaseCallback):
             self._writer.remove(self.logger)
             self._writer.write_rest(self.logger, step)
         self._log_window(step)
-        if self._episodes is not None and self._book is not None:
-            self._episodes.log_artifacts(self._book.last_equity)
+        if self._recorder is not None:
+            self._recorder.log_artifacts()
 
     @never_in_the_way
     def _save_model(self, run: Run) -> None:
@@ -232,73 +257,66 @@ class MLflowSB3Callback(BaseCallback):
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("default")
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tracking_callbacks-")))
-            flavor.save_model(self.model, folder / "model")
+            best = self._best if self.log_model == "best" and self._best.mean_reward is not None else None
+            step = self.model.num_timesteps if best is None else best.timestep
+            choice = "last"
+            if best is not None:
+                choice = f"best: mean reward {best.mean_reward} in the evaluation at step {step}"
+            elif self.log_model == "best":
+                choice = "last, for want of an evaluation"
+                log.warning("log_model='best': no EvalCallback has evaluated the agent; it is saved as it is now")
+            flavor.save_model(self.model, folder / "model", snapshot=None if best is None else best.snapshot)
             run.log_model(
                 folder / "model",
                 registered_model_name=self.registered_model_name,
                 aliases=self.aliases,
-                step=self.model.num_timesteps,
+                step=step,
+                tags=self.tags | {MODEL_CHOICE_TAG: choice},
             )
+            run.set_tags({MODEL_CHOICE_TAG: choice})
 
     @never_in_the_way
-    def _end(self) -> None:
+    def _end(self, interrupted: bool) -> None:
+        error = sys.exception() if interrupted else None
+        if interrupted:
+            status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            self._attachment.end_training(status, error)
+            return
         if self.run is not None and self.model.num_timesteps < self.model._total_timesteps:
             self.run.set_tags({STOPPED_EARLY_TAG: "true"})
         self._attachment.end_training()
 
-    # -- episodes ------------------------------------------------------------------------------------------
-
-    def _add_step(self, infos: Sequence[Info], dones: NDArray[np.bool_], timestep: int) -> None:
-        # PPO adds bootstrapped values to locals["rewards"] later, VecNormalize has scaled them before.
-        normalizer = self._normalizer
-        rewards = self.locals["rewards"] if normalizer is None else normalizer.get_original_reward()
-        book = self._book
-        if book is None:
-            book = self._book = self._open_book(infos)
-        book.add_step(rewards, infos)
-        if np.count_nonzero(dones):
-            for env in np.flatnonzero(dones).tolist():
-                # As in SB3's own statistics: to a monitor, a lost life is not the end of an episode.
-                if not self._monitored or "episode" in infos[env]:
-                    self._close_episode(book, env, infos[env], timestep)
-
-    def _open_book(self, infos: Sequence[Info]) -> EpisodeBook:
-        source = choose_source(self.returns, infos[0])
-        if self.run is not None:
-            self.run.log_params({"sharpe.source": source.name, "sharpe.periods_per_year": self.periods_per_year})
-        book = EpisodeBook(len(infos), source, self.periods_per_year)
-        for env, info in enumerate(self._first_infos):
-            book.begin(env, info)
-        return book
-
-    def _close_episode(self, book: EpisodeBook, env: int, info: Info, timestep: int) -> None:
-        # VecEnvs reset before this hook: the innermost one has the info of the episode that has begun.
-        reset_info = self.training_env.unwrapped.reset_infos[env]
-        episode = book.finish(env, timestep, info, reset_info)
-        if episode is not None and self._episodes is not None and self._episodes.add(episode):
-            log.warning(
-                "an episode has no Sharpe ratio: %s in %s; infos have the keys %s",
-                episode.left_out,
-                book.source.name,
-                sorted(map(str, info)),
-            )
+    # -- episodes and evaluations --------------------------------------------------------------------------
 
     def _log_window(self, step: int) -> None:
-        if self._episodes is not None and self._book is not None:
-            self._episodes.log_window(step, self._earlier_reward + self._book.total_reward())
+        if self._recorder is not None:
+            self._recorder.log_window(step)
 
     def _on_dump(self, step: int) -> None:
         if self._off_policy:
             self._log_window(step)
+
+    def _on_evaluation(self, evaluation: Evaluation, *, decides: bool) -> None:
+        run = self.run
+        if run is None:
+            return
+        figures = {f"eval/{name}": value for name, value in evaluation.figures.items()}
+        run.log_metrics(figures, step=self.model.num_timesteps)
+        if evaluation.left_out:
+            reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(evaluation.left_out.items()))
+            run.set_tags({"eval.left_out": f"episodes of the last evaluation without trading figures: {reasons}"})
+        if decides and self.log_model == "best":
+            self._best.offer(self.model, evaluation.mean_reward)
 
     @property
     def _off_policy(self) -> bool:
         return isinstance(self.model, OffPolicyAlgorithm)
 
 
-@never_in_the_way(default=False)
-def _is_monitored(env: VecEnv) -> bool:
-    return is_vecenv_wrapped(env, VecMonitor) or all(env.env_is_wrapped(Monitor))
+def _check_log_model(log_model: object) -> LogModel:
+    if log_model is True or log_model is False or log_model == "best":
+        return log_model
+    raise ConfigError(f"log_model: expected True, False or 'best', got {log_model!r}", setting="log_model")
 
 
 def _check_periods(periods: object) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -20,8 +20,16 @@ __all__ = ["describe"]
 # Arguments that have a place of their own below, or that say nothing about the training.
 _ELSEWHERE = {"self", "policy", "env", "policy_kwargs", "device", "seed", "_init_setup_model"}
 _SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf", "delta_std"}
+# Arguments of A2C that it leaves in its policy's optimizer.
+_OF_THE_OPTIMIZER: dict[str, Callable[[Any], Any]] = {
+    "use_rms_prop": lambda policy: "RMSprop" in policy.optimizer_class.__name__,
+    "rms_prop_eps": lambda policy: policy.optimizer_kwargs.get("eps"),
+}
 _NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
-_INNERMOST = re.compile(r"<(?P<cls>\w+)(?:<(?P<id>[^<>]+)>| instance)>")
+_ADDRESS = re.compile(
+    r"(?:\w+\.|<locals>\.)*(?P<cls>\w+) object at 0x[0-9a-fA-F]+"
+)  # of a class with object's own text
+_INNERMOST = re.compile(r"<(?P<cls>\w+)(?:<(?P<id>[^<>\s]+)>| instance)>")
 
 
 def describe(model: BaseAlgorithm) -> dict[str, Any]:
@@ -45,6 +53,8 @@ def _hyperparameters(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
     """Yield every argument of the algorithm's constructor that the model still knows, with its value now."""
     for name in _constructor_arguments(type(model)):
         value = getattr(model, name, getattr(model, f"_{name}", getattr(model, f"{name}_schedule", _ABSENT)))
+        if name in _OF_THE_OPTIMIZER:
+            value = _OF_THE_OPTIMIZER[name](model.policy)
         if name in _ELSEWHERE or value is _ABSENT:
             continue
         if isinstance(value, FloatSchedule) or (name in _SCHEDULES and callable(value)):
@@ -104,8 +114,10 @@ def _policy(model: BaseAlgorithm) -> dict[str, Any]:
     for name in ("net_arch", "activation_fn", "features_extractor_class"):
         if hasattr(policy, name):
             described[f"policy.{name}"] = plain(getattr(policy, name))
-    if model.policy_kwargs:
-        described |= flatten({"policy_kwargs": plain(model.policy_kwargs)})
+    described |= flatten({"optimizer": plain(getattr(policy, "optimizer_kwargs", {}) or {})})
+    described |= (
+        flatten({"policy_kwargs": plain(model.policy_kwargs)}) if model.policy_kwargs else {"policy_kwargs": {}}
+    )
     return described
 
 
@@ -135,7 +147,7 @@ def _names(env: VecEnv) -> Mapping[str, Any]:
     From its text, ``<Monitor<OrderEnforcing<CartPoleEnv<CartPole-v1>>>>``: a worker process can always send
     that, while it dies of a spec that does not pickle (a lambda in ``gym.make(..., reward_function=...)``).
     """
-    text = str(env.env_method("__str__", indices=[0])[0])
+    text = _ADDRESS.sub(r"\g<cls> instance", str(env.env_method("__str__", indices=[0])[0]))
     innermost = _INNERMOST.search(text)
     if innermost is None:
         return {}

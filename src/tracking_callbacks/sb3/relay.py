@@ -7,7 +7,7 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-__all__ = ["EventRelay"]
+__all__ = ["EventRelay", "outermost"]
 
 _EVENTS = ("on_training_start", "on_rollout_start", "on_rollout_end", "on_training_end")
 
@@ -25,7 +25,7 @@ class EventRelay:
     """
 
     def __init__(self, child: BaseCallback, on_step: Callable[[], object]) -> None:
-        self._root = _outermost(child)
+        self._root = outermost(child)
         for name in _EVENTS:
             self._shadow(name, getattr(child, name))
 
@@ -50,7 +50,8 @@ class EventRelay:
         setattr(self._root, name, relayed)
 
 
-def _outermost(callback: BaseCallback) -> BaseCallback:
+def outermost(callback: BaseCallback) -> BaseCallback:
+    """Return the callback that `callback` is inside of, through all levels; SB3's lists do not count as one."""
     parent = callback
     while parent.parent is not None:
         parent = parent.parent

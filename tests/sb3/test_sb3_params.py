@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from sb3_contrib import ARS, QRDQN, TQC, TRPO, RecurrentPPO
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import NormalActionNoise
@@ -29,7 +30,10 @@ ALGORITHMS: list[tuple[type[BaseAlgorithm], str, str, set[str]]] = [
     (TQC, "MlpPolicy", "Pendulum-v1", {"top_quantiles_to_drop_per_net"}),
     (ARS, "LinearPolicy", "CartPole-v1", {"n_delta", "delta_std", "alive_bonus_offset"}),
     (RecurrentPPO, "MlpLstmPolicy", "CartPole-v1", {"n_epochs", "clip_range_vf"}),
+    (MaskablePPO, "MlpPolicy", "CartPole-v1", {"n_epochs", "gae_lambda"}),
 ]
+# What the constructors take besides settings, and what goes by other names in a run.
+NO_SETTINGS = {"self", "env", "_init_setup_model", "kwargs"}
 
 
 @pytest.mark.parametrize(
@@ -41,12 +45,23 @@ def test_every_algorithm_is_described_by_name(
     arguments: dict[str, Any] = {"buffer_size": 10} if "buffer_size" in expected else {}
     params = describe(algorithm(policy, env, seed=3, **arguments))
 
+    known = {name.partition(".")[0] for name in params}
+
+    assert set(inspect.signature(algorithm.__init__).parameters) - NO_SETTINGS <= known
     assert expected | {"learning_rate", "env.id", "policy.parameters", "n_envs"} <= set(params)
     assert params["algorithm"] == algorithm.__name__
     assert params["policy"] == policy
     assert params["seed"] == 3
     assert params["env.id"] == env
     assert "0x" not in json.dumps(params)
+
+
+def test_the_optimizers_settings_are_those_in_effect() -> None:
+    params = describe(A2C("MlpPolicy", "CartPole-v1", rms_prop_eps=1e-4))
+
+    assert (params["use_rms_prop"], params["rms_prop_eps"]) == (True, 1e-4)
+    assert (params["optimizer"], params["optimizer.alpha"]) == ("RMSprop", 0.99)
+    assert describe(A2C("MlpPolicy", "CartPole-v1", use_rms_prop=False))["use_rms_prop"] is False
 
 
 def test_schedules_are_their_values_at_the_begin_and_the_end() -> None:
@@ -73,6 +88,24 @@ def test_objects_are_described_by_what_they_do() -> None:
     assert params["policy_kwargs.net_arch.pi"] == [8]
     assert params["policy_kwargs.activation_fn"] == "torch.nn.modules.activation.ELU"
     assert params["train_freq"] == "1 step"
+
+
+class Nameless(gym.Env[Any, Any]):
+    """Its text is that of every object, with its address."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __str__(self) -> str:
+        return object.__repr__(self)
+
+
+def test_an_environment_without_a_text_of_its_own_has_its_class_for_an_id() -> None:
+    params = describe(PPO("MlpPolicy", gym.wrappers.TimeLimit(Nameless(), 9)))
+
+    assert (params["env.id"], params["env.class"]) == ("Nameless", "Nameless")
+    assert params["env.wrappers"] == ["Monitor", "TimeLimit"]
+    assert "0x" not in json.dumps(params)
 
 
 def test_the_wrappers_of_an_environment_are_named() -> None:

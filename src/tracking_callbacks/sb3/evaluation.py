@@ -1,0 +1,184 @@
+"""The evaluations of an ``EvalCallback``, seen from outside: their trading figures, and the best agent so far."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from tracking_callbacks.episodes import EpisodeBook, figures_over_episodes
+from tracking_callbacks.flavors import sb3 as flavor
+from tracking_callbacks.guard import never_in_the_way
+from tracking_callbacks.returns import Returns, choose_source
+
+__all__ = ["BestAgent", "Evaluation", "EvaluationWatch", "evaluations_in"]
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """What one evaluation has shown.
+
+    Attributes:
+        mean_reward: As the ``EvalCallback`` has it.
+        figures: The trading figures over all its episodes that exist, see `figures_over_episodes`.
+        left_out: How many of its episodes could not be used for these, by the reason.
+    """
+
+    mean_reward: float
+    figures: dict[str, float]
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+class EvaluationWatch:
+    """Follows the steps of every evaluation of an ``EvalCallback``, until `remove`.
+
+    SB3 calls ``_log_success_callback`` after every step of an evaluation, with ``evaluate_policy``'s variables. That
+    method and ``_on_step`` are shadowed on the one object; what they do stays as it is.
+
+    Args:
+        callback: The ``EvalCallback``, or one derived from it (``MaskableEvalCallback``, …).
+        returns: The source of returns, as for the training's episodes.
+        periods_per_year: For the annualised figures.
+        on_evaluation: Called after each evaluation.
+    """
+
+    def __init__(
+        self,
+        callback: EvalCallback,
+        returns: Returns,
+        periods_per_year: float,
+        on_evaluation: Callable[[Evaluation], None],
+    ) -> None:
+        self._callback = callback
+        self._returns = returns
+        self._periods = periods_per_year
+        self._on_evaluation = on_evaluation
+        self._begin()
+        self._shadow()
+
+    def remove(self) -> None:
+        """Give the callback its own methods back."""
+        for name in ("_on_step", "_log_success_callback"):
+            self._callback.__dict__.pop(name, None)
+
+    def _shadow(self) -> None:
+        callback, kind = self._callback, type(self._callback)
+
+        def on_step() -> bool:
+            go_on: bool = kind._on_step(callback)
+            if self._rewards is not None:
+                self._end()
+                self._begin()
+            return go_on
+
+        def log_success_callback(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+            self._add_step(locals_)
+            kind._log_success_callback(callback, locals_, globals_)
+
+        callback._on_step = on_step  # type: ignore[method-assign]
+        callback._log_success_callback = log_success_callback  # type: ignore[method-assign]
+
+    def _begin(self) -> None:
+        self._book: EpisodeBook | None = None
+        self._rewards: NDArray[Any] | None = None  # of the step that was added last
+        self._series: list[NDArray[np.float64]] = []
+        self._left_out: Counter[str] = Counter()
+
+    @never_in_the_way
+    def _add_step(self, step: dict[str, Any]) -> None:
+        """Take in what one environment did in a step; a step comes once for every environment that still plays."""
+        env: VecEnv = step["env"]
+        if self._book is None:
+            self._book = self._open_book(env, step["dones"], step["infos"])
+        if step["rewards"] is not self._rewards:
+            self._rewards = step["rewards"]
+            normalizer = unwrap_vec_normalize(env)
+            raw = self._rewards if normalizer is None else normalizer.get_original_reward()
+            self._book.add_step(raw, step["infos"])
+        index, info = step["i"], step["info"]
+        if step["done"] and (not step["is_monitor_wrapped"] or "episode" in info):
+            episode = self._book.finish(index, 0, info, env.unwrapped.reset_infos[index])
+            if episode is not None and episode.left_out is not None:
+                self._left_out[episode.left_out] += 1
+            elif self._book.last_returns is not None:
+                self._series.append(self._book.last_returns.copy())
+
+    def _open_book(self, env: VecEnv, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> EpisodeBook:
+        book = EpisodeBook(env.num_envs, choose_source(self._returns, infos[0]), self._periods)
+        for index, reset_info in enumerate(env.unwrapped.reset_infos):
+            # Of an episode that is over after one step, the reset's info is gone.
+            book.begin(index, None if dones[index] else reset_info)
+        return book
+
+    @never_in_the_way
+    def _end(self) -> None:
+        compounded = self._book is not None and self._book.source.declared
+        figures = figures_over_episodes(self._series, periods_per_year=self._periods, compounded=compounded)
+        self._on_evaluation(Evaluation(self._callback.last_mean_reward, figures, self._left_out))
+
+
+class BestAgent:
+    """The agent as it was at its best evaluation of a run, in files of its own.
+
+    Attributes:
+        mean_reward: Of that evaluation; None before the first.
+        timestep: When it was.
+        snapshot: Folder written by `flavors.sb3.save_snapshot`.
+    """
+
+    def __init__(self) -> None:
+        self.mean_reward: float | None = None
+        self.timestep = 0
+        self._folder: Path | None = None
+
+    @property
+    def snapshot(self) -> Path:
+        """The folder of the agent's files."""
+        assert self._folder is not None, "there was no evaluation"
+        return self._folder / str(self.timestep)
+
+    def offer(self, model: BaseAlgorithm, mean_reward: float) -> None:
+        """Keep `model` as it is now if no evaluation was better; a NaN never is."""
+        if math.isnan(mean_reward) or (self.mean_reward is not None and mean_reward <= self.mean_reward):
+            return
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="tracking_callbacks-"))
+            weakref.finalize(self, _remove, self._folder, os.getpid())
+        flavor.save_snapshot(model, self._folder / "new")
+        before = self.mean_reward is not None and self.snapshot
+        self.mean_reward, self.timestep = mean_reward, model.num_timesteps
+        if before:
+            shutil.rmtree(before)
+        (self._folder / "new").rename(self.snapshot)
+
+
+def evaluations_in(root: BaseCallback) -> Iterator[EvalCallback]:
+    """Yield the evaluations among the callbacks in, under and including `root`, in their order."""
+    if isinstance(root, EvalCallback):
+        yield root
+    inside = [
+        *getattr(root, "callbacks", ()),
+        getattr(root, "callback_on_new_best", None),
+        getattr(root, "callback", None),
+    ]
+    for callback in inside:
+        if isinstance(callback, BaseCallback):
+            yield from evaluations_in(callback)
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""Evaluations by an ``EvalCallback``: their trading figures, and the best agent as the one that is registered."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+from markets import TINY, Market, Store, callback_for, market
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from tracking_callbacks import finance
+from tracking_callbacks.flavors import sb3 as flavor
+
+
+class Pays(Market):
+    """Rewards that alternate between `reward` and twice as much."""
+
+    def __init__(self, reward: float) -> None:
+        super().__init__(reward=reward)
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, self.reward * (2 - self.day % 2), terminated, truncated, info
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("monitored", [True, False], ids=["monitor", "no-monitor"])
+def test_the_figures_of_each_evaluation_are_those_of_its_own_episodes(
+    store: Store, order: str, monitored: bool
+) -> None:
+    make = (lambda: Monitor(Market())) if monitored else Market
+    evaluation = EvalCallback(DummyVecEnv([make]), eval_freq=16, n_eval_episodes=2, verbose=0, warn=False)
+    callback = callback_for(store, periods_per_year=365)
+    both: list[BaseCallback] = [evaluation, callback] if order == "before" else [callback, evaluation]
+    PPO("MlpPolicy", market(), **TINY).learn(64, callback=both)
+    store.delivered(callback.run)
+    run = callback.run
+    # An evaluation resets at its begin and after each episode: it plays 1 and 2, then 4 and 5, then 7 and 8.
+    apart = [finance.returns_from_equity(Market().equities(episode)) for episode in (7, 8)]
+    together = np.concatenate(apart)
+
+    assert [step for step, _ in store.points(run, "eval/mean_reward")] == [16, 32, 48, 64]
+    assert [step for step, _ in store.points(run, "eval/sharpe_ratio")] == [16, 32, 48, 64]
+    assert store.points(run, "eval/sharpe_ratio")[2][1] == pytest.approx(
+        finance.sharpe_ratio(together, periods_per_year=365), rel=1e-9
+    )
+    assert store.points(run, "eval/volatility")[2][1] == pytest.approx(
+        finance.volatility(together, periods_per_year=365), rel=1e-9
+    )
+    assert store.points(run, "eval/sortino_ratio")[2][1] == pytest.approx(
+        finance.sortino_ratio(together, periods_per_year=365), rel=1e-9
+    )
+    assert store.points(run, "eval/max_drawdown")[2][1] == pytest.approx(
+        min(finance.max_drawdown(series) for series in apart), rel=1e-9
+    )
+    assert store.points(run, "eval/total_return")[2][1] == pytest.approx(
+        np.mean([finance.total_return(series) for series in apart]), rel=1e-9
+    )
+    assert "_on_step" not in vars(evaluation)
+    assert "_log_success_callback" not in vars(evaluation)
+
+
+def test_parallel_evaluations_behind_vec_normalize_use_raw_rewards(store: Store) -> None:
+    def env(reward: float) -> VecNormalize:
+        return VecNormalize(SubprocVecEnv([lambda: Pays(reward)] * 3, start_method="fork"))
+
+    evaluated = env(0.01)
+    evaluation = EvalCallback(evaluated, eval_freq=16, n_eval_episodes=3, verbose=0, warn=False)
+    callback = callback_for(store, returns="reward")
+    PPO("MlpPolicy", VecNormalize(market()), **TINY).learn(32, callback=[callback, evaluation])
+    evaluated.close()
+    store.delivered(callback.run)
+
+    # Ten days of alternating returns of 1 % and 2 %.
+    assert store.points(callback.run, "eval/total_return")[-1][1] == pytest.approx((1.01 * 1.02) ** 5 - 1)
+
+
+class Scripted(EvalCallback):
+    """Evaluates for real, but finds the mean rewards that a test needs."""
+
+    def __init__(self, rewards: list[float], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.rewards, self.weights = rewards, []
+
+    def _on_step(self) -> bool:
+        go_on = super()._on_step()
+        if self.n_calls % self.eval_freq == 0:
+            self.weights.append(self.model.policy.action_net.bias.detach().clone().numpy())
+            self.last_mean_reward = self.rewards[len(self.weights) - 1]
+        return go_on
+
+
+def test_the_agent_of_the_best_evaluation_is_the_one_that_is_registered(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = VecNormalize(make_vec_env("CartPole-v1", seed=0))
+    evaluation = Scripted(
+        [10.0, float("nan"), 30.0, 20.0],
+        eval_env=VecNormalize(make_vec_env("CartPole-v1")),
+        eval_freq=32,
+        n_eval_episodes=1,
+        verbose=0,
+    )
+    callback = callback_for(store, log_model="best", registered_model_name="best", aliases=["champion"])
+    agent = PPO("MlpPolicy", env, **TINY)
+    agent.learn(128, callback=[callback, evaluation])
+    run = store.delivered(callback.run)
+    version = store.client.get_model_version_by_alias("best", "champion")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.tracker.settings.tracking_uri)
+    loaded = flavor.load_model("models:/best@champion")
+
+    assert version.run_id == run.info.run_id
+    assert version.tags["tracking_callbacks.model_choice"].startswith("best: mean reward 30.0")
+    assert run.data.tags["tracking_callbacks.model_choice"].endswith("at step 96")
+    np.testing.assert_array_equal(loaded.policy.action_net.bias.detach().numpy(), evaluation.weights[2])
+    assert loaded.num_timesteps == 96
+    assert loaded.get_vec_normalize_env().obs_rms.count < env.obs_rms.count
+    assert agent.num_timesteps == 128
+
+
+def test_without_an_evaluation_the_last_agent_is_registered_and_that_is_said(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = callback_for(store, log_model="best", registered_model_name="never-evaluated")
+    with caplog.at_level(logging.WARNING, "tracking_callbacks"):
+        PPO("MlpPolicy", market(), **TINY).learn(32, callback=callback)
+    store.delivered(callback.run)
+    (version,) = store.client.search_model_versions("name='never-evaluated'")
+
+    assert "no EvalCallback has evaluated" in caplog.text
+    assert version.tags["tracking_callbacks.model_choice"] == "last, for want of an evaluation"

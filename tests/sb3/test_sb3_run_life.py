@@ -1,0 +1,169 @@
+"""How long a run lives: continued by the model that was saved, ended truthfully whoever announces the end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markets import TINY, Market, Stop, Store, callback_for, market
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+
+from tracking_callbacks import MLflowTracker
+from tracking_callbacks.flavors import sb3 as flavor
+
+
+@pytest.mark.parametrize("way", ["zip", "flavor"])
+def test_a_saved_and_reloaded_model_continues_its_run(store: Store, tmp_path: Path, way: str) -> None:
+    first = callback_for(store)
+    agent = PPO("MlpPolicy", Monitor(Market()), **TINY).learn(64, callback=first)
+    if way == "zip":
+        agent.save(tmp_path / "agent.zip")
+        reloaded = PPO.load(tmp_path / "agent.zip", env=Monitor(Market()))
+    else:
+        flavor.save_model(agent, tmp_path / "agent")
+        reloaded = flavor.load_model(str(tmp_path / "agent"), env=Monitor(Market()))
+    second = callback_for(store)
+    reloaded.learn(32, callback=second, reset_num_timesteps=False)
+    store.delivered(first.run)
+    run = store.delivered(second.run)
+    later = store.client.download_artifacts(run.info.run_id, "episodes_from_step_64.csv", str(tmp_path))
+    rows = list(csv.DictReader(io.StringIO(Path(later).read_text(encoding="utf-8"))))
+
+    assert second.run is not first.run
+    assert run.info.run_id == first.run.run_id
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in store.points(second.run, "train/n_updates")] == [32, 64, 96]
+    assert run.data.metrics["train/cumulative_reward"] == 960.0
+    assert len(store.episodes(first.run, tmp_path)) == 6
+    assert [row["episode"] for row in rows][:1] == ["7"]
+    assert rows[0]["timestep"] == "74"
+    assert float(rows[0]["total_return"]) == pytest.approx(Market().equities(1)[-1] / 100.0 - 1.0, rel=1e-9)
+
+
+def test_a_reloaded_model_begins_a_new_run_where_it_does_not_continue(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, anew, elsewhere = callback_for(store), callback_for(store), None
+    PPO("MlpPolicy", Market(), **TINY).learn(32, callback=first).save(tmp_path / "agent.zip")
+    reloaded = PPO.load(tmp_path / "agent.zip", env=Market())
+    reloaded.learn(32, callback=anew)
+    other = MLflowTracker(
+        store.tracker.settings.tracking_uri, "elsewhere", journal_root=store.tracker.settings.journal_root
+    )
+    elsewhere = callback_for(Store(other, store.client))
+    reloaded.learn(32, callback=elsewhere, reset_num_timesteps=False)
+    ids = {store.delivered(callback.run).info.run_id for callback in (first, anew, elsewhere)}
+
+    assert len(ids) == 3
+    assert "the model's run is in experiment" in caplog.text
+
+
+def test_points_stay_bounded_however_often_a_saved_model_continues(store: Store, tmp_path: Path) -> None:
+    arguments = {"n_steps": 1500, "batch_size": 1500, "n_epochs": 1, "seed": 0}
+    callback = callback_for(store)
+    agent = PPO("MlpPolicy", market(length=1), **arguments).learn(1500, callback=callback)
+    for _ in range(2):
+        agent.save(tmp_path / "agent.zip")
+        agent = PPO.load(tmp_path / "agent.zip", env=market(length=1))
+        callback = callback_for(store)
+        agent.learn(1500, callback=callback, reset_num_timesteps=False)
+    store.delivered(callback.run)
+
+    assert 800 < len(store.points(callback.run, "episode/reward")) <= 1000
+
+
+def test_a_run_of_the_users_that_is_continued_after_its_block_is_ended_again(store: Store) -> None:
+    callback = callback_for(store)
+    agent = PPO("MlpPolicy", market(), **TINY)
+    with store.tracker.start_run() as run:
+        agent.learn(32, callback=callback)
+    agent.learn(32, callback=callback, reset_num_timesteps=False)
+
+    assert callback.run is run
+    assert run.ended
+    assert store.delivered(run).info.status == "FINISHED"
+    assert [step for step, _ in store.points(run, "train/n_updates")] == [32, 64]
+
+
+class Interrupt(BaseCallback):
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= 40:
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+
+def learn_as_the_zoo_does(agent: PPO, steps: int, callbacks: list[Any]) -> None:
+    """As ``rl_zoo3.exp_manager.ExperimentManager.learn`` (2.9): Ctrl-C is swallowed, the end announced again."""
+    try:
+        agent.learn(steps, callback=callbacks)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        callbacks[0].on_training_end()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status"),
+    [(None, "FINISHED"), (Interrupt, "KILLED"), (lambda: Stop(40, RuntimeError("burst")), "FAILED")],
+    ids=["none", "ctrl-c", "exception"],
+)
+def test_an_end_that_somebody_else_announces_tells_the_truth(store: Store, trouble: Any, status: str) -> None:
+    callback = callback_for(store, log_model=True)
+    callbacks = [callback, *([trouble()] if trouble else [])]
+    agent = PPO("MlpPolicy", market(), **TINY)
+    if status == "FAILED":
+        with pytest.raises(RuntimeError, match="burst"):
+            learn_as_the_zoo_does(agent, 64, callbacks)
+    else:
+        learn_as_the_zoo_does(agent, 64, callbacks)
+    run = store.delivered(callback.run)
+
+    assert run.info.status == status
+    assert len(run.outputs.model_outputs) == (1 if status == "FINISHED" else 0)
+    if status == "FAILED":
+        assert run.data.tags["tracking_callbacks.error"] == "RuntimeError: burst"
+
+
+def test_a_training_inside_an_exception_handler_is_finished(store: Store) -> None:
+    callback = callback_for(store)
+    try:
+        raise ValueError("the first attempt")
+    except ValueError:
+        PPO("MlpPolicy", market(), **TINY).learn(96, callback=[callback, Stop(at=70)])
+
+    assert store.delivered(callback.run).info.status == "FINISHED"
+
+
+def test_the_zoos_yaml_builds_a_callback_that_logs_once(store: Store) -> None:
+    import importlib
+
+    import yaml
+
+    text = """
+    callback:
+      - tracking_callbacks.sb3.MLflowSB3Callback:
+          registered_model_name: from-the-zoo
+          aliases: [champion]
+          returns: portfolio_value
+    """
+    # As rl_zoo3.utils.get_callback_list does it.
+    ((name, arguments),) = yaml.safe_load(text)["callback"][0].items()
+    module, _, cls = name.rpartition(".")
+    settings = store.tracker.settings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", settings.tracking_uri)
+        patch.setenv("MLFLOW_EXPERIMENT_NAME", settings.experiment_name)
+        patch.setenv("TRACKING_CALLBACKS_JOURNAL", str(settings.journal_root))
+        callback = getattr(importlib.import_module(module), cls)(**arguments)
+        learn_as_the_zoo_does(PPO("MlpPolicy", market(), **TINY), 32, [callback])
+        run = store.delivered(callback.run)
+
+    assert run.info.status == "FINISHED"
+    assert len(store.client.search_model_versions("name='from-the-zoo'")) == 1
+    assert len(store.points(callback.run, "train/n_updates")) == 1
