@@ -153,7 +153,6 @@ class EpisodeBook:
         self.source = source
         self.last_equity: Series | None = None
         self._key, self._step_return = source.key, source.step_return  # read at every step
-        self._key, self._step_return = source.key, source.step_return  # read at every step
         self._periods = periods_per_year
         self.last_returns: Series | None = None
         self._steps = StepBuffer(n_envs)

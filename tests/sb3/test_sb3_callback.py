@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from markets import TINY, Market, Stop, Store, callback_for, market
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.callbacks import CallbackList, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.logger import CSVOutputFormat, configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
