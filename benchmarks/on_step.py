@@ -77,12 +77,11 @@ class Timed:
         callback.on_step = timed
 
 
-def measure(make: Callable[[], BaseCallback], n_envs: int, steps: int, wrap: Callable[[VecEnv], VecEnv]) -> Timed:
+def measure(callback: BaseCallback, n_envs: int, steps: int, wrap: Callable[[VecEnv], VecEnv]) -> Timed:
     """Train for `steps` steps of all environments, and return the times of the callback's steps."""
     n_steps = 1000
     env = wrap(DummyVecEnv([Market] * n_envs))
     agent = PPO("MlpPolicy", env, n_steps=n_steps, batch_size=n_steps * n_envs, n_epochs=1, seed=0)
-    callback = make()
     timed = Timed(callback)
     agent.learn(steps * n_envs, callback=callback)
     return timed
@@ -106,8 +105,11 @@ def main() -> int:
         tracker = MLflowTracker(f"sqlite:///{folder}/mlflow.db", "on_step", journal_root=Path(folder, "journal"))
         for n_envs, limit in LIMITS.items():
             for kind, wrap in kinds.items():
-                empty = measure(Empty, n_envs, steps, wrap)
-                ours = measure(lambda: MLflowSB3Callback(tracker, log_model=False), n_envs, steps, wrap)
+                empty = measure(Empty(), n_envs, steps, wrap)
+                callback = MLflowSB3Callback(tracker, log_model=False)
+                ours = measure(callback, n_envs, steps, wrap)
+                assert callback.run is not None
+                assert callback.run.flush(300).complete  # not beside the next measurement
                 times = sorted(ours.between)
                 p50, p99 = times[len(times) // 2] / 1000, times[len(times) * 99 // 100] / 1000
                 cost = p50 - statistics.median(empty.between) / 1000

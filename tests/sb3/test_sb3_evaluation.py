@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from markets import TINY, Market, Store, callback_for, market
+from sb3_contrib import MaskablePPO
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -135,3 +137,26 @@ def test_without_an_evaluation_the_last_agent_is_registered_and_that_is_said(
 
     assert "no EvalCallback has evaluated" in caplog.text
     assert version.tags["tracking_callbacks.model_choice"] == "last, for want of an evaluation"
+
+
+class Masked(Market):
+    def action_masks(self) -> list[bool]:
+        return [True, False]
+
+
+@pytest.mark.parametrize("kind", ["masked", "nested"])
+def test_derived_and_nested_evaluations_are_followed_too(store: Store, kind: str) -> None:
+    callback = callback_for(store)
+    if kind == "masked":
+        evaluation: BaseCallback = MaskableEvalCallback(
+            Masked(), eval_freq=32, n_eval_episodes=1, verbose=0, warn=False
+        )
+        MaskablePPO("MlpPolicy", Masked(), **TINY).learn(32, callback=[callback, evaluation])
+    else:
+        inner = EvalCallback(Market(), eval_freq=1, n_eval_episodes=1, verbose=0, warn=False)
+        PPO("MlpPolicy", market(), **TINY).learn(32, callback=[EveryNTimesteps(32, inner), callback])
+    run = store.delivered(callback.run)
+
+    assert run.data.metrics["eval/sharpe_ratio"] == pytest.approx(
+        finance.sharpe_ratio(finance.returns_from_equity(Market().equities(1))), rel=1e-9
+    )
