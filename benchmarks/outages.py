@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from mlflow import MlflowClient
 
-from conftest import Server, start_server, stop_server
 from processes import delivery_processes, free_port, wait_for
+from servers import Server, start_server, stop_server
 
 STEPS = 400
 PATIENCE_SECONDS = 330

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
-import urllib.request
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +14,7 @@ import pytest
 
 from faults.trainers import Trainers
 from processes import free_port, stop_delivery, wait_for
+from servers import Server, start_server, stop_server
 from tracking_callbacks import MLflowTracker
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -65,56 +62,6 @@ def _command_line(process: psutil.Process) -> str:
         return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return ""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A real MLflow server."""
-
-    uri: str
-    folder: Path
-    process: subprocess.Popen[bytes]
-
-
-def start_server(folder: Path, port: int) -> Server:
-    """Start an MLflow server with a SQLite store and proxied artifacts, and wait until it answers."""
-    uri = f"http://127.0.0.1:{port}"
-    with open(folder / "server.log", "ab") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-                *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1"),
-                *("--artifacts-destination", str(folder / "artifacts")),
-            ],
-            cwd=folder,
-            # Its job workers start late and would look like processes that a test has left behind.
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-    def answers() -> bool:
-        assert process.poll() is None, (folder / "server.log").read_text()
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    wait_for(answers, "the MLflow server answers", seconds=90)
-    return Server(uri, folder, process)
-
-
-def stop_server(server: Server) -> None:
-    """Kill a server and its workers, all of which the test has started."""
-    family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
-    for process in family:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    server.process.wait(timeout=30)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from conftest import start_server, stop_server
 from processes import delivery_processes, free_port, run_script, script, wait_for
+from servers import start_server, stop_server
 
 TRAIN = """
     import sys, time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import math
 import os
@@ -85,6 +86,7 @@ class Plan:
 def run(plan: Plan) -> None:
     """Carry out a training as planned."""
     ledger = keep_ledger(Path(plan.ledger))
+    atexit.register(ledger.mark, "drained")  # the first to be registered is the last to be called
     build = TRAININGS[plan.scenario]
     if plan.compare:
         ledger.mark(f"untracked weights {build(plan, ledger, tracked=False)()}")

@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mlflow import MlflowClient
 
-from conftest import Server, start_server, stop_server
 from faults.exactness import journaled_points, stored_points, stored_runs
 from faults.trainers import SCENARIOS, Trainer, Trainers
 from processes import delivery_processes, free_port, wait_for
+from servers import Server, start_server, stop_server
 
 # What keeps a training busy for about ten seconds.
 PLANS = {

@@ -32,39 +32,38 @@ WRITE = f"""
 """
 
 
-def damage(content: bytes, chance: random.Random) -> tuple[bytes, int, int]:
-    """Return the content with a flipped byte, a torn tail, or a stretch inserted, zeroed or missing; and which."""
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """Return the content with a flipped byte, a torn tail, or a stretch inserted, zeroed or missing."""
     at = chance.randrange(len(content))
     until = min(at + chance.randint(1, 100), len(content))
     match chance.choice(["flip", "insert", "cut", "zero", "remove"]):
         case "flip":
-            return content[:at] + bytes([content[at] ^ chance.randint(1, 255)]) + content[at + 1 :], at, at + 1
+            return content[:at] + bytes([content[at] ^ chance.randint(1, 255)]) + content[at + 1 :]
         case "insert":
-            return content[:at] + chance.randbytes(until - at) + content[at:], at, at
+            return content[:at] + chance.randbytes(until - at) + content[at:]
         case "cut":
-            return content[:at], at, len(content)
+            return content[:at]
         case "zero":
-            return content[:at] + bytes(until - at) + content[until:], at, until
+            return content[:at] + bytes(until - at) + content[until:]
         case _:
-            return content[:at] + content[until:], at, until
+            return content[:at] + content[until:]
 
 
 def damage_beyond_the_header(path: Path, chance: random.Random) -> tuple[list[Record], bool]:
-    """Damage a journal but for one of its headers; return the records that were not hit, and if a trace is left."""
+    """Damage a journal but for one of its headers; return the records that are still whole, and if a trace is left."""
     content = path.read_bytes()
     records = read_chunk(path, 0, complete=True).records
     begins = [0, *(end for _, end in records)]
+    frames = [content[begin:end] for begin, (_, end) in zip(begins, records, strict=False)]
     while True:
-        changed, first, last = damage(content, chance)
-        intact = [
-            record
-            for (record, end), begin in zip(records, begins, strict=False)
-            # Inserted bytes hit a record within, not at its edge.
-            if end <= first or (begin >= last if first < last else begin >= first)
-        ]
-        if any(isinstance(record, SessionOpened) for record in intact):
+        changed = damaged(content, chance)
+        whole = [(record, frame) for (record, _), frame in zip(records, frames, strict=True) if frame in changed]
+        if changed != content and any(isinstance(record, SessionOpened) for record, _ in whole):
             path.write_bytes(changed)
-            return intact, not (first < last and {first, last} <= set(begins) and len(changed) < len(content))
+            left = changed.replace(frames[0], b"")  # the header stands there twice
+            return [record for record, _ in whole], left != b"".join(
+                frame for record, frame in whole if not isinstance(record, SessionOpened)
+            )
 
 
 def test_all_that_is_intact_in_a_damaged_journal_is_delivered_and_the_damage_counted(server, client, tmp_path) -> None:
@@ -74,8 +73,8 @@ def test_all_that_is_intact_in_a_damaged_journal_is_delivered_and_the_damage_cou
     written = run_script(WRITE, cwd=tmp_path, env=env)
     assert written.returncode == 0, written.stderr
     root = JournalRoot(tmp_path / ".tracking_callbacks")
-    damaged = {folder.run_key: damage_beyond_the_header(folder.journals()[0], chance) for folder in root.runs()}
-    assert len(damaged) == JOURNALS
+    expected = {folder.run_key: damage_beyond_the_header(folder.journals()[0], chance) for folder in root.runs()}
+    assert len(expected) == JOURNALS
 
     synced = subprocess.run(
         [sys.executable, "-m", "tracking_callbacks.cli", "sync"],
@@ -84,8 +83,8 @@ def test_all_that_is_intact_in_a_damaged_journal_is_delivered_and_the_damage_cou
 
     assert synced.returncode == 0, synced.stderr
     runs = stored_runs(client, experiment)
-    assert runs.keys() == damaged.keys()
-    for key, (records, visible) in damaged.items():
+    assert runs.keys() == expected.keys()
+    for key, (records, visible) in expected.items():
         run = client.get_run(runs[key].info.run_id)
         stored = sorted(
             (name, point.timestamp, point.step, point.value)

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from conftest import start_server, stop_server
 from faults.exactness import stored_runs
 from faults.proxy import CREATIONS, Fault, Proxy, running_proxy
 from faults.trainers import SCENARIOS, Trainer, wait_for_all
 from processes import delivery_processes, free_port, run_script, stop_delivery, wait_for
+from servers import start_server, stop_server
 from tracking_callbacks import ConfigError, MLflowTracker
 from tracking_callbacks.records import now_ms
 
 UNTIL_STOPPED = {"steps": 100_000, "pace": 0.05}
 SHORT_FLUSH: dict[str, Any] = {"tracker": {"flush_timeout": 1}, "flush": 0}
-INTERPRETER_ENDS_WITHIN = 2.0  # seconds, beside those that it waits for delivery
+STARTING_TO_WAIT = 1000  # milliseconds of a busy machine, beside those that an exit waits for delivery
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_an_absent_server_changes_no_training_and_sync_brings_everything(proxy, 
     for trainer in started:
         ledger = trainer.ledger
         assert ledger.marked("weights ") == ledger.marked("untracked weights ")
-        assert trainer.seen_dead - ledger.time_of("trained") / 1000 < 1 + INTERPRETER_ENDS_WITHIN
+        assert ledger.time_of("drained") - ledger.time_of("trained") < 1000 + STARTING_TO_WAIT
         assert "not delivered after 1 s" in trainer.errors
         assert not stored_runs(client, trainer.experiment)
     check_synced(client, started)

@@ -47,7 +47,6 @@ class Trainer:
 
     Attributes:
         journal: Its journal root.
-        seen_dead: When (seconds since the epoch) `poll` found it ended.
     """
 
     pid: int
@@ -57,13 +56,11 @@ class Trainer:
     journal: Path
     forking: Forking
     returncode: int | None = None
-    seen_dead: float = 0.0
 
     def poll(self) -> int | None:
         """Return the exit code as `subprocess` would, None while the trainer lives."""
         if self.returncode is None:
             self.returncode = self.forking.ask({"poll": self.pid})["exit code"]
-            self.seen_dead = time.time()
         return self.returncode
 
     def wait(self, seconds: float = 90.0) -> int:

@@ -86,7 +86,6 @@ FRESH_PROCESS = """if True:
 """
 
 
-@pytest.mark.slow
 def test_every_algorithm_loaded_by_its_alias_in_a_fresh_process_acts_the_same(
     tracker: MLflowTracker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +140,6 @@ def test_masks_are_kept_to_through_pyfunc(tmp_path: Path) -> None:
     assert function.metadata.signature.params.to_dict()[1]["name"] == "action_masks"
 
 
-@pytest.mark.slow
 def test_mlflows_command_line_predicts(tmp_path: Path) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", seed=1))
     model = PPO("MlpPolicy", env, seed=1, device="cpu", **ON_POLICY).learn(64)

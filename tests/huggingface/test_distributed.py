@@ -56,7 +56,6 @@ torch.distributed.destroy_process_group()
 """
 
 
-@pytest.mark.slow
 def test_rank_0_alone_writes_one_run(
     tracker: MLflowTracker,
     server,

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from mlflow import MlflowClient
 from peft import LoraConfig, get_peft_model
@@ -70,7 +69,6 @@ MODELS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
 }
 
 
-@pytest.mark.slow
 def test_the_champions_predict_as_trained(
     tracker: MLflowTracker,
     server,

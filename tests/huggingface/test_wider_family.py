@@ -128,7 +128,6 @@ def encoder_decoder_champion(
     return callback, trainer
 
 
-@pytest.mark.slow
 def test_their_runs_are_complete_and_their_models_load_in_a_fresh_process(
     tracker: MLflowTracker, server, client: MlflowClient, generating: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tracking_callbacks.folders import SessionState, session_name
 from tracking_callbacks.journal import Chunk, read_chunk, read_last_words
 from tracking_callbacks.owner import OwnerWatch
-from tracking_callbacks.records import Record, RunEnded, SessionOpened, Status
+from tracking_callbacks.records import Metrics, Record, RunEnded, SessionOpened, Status
 
 __all__ = ["Ending", "SessionJournal"]
 
@@ -39,6 +39,7 @@ class SessionJournal:
         self.state = state
         self._watch = watch
         self._dead = watch is None
+        self._last_point = 0
 
     def over(self) -> bool:
         """Return whether nobody writes to the journal any more."""
@@ -56,6 +57,8 @@ class SessionJournal:
         chunk = read_chunk(self.path, offset, complete=self.over())
         for record, _ in chunk.records:
             self._note_end(record)
+            if isinstance(record, Metrics):
+                self._last_point = record.timestamp
         return chunk
 
     def _note_end(self, record: Record | None) -> None:
@@ -77,5 +80,6 @@ class SessionJournal:
         """Return how a session that is over ended: as it said, or by its owner's death."""
         if self.state.ended is not None:
             return Ending(*self.state.ended)
-        last_sign = int(self.path.stat().st_mtime * 1000)
+        # A file system's clock ticks in steps of some milliseconds: it may be behind the last point.
+        last_sign = max(int(self.path.stat().st_mtime * 1000), self._last_point)
         return Ending("KILLED" if self.opened.intent == "own" else None, last_sign)

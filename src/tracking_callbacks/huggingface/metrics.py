@@ -24,8 +24,9 @@ def grouped(logs: Mapping[str, Any]) -> dict[str, Any]:
     evaluation's ``epoch`` is left out, for the training loop's own is at the same step.
 
     Args:
-        logs: What ``Trainer`` handed to the callback; not changed.
+        logs: What ``Trainer`` handed to the callback; not changed. A key that is no text is taken as one.
     """
+    logs = {str(key): value for key, value in logs.items()}
     prefix = evaluation_prefix(logs)
     return {
         _grouped_name(key, prefix): value
