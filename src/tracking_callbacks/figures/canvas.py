@@ -228,13 +228,13 @@ def label_axes(
     axes.minorticks_off()
     axes.grid(True, color=GRID, linewidth=0.8, linestyle="-", alpha=1.0)
     axes.set_axisbelow(True)
-    title = shorten(panel.title, 45 if small else 90)
+    title = shorten(panel.title, 40 if small else 80)
     size, pad = 11 if small else 13, 20 if panel.note else 8
     axes.set_title(title, loc="left", fontsize=size, fontweight="bold", color=INK, pad=pad)
     if panel.note:
         add_note(axes, panel.note)
     axes.set_xlabel(panel.x, fontsize=10, color=INK, labelpad=4)
-    axes.set_ylabel(shorten(panel.y, 40), fontsize=10, color=INK, labelpad=4)
+    axes.set_ylabel(shorten(panel.y, 26 if small else 36), fontsize=10, color=INK, labelpad=4)
 
 
 def frame(axes: Axes, *, labelsize: float = 9) -> None:
@@ -243,6 +243,8 @@ def frame(axes: Axes, *, labelsize: float = 9) -> None:
     axes.tick_params(
         axis="both", which="major", labelsize=labelsize, colors=INK, length=3.5, width=0.8, direction="out"
     )
+    axes.tick_params(axis="x", which="both", bottom=True, top=False, labelbottom=True, labeltop=False, pad=4)
+    axes.tick_params(axis="y", which="both", left=True, right=False, labelleft=True, labelright=False, pad=4)
     for side, spine in axes.spines.items():
         spine.set(color=FAINT_INK, linewidth=0.8, visible=side in ("left", "bottom"))
 
@@ -282,6 +284,7 @@ def _add_legend(figure: Figure) -> None:
         loc="outside lower center",
         ncols=columns,
         frameon=False,
+        numpoints=1,
         fontsize=10,
         labelcolor=INK,
         handlelength=2.2,

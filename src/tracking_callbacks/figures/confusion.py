@@ -90,7 +90,7 @@ def _draw_shades(figure: Figure, axes: Axes, shares: NDArray[np.float64]) -> Non
     bar.set_ticks(ticks, labels=[f"{tick:.0%}" for tick in ticks])
     bar.set_label("share of the true class", fontsize=10, color=INK)
     bar.outline.set_visible(False)
-    frame(bar.ax)
+    bar.ax.tick_params(labelsize=9, colors=INK)
 
 
 class _Names:

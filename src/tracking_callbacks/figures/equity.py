@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tracking_callbacks import finance
 from tracking_callbacks.figures.canvas import (
     MAX_POINTS,
     PALETTE,
@@ -57,12 +56,12 @@ def equity_curves(curves: Mapping[str, ArrayLike]) -> Figure | None:
     for age, (name, equity) in reversed(list(enumerate(reversed(drawn)))):
         pen, newest = Pen(PALETTE[age]), age == 0
         steps = np.arange(equity.size, dtype=np.float64)
-        label = f"{shorten(name, 32)}{_figures(equity)}"
+        fallen = drawdown(equity)
+        label = f"{shorten(name, 32)}{_figures(equity, fallen)}"
         draw_line(above, steps, equity, pen=pen, label=label, markers=True, width=1.8 if newest else 1.1)
-        fallen = 100.0 * drawdown(equity)
-        draw_line(below, steps, fallen, pen=pen, label="_", width=1.0)
+        draw_line(below, steps, 100.0 * fallen, pen=pen, label="_", width=1.0)
         if newest:  # several fills would hide each other
-            x, y = envelope(steps, fallen, MAX_POINTS)
+            x, y = envelope(steps, 100.0 * fallen, MAX_POINTS)
             below.fill_between(x, y, 0.0, color=pen.color, alpha=0.25, linewidth=0.0)
     label_axes(above, Panel("Equity curve: account value over the episode", "step of the episode", "account value"))
     label_axes(
@@ -76,7 +75,7 @@ def equity_curves(curves: Mapping[str, ArrayLike]) -> Figure | None:
 def drawdown(equity: Series) -> Series:
     """Return ``V / running_max(V) - 1`` of account values ``V``, shape (n,), NaN where that has no meaning.
 
-    Its minimum is `finance.max_drawdown` of the returns, where all values are positive.
+    Its minimum is ``finance.max_drawdown`` of the returns, where all values are positive.
     """
     peak = np.fmax.accumulate(equity)
     fallen = np.full(equity.shape, np.nan)
@@ -84,9 +83,10 @@ def drawdown(equity: Series) -> Series:
     return fallen
 
 
-def _figures(equity: Series) -> str:
-    returns = finance.returns_from_equity(equity[~np.isnan(equity)])
-    total, worst = finance.total_return(returns), finance.max_drawdown(returns)
-    if total is None or worst is None:
+def _figures(equity: Series, fallen: Series) -> str:
+    """Return the figures as the curves show them, also of an account below zero, which has none in finance."""
+    known = equity[~np.isnan(equity)]
+    if known[0] <= 0.0:
         return ""
-    return f": return {total:+,.1%}, largest drawdown {abs(worst):.1%}".replace("-", "−")
+    total, worst = known[-1] / known[0] - 1.0, -np.nanmin(fallen)
+    return f": return {total:+,.1%}, largest drawdown {abs(worst):,.1%}".replace("-", "−")

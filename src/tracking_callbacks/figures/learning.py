@@ -42,6 +42,7 @@ _NOT_LEARNED = {
     *("model_preparation_time", "jit_compilation_time", "total_flos", "mean_loss"),
 }
 _SET_MARKS = ("loss", "runtime")
+_NO_LOSS = 1e-30  # below this a decade more is no news
 _EXPLAINED = 3  # means up to which the legend has an entry for the faint lines under them, too
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", ":", "-.")
@@ -99,7 +100,7 @@ def _draw_panel(
     explained = sum(x.size > SMOOTHED for x, _ in curves.values()) <= _EXPLAINED
     for name in sorted(curves, key=list(pens).index):
         x, y = curves[name]
-        shown = shorten(name, 32)
+        shown = shorten(name, 48)
         window = min(3 + y.size // 25, 500) if y.size > SMOOTHED else 0
         label = shown if not window else f"{shown} (each logged value)" if explained else "_"
         mean_label = f"{shown} (running mean over {window} values)"
@@ -107,7 +108,7 @@ def _draw_panel(
     values = np.concatenate([with_gaps(values) for _, values in curves.values()])
     known = values[~np.isnan(values)]
     share = metric != "loss" and known.size > 0 and known.min() >= 0.0 and known.max() <= 1.0
-    log = metric == "loss" and known.size > 0 and 0.0 < known.min() * LOG_SPAN <= known.max()
+    log = metric == "loss" and known.size > 0 and known.min() > _NO_LOSS and known.min() * LOG_SPAN <= known.max()
     name = _NAMES.get(metric, metric.replace("_", " "))
     title = f"{name[:1].upper()}{name[1:]}" if small else f"{name[:1].upper()}{name[1:]} over training steps"
     panel = Panel(title=title, x="training step", y=f"{name} (logarithmic scale)" if log else name)
