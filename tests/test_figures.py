@@ -237,6 +237,12 @@ def test_there_are_no_more_panels_than_fit() -> None:
     assert len(drawn(figures.learning_curves(points)).axes) == learning.MAX_PANELS
 
 
+def test_a_step_is_called_what_it_is() -> None:
+    axes = drawn(figures.learning_curves({"train/loss": [(2048, 0.5)]}, step="environment step")).axes[0]
+
+    assert (axes.get_title(loc="left"), axes.get_xlabel()) == ("Loss over environment steps", "environment step")
+
+
 @pytest.mark.parametrize("points", [{}, {"train/loss": []}, {"train/learning_rate": [(1, 0.1)]}, {"loss": [(1, 1.0)]}])
 def test_without_curves_there_is_no_picture(points: dict[str, list[tuple[int, float]]]) -> None:
     assert figures.learning_curves(points) is None

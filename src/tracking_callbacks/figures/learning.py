@@ -48,8 +48,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", ":", "-.")
 
 
-def learning_curves(points: Mapping[str, Points]) -> Figure | None:
-    """Draw the loss over the training steps, and beneath it a panel for each further figure of the evaluations.
+def learning_curves(points: Mapping[str, Points], *, step: str = "training step") -> Figure | None:
+    """Draw the loss over the steps of a training, and beneath it a panel for each further figure of the evaluations.
 
     A colour always means a set: blue is the training, orange-red the first evaluation set. Accuracy and F1 come first,
     then the others in their order in `points`, at most `MAX_PANELS`. Of the training's own figures, apart from its
@@ -61,6 +61,7 @@ def learning_curves(points: Mapping[str, Points]) -> Figure | None:
         points: Pairs (training step, value) by metric name as in a run, in the order of logging: ``train/loss``,
             ``eval/loss``, ``eval/accuracy``, ``eval/<set>/loss``, …; all other metrics of the run may be among them.
             Of several values at one step the last one is drawn.
+        step: What a step is, in the singular: "environment step" for Stable-Baselines3.
 
     Returns:
         None where `points` have neither a loss nor a figure of an evaluation.
@@ -74,15 +75,15 @@ def learning_curves(points: Mapping[str, Points]) -> Figure | None:
     shown = ["loss"] * ("loss" in curves) + metrics
     steps = _step_range(curves[metric] for metric in shown)
     has_loss = "loss" in curves
-    heights = [3.6 if metrics else 4.6] * has_loss + [2.7] * rows
+    heights = [3.6 if metrics else 4.6] * has_loss + [2.4] * rows
     figure = new_figure(sum(heights) + 0.5)
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     if has_loss:
-        _draw_panel(figure, grid[0, :], "loss", curves["loss"], pens, steps, small=False)
+        _draw_panel(figure, grid[0, :], "loss", curves["loss"], pens, steps, step, small=False)
     for index, metric in enumerate(metrics):
         row = has_loss + index // 2
         place = grid[row, index % 2] if len(metrics) > 1 else grid[row, :]
-        _draw_panel(figure, place, metric, curves[metric], pens, steps, small=len(metrics) > 1)
+        _draw_panel(figure, place, metric, curves[metric], pens, steps, step, small=len(metrics) > 1)
     return finish(figure)
 
 
@@ -93,6 +94,7 @@ def _draw_panel(
     curves: Curves,
     pens: Mapping[str, Pen],
     steps: tuple[float, float],
+    step: str,
     *,
     small: bool,
 ) -> None:
@@ -110,8 +112,10 @@ def _draw_panel(
     share = metric != "loss" and known.size > 0 and known.min() >= 0.0 and known.max() <= 1.0
     log = metric == "loss" and known.size > 0 and known.min() > _NO_LOSS and known.min() * LOG_SPAN <= known.max()
     name = _NAMES.get(metric, metric.replace("_", " "))
-    title = f"{name[:1].upper()}{name[1:]}" if small else f"{name[:1].upper()}{name[1:]} over training steps"
-    panel = Panel(title=title, x="training step", y=f"{name} (logarithmic scale)" if log else name)
+    title = f"{name[:1].upper()}{name[1:]}"
+    panel = Panel(
+        title=title if small else f"{title} over {step}s", x=step, y=f"{name} (logarithmic scale)" if log else name
+    )
     label_axes(axes, panel, small=small, log=log, steps=steps, bounds=(0.0, 1.0) if share else ANYTHING)
 
 
