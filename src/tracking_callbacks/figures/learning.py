@@ -72,9 +72,8 @@ def learning_curves(points: Mapping[str, Points], *, step: str = "training step"
     pens = _pens(curves)
     metrics = [metric for metric in curves if metric != "loss"][:MAX_PANELS]
     rows = (len(metrics) + 1) // 2
-    shown = ["loss"] * ("loss" in curves) + metrics
-    steps = _step_range(curves[metric] for metric in shown)
     has_loss = "loss" in curves
+    steps = _step_range(curves[metric] for metric in ["loss"] * has_loss + metrics)
     heights = [3.6 if metrics else 4.6] * has_loss + [2.4] * rows
     figure = new_figure(sum(heights) + 0.5)
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
