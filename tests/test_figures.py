@@ -51,6 +51,7 @@ def hostile_points() -> dict[str, list[tuple[int, float]]]:
     loss[300:320] = [(step, math.nan) for step, _ in loss[300:320]]
     loss[500] = (loss[500][0], math.inf)
     names = ("news", "cost_$_and_$x", "a set with a very long name that says everything there is to say", "_hidden")
+    names += tuple(f"{names[2]} {number}" for number in range(8))
     sets = {f"eval/{name}/loss": [(step * 1000, 0.1 + step) for step in EVALUATIONS] for name in names}
     long = "metric_with_a_name_that_is_far_too_long_for_a_small_panel"
     return {"train/loss": loss, **sets, f"eval/news/{long}": [(1000, 12345.678)], "eval/news/accuracy": [(1000, 1.0)]}
@@ -108,7 +109,7 @@ def tick_texts(axes: Axes) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_all_text_is_inside_the_picture_and_no_tick_labels_overlap(name: str) -> None:
+def test_no_text_is_cut_or_overlaps_or_takes_the_room_of_a_panel(name: str) -> None:
     figure = drawn(PICTURES[name]())
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
@@ -120,6 +121,7 @@ def test_all_text_is_inside_the_picture_and_no_tick_labels_overlap(name: str) ->
         assert max(box.x1 - figure.bbox.x1, box.y1 - figure.bbox.y1) <= 0, text.get_text()
     for axes in figure.axes:
         assert axes.get_ylabel()
+        assert axes.get_window_extent(renderer).height >= (3.8 if axes.images else 1.3) * canvas.DPI
         for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
             boxes = [label.get_window_extent(renderer) for label in labels if label.get_rotation() != 45]
             assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
@@ -401,7 +403,9 @@ def test_a_users_style_does_not_reach_the_pictures(name: str) -> None:
     ordinary = figures.png(drawn(PICTURES[name]()))
     with matplotlib.rc_context():
         matplotlib.style.use(["dark_background", "ggplot"])
-        matplotlib.rcParams.update({"text.usetex": True, "font.size": 30, "savefig.bbox": "tight", "figure.dpi": 50})
+        matplotlib.rcParams.update(
+            {"text.usetex": True, "font.family": "serif", "font.size": 30, "savefig.bbox": "tight", "figure.dpi": 50}
+        )
         styled = figures.png(drawn(PICTURES[name]()))
 
     assert styled == ordinary
