@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 import pandas as pd
 import pytest
+import stable_baselines3
 import torch
 from gymnasium import spaces
 from mlflow import MlflowClient
@@ -124,6 +125,7 @@ def test_a_training_gives_a_complete_run_and_a_registered_model(store: Store, tm
 
     assert run.info.status == "FINISHED"
     assert run.data.tags["framework"] == "stable_baselines3"
+    assert run.data.tags["framework_version"] == stable_baselines3.__version__
     assert run.data.params["algorithm"] == "PPO"
     assert run.data.params["learning_rate.start"] == "0.001"
     assert run.data.params["learning_rate.end"] == "0.0"

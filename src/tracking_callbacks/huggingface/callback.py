@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tracking_callbacks.attach import Attachment
@@ -205,7 +206,7 @@ class MLflowTrainerCallback(TrainerCallback):
         run.log_params(
             description.params | {f"trial.{key}": value for key, value in (state.trial_params or {}).items()}
         )
-        for name, document in description.documents.items():
+        for name, document in description.documents.items() if run.settings.log_config else ():
             run.log_dict(document, f"config/{name}")
 
     def _is_retry(self, args: TrainingArguments, state: TrainerState) -> bool:
@@ -287,7 +288,9 @@ def _resume_key(attachment: Attachment, state: TrainerState) -> str | None:
 
 def _tags(model: nn.Module) -> dict[str, str]:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    return {"framework": "transformers"} | ({"model_type": model_type} if model_type else {})
+    return {"framework": "transformers", "framework_version": transformers.__version__} | (
+        {"model_type": model_type} if model_type else {}
+    )
 
 
 def _model_step(args: TrainingArguments, state: TrainerState) -> int:
