@@ -44,8 +44,9 @@ format: $(READY) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## print what a log_metrics call costs
+bench: $(READY) ## print what a log_metrics call and the start of a run cost
 	$(BIN)/python benchmarks/log_metrics.py
+	$(BIN)/python benchmarks/start_run.py
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
+
+from tracking_callbacks.context import AUTOMATIC_ARTIFACTS
 
 T = TypeVar("T")
 
@@ -106,3 +108,16 @@ def _alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def artifacts(client: Any, run_id: str, folder: str | None = None) -> list[str]:
+    """Return the paths of a run's artifacts, at any depth."""
+    found = []
+    for entry in client.list_artifacts(run_id, folder):
+        found += artifacts(client, run_id, entry.path) if entry.is_dir else [entry.path]
+    return sorted(found)
+
+
+def own_artifacts(client: Any, run_id: str) -> list[str]:
+    """Return the paths of the artifacts that a run does not get unasked."""
+    return [path for path in artifacts(client, run_id) if not path.startswith(AUTOMATIC_ARTIFACTS)]

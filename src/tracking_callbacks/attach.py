@@ -163,6 +163,7 @@ class Attachment:
             offline=settings.offline,
             flush_timeout=settings.flush_timeout,
             delivery_grace=settings.delivery_grace,
+            log_everything=settings.log_everything,
         )
         return there.join_run(active.info.run_id)
 

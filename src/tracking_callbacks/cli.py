@@ -15,10 +15,10 @@ from tracking_callbacks import __version__
 from tracking_callbacks.errors import ConfigError
 from tracking_callbacks.folders import JournalRoot
 from tracking_callbacks.launch import start_sync
+from tracking_callbacks.masking import MASK, mask_uri
 from tracking_callbacks.pending import PendingRun, journal_roots, pending_run, pending_runs
 from tracking_callbacks.records import Store
 from tracking_callbacks.settings import TRACKING_URI_VARIABLE, Settings, resolve_settings
-from tracking_callbacks.values import MASK, mask_uri
 
 __all__ = ["main"]
 

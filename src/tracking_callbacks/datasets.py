@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracking_callbacks.errors import InputError, InvalidNameError
+from tracking_callbacks.masking import mask_text
 from tracking_callbacks.records import Dataset
-from tracking_callbacks.values import mask_uris_in, plain
+from tracking_callbacks.values import plain
 
 __all__ = ["describe_dataset"]
 
@@ -30,7 +31,7 @@ def describe_dataset(
         raise InvalidNameError(f"dataset name: expected a text that is not empty, got {name!r}", name=name)
     profile = plain({"num_rows": size} if isinstance(size, int) else size)
     columns = plain(schema)
-    location = mask_uris_in(source)
+    name, location = mask_text(name), mask_text(source)
     if digest is None:
         import hashlib
 

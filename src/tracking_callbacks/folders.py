@@ -11,6 +11,7 @@
         <session>.journal        append-only log, one per session
         <session>.last           room for its last record on a disk that is full by then
         staged/…                 snapshots of files and models
+        live/<session>/…         files that grow while the session lasts, at their places among the artifacts
         state.json               what delivery knows and has done
         drain.lock               held by the process that delivers the run
         rejected.jsonl           records that the store refused, with the reason
@@ -92,6 +93,10 @@ class RunFolder:
     def staged(self) -> Path:
         """Folder of file snapshots."""
         return self.path / "staged"
+
+    def live(self, session: str) -> Path:
+        """Return the folder of the files that grow while a session lasts."""
+        return self.path / "live" / session
 
     @property
     def drain_lock(self) -> Path:

@@ -16,6 +16,7 @@ from tracking_callbacks.owner import Owner
 
 __all__ = [
     "Artifact",
+    "Automatic",
     "Dataset",
     "Intent",
     "Metrics",
@@ -60,6 +61,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
         run_id: The server's id, where it is known already.
         resumed: The run was begun by an earlier session: look for it before creating it.
         parent_key: Key of the parent run, where that is a run of this package.
+        system_metrics: Sample this machine for the run, as long as the session lasts.
     """
 
     run_key: str
@@ -75,6 +77,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     parent_id: str | None = None
     tags: dict[str, str] = {}
     resumed: bool = False
+    system_metrics: bool = False
 
 
 class Params(msgspec.Struct, frozen=True, array_like=True, tag="params"):
@@ -139,6 +142,20 @@ class Model(msgspec.Struct, frozen=True, array_like=True, tag="model"):
     tags: dict[str, str] = {}
 
 
+class Automatic(msgspec.Struct, frozen=True, array_like=True, tag="automatic"):
+    """What this package records about a run unasked; not an entry of the user's.
+
+    Attributes:
+        tags: Tags to set.
+        staged: Path, relative to the run folder, of a folder whose content belongs to the run's artifacts.
+        artifact_path: Where in the artifacts that content goes.
+    """
+
+    tags: dict[str, str] = {}
+    staged: str | None = None
+    artifact_path: str | None = None
+
+
 class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     """Last record of a journal. `status` is None where the session does not decide it."""
 
@@ -146,7 +163,7 @@ class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     status: Status | None
 
 
-Record = SessionOpened | Params | Metrics | Tags | Artifact | Dataset | Model | RunEnded
+Record = SessionOpened | Params | Metrics | Tags | Artifact | Dataset | Model | Automatic | RunEnded
 
 
 def entries(record: Record) -> int:
@@ -154,7 +171,7 @@ def entries(record: Record) -> int:
     match record:
         case Metrics(metrics=mapping) | Params(params=mapping) | Tags(tags=mapping):
             return len(mapping)
-        case SessionOpened() | RunEnded():
+        case SessionOpened() | Automatic() | RunEnded():
             return 0
         case _:
             return 1

@@ -14,11 +14,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tracking_callbacks import exits, records
+from tracking_callbacks.context.recorder import ContextRecorder
 from tracking_callbacks.datasets import describe_dataset
 from tracking_callbacks.errors import InputError, InvalidNameError
 from tracking_callbacks.flushing import wait_for_delivery
 from tracking_callbacks.folders import JournalRoot
 from tracking_callbacks.launch import DeliveryLauncher
+from tracking_callbacks.masking import mask_text
 from tracking_callbacks.names import SafeNames
 from tracking_callbacks.report import DeliveryReport
 from tracking_callbacks.session import MetricClock, RunJournal
@@ -31,8 +33,7 @@ from tracking_callbacks.values import (
     check_aliases,
     check_model_name,
     cut_text,
-    mask_uris_in,
-    param_text,
+    entry_text,
     plain,
     safe_name,
     to_scalar,
@@ -81,6 +82,7 @@ class Run:
         self._clock = MetricClock()
         self._error_before = exits.last_uncaught()
         self.journal = RunJournal(settings, root, launcher, opened, on_open=lambda: exits.remember(self))
+        self._context = ContextRecorder(settings, self.journal, opened)
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
@@ -118,7 +120,7 @@ class Run:
         texts: dict[str, str] = {}
         for key, value in params.items():
             name = self._param_names.safe.get(key) or self._param_names.add(key)
-            text = param_text(value)
+            text = entry_text(key, value)
             if len(text) > MAX_PARAM_LENGTH:
                 self.log_text(text, f"params/{name}.txt")
                 text = text[: MAX_PARAM_LENGTH - 1] + "…"
@@ -133,7 +135,7 @@ class Run:
             InvalidNameError: A name is empty or not a text.
         """
         texts = {
-            self._tag_names.safe.get(key) or self._tag_names.add(key): cut_text(param_text(value), MAX_TAG_LENGTH)
+            self._tag_names.safe.get(key) or self._tag_names.add(key): cut_text(entry_text(key, value), MAX_TAG_LENGTH)
             for key, value in tags.items()
         }
         if texts:
@@ -262,7 +264,7 @@ class Run:
             check_model_name(registered_model_name, "registered_model_name")
         elif checked:
             raise InputError(f"log_model: aliases {checked!r} need a registered_model_name")
-        model_tags = {safe_name(key): param_text(value) for key, value in (tags or {}).items()}
+        model_tags = {safe_name(key): entry_text(key, value) for key, value in (tags or {}).items()}
 
         def record(staged: str) -> records.Record:
             return records.Model(
@@ -293,6 +295,7 @@ class Run:
             raise InputError(f"status: expected one of {', '.join(_STATUSES)}, got {status!r}")
         with self._lock:
             if not self.ended:
+                self._context.end()
                 self.ended = True
                 self.journal.seal(None if self.joined else status)
 
@@ -300,8 +303,8 @@ class Run:
         """End the run because of `error`: its traceback becomes ``error.txt``, its last line a tag."""
         if not self.ended and not self.joined:
             lines = traceback.format_exception(error)
-            self.log_text(mask_uris_in("".join(lines)), "error.txt")
-            self.set_tags({"tracking_callbacks.error": mask_uris_in(lines[-1].strip())})
+            self.log_text(mask_text("".join(lines)), "error.txt")
+            self.set_tags({"tracking_callbacks.error": mask_text(lines[-1].strip())})
         self.end(status)
 
     def reopen(self) -> None:
@@ -311,6 +314,7 @@ class Run:
                 self.ended = False
                 self._error_before = exits.last_uncaught()
                 self.journal.reopen("join" if self.joined else "own")
+                self._context.reopen()
 
     def end_interrupted(self, otherwise: records.Status = "KILLED") -> None:
         """End a run whose work has stopped without a word: with the uncaught exception if there is one.
@@ -338,6 +342,7 @@ class Run:
             timeout: Seconds; None stands for the tracker's ``flush_timeout``. The wait shows its progress on stderr
                 after two seconds. With ``offline=True`` nothing is waited for.
         """
+        self._context.settle()
         if self.ended:
             self.journal.seal(None)  # what was added after the end
         if self.journal.offline:

@@ -161,6 +161,11 @@ class RunJournal:
         """A forked child inherits the object, but neither the run nor its journal."""
         return os.getpid() != self._pid
 
+    @property
+    def live_folder(self) -> Path:
+        """Folder of the files that grow while the open session lasts; delivery uploads them as they grow."""
+        return self._session.folder.live(self._session.name)
+
     def append(self, record: Record) -> None:
         """Write a record, to a new session where the run has ended."""
         if self.inert:

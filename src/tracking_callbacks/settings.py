@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tracking_callbacks.errors import ConfigError
-from tracking_callbacks.values import mask_uri
+from tracking_callbacks.masking import mask_uri
 
 __all__ = ["Settings", "project_root", "resolve_settings"]
 
@@ -21,6 +21,7 @@ logger = logging.getLogger("tracking_callbacks")
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 JOURNAL_VARIABLE = "TRACKING_CALLBACKS_JOURNAL"
+SYSTEM_METRICS_VARIABLE = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 
 DEFAULT_EXPERIMENT = "Default"  # MLflow's own name for experiment 0
 DEFAULT_FLUSH_TIMEOUT = 60.0
@@ -45,6 +46,13 @@ class Settings:
         flush_timeout: Seconds that ``flush`` and the interpreter's exit wait at most.
         delivery_grace: Seconds that delivery goes on trying after the training process has gone.
         tags: Tags that every run of the tracker carries.
+        config_files: Absolute paths of the settings files that runs were made from, the tracker's own among them.
+        log_everything: Record what nobody asked for; callbacks ask this before they log more than params and metrics.
+        log_config: Record the command line, the settings and the `config_files`.
+        log_source: Record git's state, the uncommitted changes and the entry script.
+        log_environment: Record Python, platform, hardware and the versions of installed packages.
+        log_logs: Record what passes through `logging`.
+        log_system_metrics: Sample the machine.
     """
 
     tracking_uri: str = field(repr=False)
@@ -55,6 +63,13 @@ class Settings:
     flush_timeout: float
     delivery_grace: float
     tags: Mapping[str, str]
+    config_files: tuple[Path, ...] = ()
+    log_everything: bool = True
+    log_config: bool = True
+    log_source: bool = True
+    log_environment: bool = True
+    log_logs: bool = True
+    log_system_metrics: bool = False
 
     @property
     def shown_uri(self) -> str:
@@ -72,6 +87,13 @@ def resolve_settings(
     flush_timeout: float | None = None,
     delivery_grace: float | None = None,
     tags: Mapping[str, object] | None = None,
+    config_files: Iterable[str | os.PathLike[str]] | None = None,
+    log_everything: bool | None = None,
+    log_config: bool | None = None,
+    log_source: bool | None = None,
+    log_environment: bool | None = None,
+    log_logs: bool | None = None,
+    log_system_metrics: bool | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """Resolve a tracker's settings; see `MLflowTracker` for the arguments.
@@ -88,6 +110,13 @@ def resolve_settings(
         "flush_timeout": flush_timeout,
         "delivery_grace": delivery_grace,
         "tags": tags,
+        "config_files": config_files,
+        "log_everything": log_everything,
+        "log_config": log_config,
+        "log_source": log_source,
+        "log_environment": log_environment,
+        "log_logs": log_logs,
+        "log_system_metrics": log_system_metrics,
     }
     chosen = _read_config(Path(config)) if config is not None else {}
     for name, value in given.items():
@@ -97,6 +126,8 @@ def resolve_settings(
     _override(chosen, "experiment_name", EXPERIMENT_VARIABLE, environ)
     _override(chosen, "journal_root", JOURNAL_VARIABLE, environ)
 
+    everything = chosen.get("log_everything", True)
+    own_config = [Path(os.path.abspath(config))] if config is not None else []
     root = project_root(Path.cwd())
     uri, working_folder = (
         (_absolute(_check_uri(chosen["tracking_uri"])), Path.cwd())
@@ -112,6 +143,14 @@ def resolve_settings(
         flush_timeout=chosen.get("flush_timeout", DEFAULT_FLUSH_TIMEOUT),
         delivery_grace=chosen.get("delivery_grace", DEFAULT_DELIVERY_GRACE),
         tags=chosen.get("tags", {}),
+        config_files=(*own_config, *chosen.get("config_files", ())),
+        log_everything=everything,
+        log_config=chosen.get("log_config", everything),
+        log_source=chosen.get("log_source", everything),
+        log_environment=chosen.get("log_environment", everything),
+        log_logs=chosen.get("log_logs", everything),
+        # As mlflow.start_run does it: the variable stands where no argument was given.
+        log_system_metrics=chosen.get("log_system_metrics", everything and _is_on(environ, SYSTEM_METRICS_VARIABLE)),
     )
 
 
@@ -121,6 +160,10 @@ def project_root(start: Path) -> Path:
         if (folder / ".git").exists() or (folder / "pyproject.toml").is_file():
             return folder
     return start
+
+
+def _is_on(environ: Mapping[str, str], variable: str) -> bool:
+    return environ.get(variable, "").lower() in ("true", "1")  # as MLflow reads it
 
 
 def _override(
@@ -175,6 +218,16 @@ def _tags(value: object, name: str, where: str) -> dict[str, str]:
     return {key: str(inner) for key, inner in value.items()}
 
 
+def _files(value: object, name: str, where: str) -> tuple[Path, ...]:
+    if isinstance(value, (str, os.PathLike)) or not isinstance(value, Iterable):
+        raise _wrong(value, name, where, "a list of paths")
+    paths = tuple(Path(os.path.abspath(_path(one, name, where))) for one in value)
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"{where}: {name}: expected files, there is none at {str(path)!r}", setting=name)
+    return paths
+
+
 _CHECKS: dict[str, Callable[[object, str, str], Any]] = {
     "tracking_uri": _path,
     "experiment_name": _text,
@@ -183,6 +236,13 @@ _CHECKS: dict[str, Callable[[object, str, str], Any]] = {
     "flush_timeout": _seconds,
     "delivery_grace": _seconds,
     "tags": _tags,
+    "config_files": _files,
+    "log_everything": _flag,
+    "log_config": _flag,
+    "log_source": _flag,
+    "log_environment": _flag,
+    "log_logs": _flag,
+    "log_system_metrics": _flag,
 }
 # The config file's own word for the experiment; the constructor's word is understood as well.
 _CONFIG_KEYS = {"default_experiment_name": "experiment_name"} | {name: name for name in _CHECKS}

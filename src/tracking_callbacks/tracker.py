@@ -7,18 +7,19 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tracking_callbacks.context.origin import origin_tags
 from tracking_callbacks.errors import ConfigError, InputError
 from tracking_callbacks.launch import launcher_for
+from tracking_callbacks.masking import mask_text
 from tracking_callbacks.owner import current_owner
 from tracking_callbacks.records import Intent, SessionOpened, Store
 from tracking_callbacks.run import Run, entered_runs
 from tracking_callbacks.session import writable_root
 from tracking_callbacks.settings import Settings, resolve_settings
-from tracking_callbacks.source import source_tags
-from tracking_callbacks.values import MAX_TAG_LENGTH, param_text, safe_name
+from tracking_callbacks.values import MAX_TAG_LENGTH, cut_text, entry_text, safe_name
 
 __all__ = ["MLflowTracker"]
 
@@ -41,7 +42,18 @@ class MLflowTracker:
         offline: Keep everything in the journal until ``tracking-callbacks sync``.
         flush_timeout: Seconds that `Run.flush` and the interpreter's exit wait for delivery at most (default 60).
         delivery_grace: Seconds that delivery goes on trying after this process has ended (default 600).
-        tags: Tags of every run.
+        tags: Tags of every run: ``dataset_version``, ``status``, …
+        config_files: Settings files that runs are made from, logged under ``config/files/`` with secrets masked, as
+            the file `config` is.
+        log_everything: Record what makes a run complete without being asked (see below); with False a run holds
+            params and metrics, and what is logged explicitly. The switches below go before it, each for its piece.
+        log_config: Command line, resolved settings and config files, under ``config/``.
+        log_source: Git commit, branch, remote and dirty flag as tags; the uncommitted changes and the entry script
+            under ``source/``.
+        log_environment: Python, platform, hardware and installed versions, under ``environment/``.
+        log_logs: What passes through `logging`, under ``logs/``.
+        log_system_metrics: Sample CPU, memory, disk, network and GPUs as MLflow's ``system/…`` metrics; by default as
+            ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says. Needs psutil, GPUs nvidia-ml-py.
 
     Raises:
         ConfigError: A value has the wrong type or form; the message names it and what was expected.
@@ -58,6 +70,13 @@ class MLflowTracker:
         flush_timeout: float | None = None,
         delivery_grace: float | None = None,
         tags: Mapping[str, object] | None = None,
+        config_files: Iterable[str | os.PathLike[str]] | None = None,
+        log_everything: bool | None = None,
+        log_config: bool | None = None,
+        log_source: bool | None = None,
+        log_environment: bool | None = None,
+        log_logs: bool | None = None,
+        log_system_metrics: bool | None = None,
     ) -> None:
         self.settings: Settings = resolve_settings(
             tracking_uri,
@@ -68,6 +87,13 @@ class MLflowTracker:
             flush_timeout=flush_timeout,
             delivery_grace=delivery_grace,
             tags=tags,
+            config_files=config_files,
+            log_everything=log_everything,
+            log_config=log_config,
+            log_source=log_source,
+            log_environment=log_environment,
+            log_logs=log_logs,
+            log_system_metrics=log_system_metrics,
         )
 
     @classmethod
@@ -138,7 +164,7 @@ class MLflowTracker:
             raise InputError(f"parent: expected a Run or the id of one, got {parent!r} ({type(parent).__name__})")
         settings = self.settings
         known = resumed or run_id is not None
-        given = {} if known else source_tags(settings.working_folder) | _environment_tags() | dict(settings.tags)
+        given = {} if known else origin_tags() | _environment_tags() | dict(settings.tags)
         given |= tags or {}
         now = time.time_ns()
         lineage = parent.parent_reference if isinstance(parent, Run) else {"parent_key": None, "parent_id": parent}
@@ -151,9 +177,10 @@ class MLflowTracker:
             experiment=settings.experiment_name,
             intent=intent,
             run_id=run_id,
-            run_name=run_name,
-            tags={safe_name(key): param_text(value)[:MAX_TAG_LENGTH] for key, value in given.items()},
+            run_name=mask_text(run_name) if isinstance(run_name, str) else run_name,
+            tags={safe_name(key): cut_text(entry_text(key, value), MAX_TAG_LENGTH) for key, value in given.items()},
             resumed=known,
+            system_metrics=settings.log_system_metrics and intent == "own",
             **lineage,
         )
         root = writable_root(settings.journal_root)
@@ -174,5 +201,5 @@ def _environment_tags() -> dict[str, str]:
     except json.JSONDecodeError:
         tags = None
     if not isinstance(tags, dict):
-        raise ConfigError(f"{TAGS_VARIABLE}: expected a JSON object, got {text!r}", setting=TAGS_VARIABLE)
+        raise ConfigError(f"{TAGS_VARIABLE}: expected a JSON object, got {mask_text(text)!r}", setting=TAGS_VARIABLE)
     return {str(key): str(value) for key, value in tags.items()}

@@ -12,12 +12,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from tracking_callbacks.errors import ConfigError, InputError, InvalidNameError, MetricValueError
+from tracking_callbacks.masking import MASK, is_secret, mask_text, names_secret_number
 
 __all__ = [
-    "MASK",
     "MAX_KEY_LENGTH",
     "MAX_PARAM_LENGTH",
     "MAX_TAG_LENGTH",
@@ -26,18 +25,15 @@ __all__ = [
     "check_model_name",
     "cut_text",
     "distinct_name",
+    "entry_text",
     "flatten",
-    "is_secret",
-    "mask_uri",
-    "mask_uris_in",
+    "hidden",
     "param_text",
     "plain",
     "safe_name",
     "to_scalar",
     "whole_step",
 ]
-
-MASK = "***"
 
 # Limits of MLflow's tracking store (mlflow.utils.validation, 3.17).
 MAX_KEY_LENGTH = 250
@@ -49,19 +45,6 @@ _NOT_ALLOWED = re.compile(r"[^\w\-. /:]")
 _ALIAS = re.compile(r"[\w\-]+")
 _RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
 _MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_URI_CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][\w+.\-]*://)[^/\s@'\"]+@")
-_SECRET_KEY = re.compile(
-    r"(^|[_.\-])(password|passwd|secret|credentials?|authorization|api_?key|access_?key|private_?key|"
-    r"(hub|hf|auth|access|api|bearer|push_to_hub|refresh|use_auth)_?token)($|[_.\-])|^token$|_(key|secret|token)$",
-    re.IGNORECASE,
-)
-# Named like a secret by the pattern above, but settings of models and trainers that belong in a run.
-_NOT_SECRET = re.compile(
-    r"(bos|eos|pad|sep|cls|unk|mask|decoder_start|image|audio|video|special|sort|primary)_(token|key)$"
-)
-_SECRET_TEXT = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,}|AKIA[0-9A-Z]{16})\b"
-)
 
 
 def to_scalar(key: str, value: object) -> float:
@@ -225,7 +208,7 @@ def _plain(value: Any, ancestors: set[int]) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)  # strict JSON has no NaN
     if isinstance(value, str):
-        return mask_uris_in(value)
+        return mask_text(value)
     if isinstance(value, (os.PathLike, datetime.date, datetime.time)):
         return str(value)
     if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
@@ -246,42 +229,33 @@ def _plain(value: Any, ancestors: set[int]) -> Any:
     if callable(getattr(value, "tolist", None)) and hasattr(value, "shape"):
         return _plain(value.tolist(), ancestors)
     text = str(value)
-    return (
-        f"{type(value).__module__}.{type(value).__qualname__}" if _MEMORY_ADDRESS.search(text) else mask_uris_in(text)
-    )
+    return f"{type(value).__module__}.{type(value).__qualname__}" if _MEMORY_ADDRESS.search(text) else mask_text(text)
 
 
 def _masked(key: str, value: Any, ancestors: set[int]) -> Any:
-    if value is not None and isinstance(value, (str, bytes)) and value and is_secret(key):
-        return MASK
-    return _plain(value, ancestors)
+    return MASK if hidden(key, value) else _plain(value, ancestors)
 
 
-def is_secret(key: str) -> bool:
-    """Return whether `key` (``hub_token``, ``AWS_SECRET_ACCESS_KEY``, …) names something that must not be shown."""
-    return bool(_SECRET_KEY.search(key)) and not _NOT_SECRET.search(key.lower())
+def hidden(key: str, value: object) -> bool:
+    """Return whether `value` under `key` is a secret; nothing, a flag, and mostly a number show none."""
+    if isinstance(value, (str, bytes)):
+        return bool(value) and is_secret(key)
+    if value is None or isinstance(value, bool):
+        return False
+    if isinstance(value, (int, float)):
+        return names_secret_number(key)
+    if isinstance(value, Mapping):
+        return bool(value) and names_secret_number(key)
+    return isinstance(value, (Sequence, Set)) and is_secret(key) and any(isinstance(one, (str, bytes)) for one in value)
 
 
 def param_text(value: object) -> str:
     """Return `value` as the text of an MLflow param: JSON-like for containers, ``str`` for the rest."""
-    return str(value if isinstance(value, (str, int, float, bool)) else plain(value))
-
-
-def mask_uri(uri: str) -> str:
-    """Return `uri` with its user name, password and secret query values replaced by ``***``."""
-    parts = urlsplit(uri)
-    netloc = f"{MASK}@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
-    query = "&".join(
-        f"{item.partition('=')[0]}={MASK}" if "=" in item and is_secret(item.partition("=")[0]) else item
-        for item in parts.query.split("&")
+    return (
+        mask_text(value) if isinstance(value, str) else str(value if isinstance(value, (int, float)) else plain(value))
     )
-    if netloc == parts.netloc and query == parts.query:
-        return uri  # urlunsplit would rewrite sqlite:////path
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
-def mask_uris_in(text: str) -> str:
-    """Return `text` with the credentials of every URI in it, and tokens known by their form, replaced by ``***``."""
-    if "://" in text:
-        text = _URI_CREDENTIALS.sub(rf"\g<scheme>{MASK}@", text)
-    return _SECRET_TEXT.sub(MASK, text)
+def entry_text(key: str, value: object) -> str:
+    """Return `value` as the text of the param or tag `key`, ``***`` where the key names a secret."""
+    return MASK if hidden(key, value) else param_text(value)

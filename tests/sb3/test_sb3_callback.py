@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stable_baselines3
 from markets import TINY, Market, Stop, Store, callback_for, market
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
@@ -34,6 +35,7 @@ def test_a_training_gives_a_complete_run_and_a_registered_model(store: Store, tm
 
     assert run.info.status == "FINISHED"
     assert run.data.tags["framework"] == "stable_baselines3"
+    assert run.data.tags["framework_version"] == stable_baselines3.__version__
     assert run.data.params["algorithm"] == "PPO"
     assert run.data.params["learning_rate.start"] == "0.001"
     assert run.data.params["learning_rate.end"] == "0.0"

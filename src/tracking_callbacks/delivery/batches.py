@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tracking_callbacks.records import Metrics, Params, Record, Tags
+from tracking_callbacks.records import Automatic, Metrics, Params, Record, Tags
 
 __all__ = ["MAX_METRICS", "Batch", "Point", "coalesce"]
 
@@ -35,6 +35,7 @@ class Batch:
 
     Attributes:
         end: Journal offset that is acknowledged when the batch has arrived; None in the middle of a record.
+        automatic: How many of the tags are not the user's.
     """
 
     metrics: list[Point] = field(default_factory=list)
@@ -42,12 +43,13 @@ class Batch:
     tags: dict[str, str] = field(default_factory=dict)
     end: int | None = None
     size: int = 0
+    automatic: int = 0
 
     def __len__(self) -> int:
         return len(self.metrics) + len(self.params) + len(self.tags)
 
     def add(self, entity: Point | tuple[str, str, str]) -> bool:
-        """Take a point, or a (kind, name, text) of a param or tag; return False if it must go into the next batch."""
+        """Take a point, or a (kind, name, text) of a text; return False if it must go into the next batch."""
         if isinstance(entity, Point):
             size = _ENTITY_BYTES + len(entity.key)
             full = len(self.metrics) >= MAX_METRICS
@@ -55,6 +57,7 @@ class Batch:
             kind, name, text = entity
             size = _ENTITY_BYTES + len(name) + _json_size(text)
             texts = self.params if kind == "param" else self.tags
+            automatic = kind == "automatic" and name not in texts
             # Two values for one param in one call are an error for the whole call; two tags: the later one wins.
             full = len(texts) >= (MAX_PARAMS if kind == "param" else MAX_TAGS) or (
                 kind == "param" and texts.get(name, text) != text
@@ -66,6 +69,7 @@ class Batch:
             self.metrics.append(entity)
         else:
             texts[name] = text
+            self.automatic += automatic
         return True
 
 
@@ -97,6 +101,9 @@ def _entities(record: Record) -> Iterator[Point | tuple[str, str, str]]:
         case Tags(tags=texts):
             for name, text in texts.items():
                 yield "tag", name, text
+        case Automatic(tags=texts):
+            for name, text in texts.items():
+                yield "automatic", name, text
         case _:
             pass
 

@@ -13,16 +13,18 @@ from pathlib import Path
 from tracking_callbacks.delivery.backoff import Backoff
 from tracking_callbacks.delivery.batches import Batch, coalesce
 from tracking_callbacks.delivery.errors import DeliveryError, Refused, Transient
-from tracking_callbacks.delivery.files import deliver_file, discard_staged
+from tracking_callbacks.delivery.files import FileRecord, deliver_file, discard_staged
 from tracking_callbacks.delivery.identity import Identity
+from tracking_callbacks.delivery.live_files import LiveFiles
 from tracking_callbacks.delivery.once import Once
 from tracking_callbacks.delivery.rejection import refused_entries
 from tracking_callbacks.delivery.sessions import SessionJournal
 from tracking_callbacks.delivery.store import SESSION_TAG, MlflowStore
+from tracking_callbacks.delivery.system_metrics import RunSystemMetrics, SystemSampler
 from tracking_callbacks.folders import JournalRoot, RunFolder, RunState, SessionState, session_name
 from tracking_callbacks.owner import Owner, OwnerWatch
 from tracking_callbacks.pending import read_opened
-from tracking_callbacks.records import Artifact, Dataset, Model
+from tracking_callbacks.records import Artifact, Automatic, Dataset, Model, entries
 
 __all__ = ["RunDrain"]
 
@@ -44,6 +46,7 @@ class RunDrain:
         root: The journal root it lies in.
         store: Where the run goes.
         watch: Gives the watch over a session's owner, None where the owner counts as dead.
+        sampler: Samples this machine for the runs that ask for it.
 
     Attributes:
         moved: When (monotonic seconds) something was delivered last.
@@ -55,6 +58,7 @@ class RunDrain:
         root: JournalRoot,
         store: MlflowStore,
         watch: Callable[[Owner], OwnerWatch | None],
+        sampler: SystemSampler,
     ) -> None:
         self.folder = folder
         self.root = root
@@ -66,6 +70,8 @@ class RunDrain:
         self._watch = watch
         self._once = Once(self.state.attempts, self._save)
         self._identity = Identity(root, store, self._once)
+        self._live = LiveFiles(folder, store)
+        self._system = RunSystemMetrics(sampler, store)
         self._lock = threading.Lock()
         self._points_backoff, self._files_backoff = Backoff(), Backoff()
         self._sent = 0.0
@@ -115,9 +121,11 @@ class RunDrain:
                 self._save()
             if session.name not in self._running:
                 self._open_session(session)
+            assert self.state.run_id is not None
+            self._system.send(session, self.state.run_id)
             if session.grew(session.state.points):
                 worked |= self._send_points(session)
-            elif session.exhausted():
+            elif session.exhausted() and self._live.settled(session.name):
                 self._close_session(session)
                 worked = True
         return worked
@@ -142,7 +150,7 @@ class RunDrain:
         for entry in rejected:
             self._reject(entry)
         with self._lock:
-            session.state.delivered += len(batch) - len(rejected)
+            session.state.delivered += len(batch) - len(rejected) - batch.automatic
             session.state.rejected += len(rejected)
             if batch.end is not None:
                 session.state.points = batch.end
@@ -198,6 +206,8 @@ class RunDrain:
         for session in self.sessions:
             if session.grew(session.state.files):
                 worked |= self._read_files(session, run_id)
+            if not session.state.closed:
+                worked |= self._live.upload(session.name, run_id, final=session.over())
         return worked
 
     def _read_files(self, session: SessionJournal, run_id: str) -> bool:
@@ -205,7 +215,7 @@ class RunDrain:
         worked = False
         reached = session.state.files
         for record, end in chunk.records:
-            if isinstance(record, (Artifact, Dataset, Model)):
+            if isinstance(record, FileRecord):
                 if isinstance(record, Model) and session.state.points < end:
                     break  # a model is linked to the metrics logged before it: they must have arrived
                 self._deliver_file(session, run_id, record, end)
@@ -219,7 +229,7 @@ class RunDrain:
                 self._write_state()
         return worked
 
-    def _deliver_file(self, session: SessionJournal, run_id: str, record: Artifact | Dataset | Model, end: int) -> None:
+    def _deliver_file(self, session: SessionJournal, run_id: str, record: FileRecord, end: int) -> None:
         refused = False
         try:
             deliver_file(self._store, self._once, run_id, record, self.folder)
@@ -229,8 +239,8 @@ class RunDrain:
             self._reject({"record": type(record).__name__.lower(), "reason": str(error)} | _described(record))
         self._files_backoff.succeed()
         with self._lock:
-            session.state.rejected += refused
-            session.state.delivered += not refused
+            session.state.rejected += entries(record) if refused else 0
+            session.state.delivered += 0 if refused else entries(record)
             session.state.files = end
             self._write_state()
         discard_staged(record, self.folder)
@@ -293,9 +303,11 @@ class RunDrain:
             logger.warning("run %s: cannot write down what is delivered (%s)", self.state.run_id, error)
 
 
-def _described(record: Artifact | Dataset | Model) -> dict[str, object]:
+def _described(record: FileRecord) -> dict[str, object]:
     match record:
         case Artifact(staged=staged, artifact_path=place):
             return {"name": Path(staged).name, "artifact_path": place}
+        case Automatic(artifact_path=place):
+            return {"artifact_path": place}
         case Dataset(name=name) | Model(name=name):
             return {"name": name}

@@ -9,14 +9,14 @@ from tracking_callbacks.delivery.models import deliver_model
 from tracking_callbacks.delivery.once import Once
 from tracking_callbacks.delivery.store import MlflowStore
 from tracking_callbacks.folders import RunFolder
-from tracking_callbacks.records import Artifact, Dataset, Model
+from tracking_callbacks.records import Artifact, Automatic, Dataset, Model
 
-__all__ = ["deliver_file", "discard_staged"]
+__all__ = ["FileRecord", "deliver_file", "discard_staged"]
+
+FileRecord = Artifact | Automatic | Dataset | Model
 
 
-def deliver_file(
-    store: MlflowStore, once: Once, run_id: str, record: Artifact | Dataset | Model, folder: RunFolder
-) -> None:
+def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord, folder: RunFolder) -> None:
     """Bring what `record` describes to the store; harmless when repeated.
 
     Raises:
@@ -25,6 +25,8 @@ def deliver_file(
     """
     if isinstance(record, Dataset):
         store.log_dataset(run_id, record)
+        return
+    if record.staged is None:
         return
     snapshot = folder.path / record.staged
     if not snapshot.exists():
@@ -40,8 +42,8 @@ def deliver_file(
         store.log_artifacts(run_id, snapshot, place)
 
 
-def discard_staged(record: Artifact | Dataset | Model, folder: RunFolder) -> None:
+def discard_staged(record: FileRecord, folder: RunFolder) -> None:
     """Remove the snapshot of a record that has been acknowledged."""
-    if not isinstance(record, Dataset):
+    if not isinstance(record, Dataset) and record.staged is not None:
         holder = folder.path / record.staged
         shutil.rmtree(holder if holder.parent == folder.staged else holder.parent, ignore_errors=True)

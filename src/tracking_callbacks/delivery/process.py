@@ -19,8 +19,10 @@ from filelock import FileLock, Timeout
 
 from tracking_callbacks.delivery.drain import RunDrain
 from tracking_callbacks.delivery.store import MlflowStore
+from tracking_callbacks.delivery.system_metrics import SystemSampler
 from tracking_callbacks.folders import JournalRoot, RunFolder
 from tracking_callbacks.launch import DELIVERY_VARIABLE
+from tracking_callbacks.masking import mask_text
 from tracking_callbacks.owner import Owner, OwnerWatch
 from tracking_callbacks.pending import read_opened
 from tracking_callbacks.records import SessionOpened
@@ -77,7 +79,7 @@ class _Log(io.TextIOBase):
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
-            os.write(2, text.encode(errors="replace"))
+            os.write(2, mask_text(text).encode(errors="replace"))
         return len(text)
 
 
@@ -106,6 +108,7 @@ class DeliveryProcess:
     ) -> None:
         self._root = root
         self._store = store
+        self._sampler = SystemSampler()
         self._shown_uri = shown_uri
         self._owner = owner
         self._grace = grace
@@ -186,7 +189,7 @@ class DeliveryProcess:
                     lock.release()
                     shutil.rmtree(folder.path, ignore_errors=True)
                     continue
-                drain = RunDrain(folder, self._root, self._store, self._watch_of)
+                drain = RunDrain(folder, self._root, self._store, self._watch_of, self._sampler)
                 with self._drains_lock:
                     self._drains[folder.run_key] = (drain, lock)
         if elsewhere != self._elsewhere:

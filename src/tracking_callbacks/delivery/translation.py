@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tracking_callbacks.delivery.errors import Blocked, DeliveryError, Refused, Transient
-from tracking_callbacks.values import mask_uris_in
+from tracking_callbacks.masking import mask_text
 
 __all__ = ["ALREADY_THERE", "REQUEST_TIMEOUT_VARIABLE", "translated"]
 
@@ -32,7 +32,7 @@ def translated() -> Iterator[None]:
     except DeliveryError:
         raise
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
-        message = mask_uris_in(f"{type(error).__name__}: {error}").strip()
+        message = mask_text(f"{type(error).__name__}: {error}").strip()
         origin = _origin(error)
         status = _status_of(origin)
         if status in (401, 403):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tracking_callbacks.attach import Attachment
@@ -305,7 +306,7 @@ def _latest_checkpoint(args: TrainingArguments, state: TrainerState) -> Path | N
 
 def _log_description(run: Run, description: Description) -> None:
     run.log_params(description.params)
-    for name, document in description.documents.items():
+    for name, document in description.documents.items() if run.settings.log_config else ():
         run.log_dict(document, f"config/{name}")
 
 
@@ -344,7 +345,9 @@ def _resume_key(attachment: Attachment, state: TrainerState) -> str | None:
 
 def _tags(model: nn.Module) -> dict[str, str]:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    return {"framework": "transformers"} | ({"model_type": model_type} if model_type else {})
+    return {"framework": "transformers", "framework_version": transformers.__version__} | (
+        {"model_type": model_type} if model_type else {}
+    )
 
 
 def _model_step(args: TrainingArguments, state: TrainerState) -> int:

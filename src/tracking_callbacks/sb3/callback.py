@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import stable_baselines3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -199,9 +200,11 @@ class MLflowSB3Callback(BaseCallback):
     @never_in_the_way
     def _describe(self, run: Run) -> None:
         described = describe(self.model)
-        run.set_tags({"framework": "stable_baselines3", "model_type": described["algorithm"]})
+        framework = {"framework": "stable_baselines3", "framework_version": stable_baselines3.__version__}
+        run.set_tags(framework | {"model_type": described["algorithm"]})
         run.log_params(described)
-        run.log_dict(described, "config/sb3.json")
+        if run.settings.log_config:
+            run.log_dict(described, "config/sb3.json")
 
     @never_in_the_way
     def _listen_to_parent(self) -> None:

@@ -1,0 +1,175 @@
+"""Records a run's pieces: begins at its start, goes on in a thread, is done by its end."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracking_callbacks.context.config import config_files
+from tracking_callbacks.context.environment import environment_files
+from tracking_callbacks.context.git import GitSnapshot, GitState, holds_secrets, repository_around
+from tracking_callbacks.context.origin import entry_script
+from tracking_callbacks.context.train_log import TrainLog
+from tracking_callbacks.guard import never_in_the_way
+from tracking_callbacks.masking import mask_text
+from tracking_callbacks.records import Automatic, SessionOpened
+from tracking_callbacks.settings import Settings
+
+if TYPE_CHECKING:
+    from tracking_callbacks.session import RunJournal
+
+__all__ = ["ContextRecorder"]
+
+logger = logging.getLogger("tracking_callbacks")
+
+_SETTLE_SECONDS = 1.0
+_MAX_SCRIPT_BYTES = 1_000_000
+
+
+class ContextRecorder:
+    """The pieces of one run.
+
+    The training thread reads the settings files, starts git and goes on; a thread of this object waits for git, looks
+    at the environment, and writes both to the journal. Whatever is not done one second after the run's end is left
+    out. A piece that fails is reported once and missing.
+
+    Args:
+        settings: Which pieces are wanted.
+        journal: Where they are written.
+        opened: The run's session; nothing is recorded for one that only joins a run.
+    """
+
+    def __init__(self, settings: Settings, journal: RunJournal, opened: SessionOpened) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._own = opened.intent == "own" and not journal.inert
+        self._place = _resumed_place(opened.timestamp) if opened.resumed else ""
+        self._known_tags = frozenset(opened.tags)
+        self._lock = threading.Lock()
+        self._ended = False
+        self._log: TrainLog | None = None
+        self._git: GitSnapshot | None = None
+        self._thread: threading.Thread | None = None
+        if self._own:
+            self._begin()
+
+    def settle(self) -> None:
+        """Wait until the pieces are in the journal, a second at most."""
+        if self._thread is not None and not self._journal.inert:
+            self._thread.join(_SETTLE_SECONDS)
+
+    def end(self) -> None:
+        """Finish, before the run's journal is sealed."""
+        self.settle()
+        with self._lock:
+            self._ended = True
+        if self._git is not None and self._thread is not None and self._thread.is_alive():
+            self._git.abandon()
+        self._stop_log()
+
+    def reopen(self) -> None:
+        """Go on with the log of a run that is continued in this process; the other pieces stand."""
+        if self._own and not self._journal.inert:
+            self._place = _resumed_place(time.time_ns() // 1_000_000)
+            self._start_log()
+
+    # -- in the training thread --------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._start_log()
+        self._start_git()
+        self._record_config()
+        if self._settings.log_system_metrics and importlib.util.find_spec("psutil") is None:
+            logger.warning("no system metrics: they need psutil (pip install 'tracking-callbacks[system]')")
+        if self._settings.log_environment or self._settings.log_source:
+            self._thread = threading.Thread(target=self._collect, name="tracking-callbacks context", daemon=True)
+            self._thread.start()
+
+    @never_in_the_way
+    def _start_log(self) -> None:
+        if self._settings.log_logs:
+            self._log = TrainLog(self._journal.live_folder / "logs" / self._place)
+
+    @never_in_the_way
+    def _stop_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    @never_in_the_way
+    def _start_git(self) -> None:
+        if not self._settings.log_source:
+            return
+        script = entry_script()
+        beside_script = repository_around(script.parent) if script is not None else None
+        top = beside_script or repository_around(self._settings.working_folder)
+        if top is not None:
+            try:
+                self._git = GitSnapshot(top)
+            except OSError as error:
+                logger.info("the source is recorded without git: %s", error)
+
+    @never_in_the_way
+    def _record_config(self) -> None:
+        if self._settings.log_config:
+            self._record("config", config_files(self._settings))
+
+    # -- in a thread -------------------------------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        if self._settings.log_environment:
+            self._record_environment()
+        if self._settings.log_source:
+            self._record_source()
+
+    @never_in_the_way
+    def _record_environment(self) -> None:
+        self._record("environment", environment_files())
+
+    @never_in_the_way
+    def _record_source(self) -> None:
+        state = self._git.finish() if self._git is not None else GitState()
+        tags = {} if self._place else {key: text for key, text in state.tags.items() if key not in self._known_tags}
+        files = {"diff.patch": state.patch, "untracked.txt": "".join(f"{path}\n" for path in state.untracked)}
+        self._record("source", {name: text for name, text in files.items() if text} | _script(), tags)
+
+    # -- both --------------------------------------------------------------------------------------------------------
+
+    def _record(self, piece: str, files: Mapping[str, str], tags: Mapping[str, str] | None = None) -> None:
+        """Write files (by their places in the folder of `piece`) and tags to the journal, unless the run has ended."""
+
+        def write(folder: Path) -> None:
+            for place, content in files.items():
+                target = folder / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(content, encoding="utf-8", errors="replace")
+
+        artifact_path = f"{piece}/{self._place}" if self._place else piece
+        with self._lock:
+            if self._ended:
+                return
+            if tags:
+                self._journal.append(Automatic(tags=dict(tags)))
+            if files:
+                self._journal.stage("", write, lambda staged: Automatic(staged=staged, artifact_path=artifact_path))
+
+
+def _resumed_place(timestamp: int) -> str:
+    return time.strftime("resumed-%Y%m%dT%H%M%SZ", time.gmtime(timestamp / 1000))
+
+
+def _script() -> dict[str, str]:
+    path = entry_script()
+    if path is None or holds_secrets(path.name):
+        return {}
+    try:
+        if path.stat().st_size > _MAX_SCRIPT_BYTES:
+            return {}
+        return {path.name: mask_text(path.read_text(encoding="utf-8"), code=True)}
+    except (OSError, UnicodeDecodeError):  # gone, unreadable, a binary
+        return {}

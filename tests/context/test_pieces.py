@@ -1,0 +1,217 @@
+"""What a run holds unasked: its settings, source, environment, log and machine, each piece with its switch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from processes import artifacts, own_artifacts, wait_for
+from tracking_callbacks import ConfigError, MLflowTracker
+from tracking_callbacks.context.environment import installed_packages
+from tracking_callbacks.context.git import GitSnapshot, repository_around
+
+SWITCHES = {"log_config": "config/", "log_source": "source/", "log_environment": "environment/", "log_logs": "logs/"}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "init.defaultBranch=main"]
+    command = ["git", *identity, "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, in which the program lies that "was started"."""
+    git(tmp_path, "init")
+    (tmp_path / "train.py").write_text("lr = 1\n")
+    (tmp_path / ".gitignore").write_text("pyproject.toml\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "one")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--lr=3"])
+    return tmp_path
+
+
+def text(client, run_id: str, path: str, folder: Path) -> str:
+    folder.mkdir(exist_ok=True)
+    return Path(client.download_artifacts(run_id, path, str(folder))).read_text()
+
+
+def tracker_of(server, shared_journal, **arguments) -> MLflowTracker:
+    return MLflowTracker(server.uri, "pieces", journal_root=shared_journal, **arguments)
+
+
+def test_a_run_holds_its_pieces(server, shared_journal, client, repository, tmp_path) -> None:
+    git(repository, "remote", "add", "origin", "https://me:pw@github.com/a/b.git")
+    (repository / "train.py").write_text("lr = 3\n")
+    (repository / "new.py").write_text("")
+    (repository / "conf").mkdir()
+    (repository / "conf" / "a.yaml").write_text("lr: 3\npassword: hidden words\n")
+    tracker = tracker_of(server, shared_journal, config_files=["conf/a.yaml"])
+    with tracker.start_run(tags={"dataset_version": "3"}) as run:
+        (repository / "train.py").write_text("lr = 4\n")  # edited while it trains
+        logging.getLogger("my.code").warning("step %d", 7)
+    assert run.flush().complete
+
+    tags = client.get_run(run.run_id).data.tags
+    assert tags["mlflow.source.git.commit"] == git(repository, "rev-parse", "HEAD").strip()
+    assert tags["mlflow.source.git.branch"] == "main"
+    assert tags["mlflow.source.git.dirty"] == "true"
+    assert tags["mlflow.source.git.repoURL"] == "https://github.com/a/b.git"
+    assert (tags["mlflow.source.name"], tags["dataset_version"]) == ("train.py", "3")
+    assert artifacts(client, run.run_id) == [
+        *("config/files/conf/a.yaml", "config/run.json", "environment/environment.json"),
+        *("environment/requirements.txt", "logs/train.log"),
+        *("source/diff.patch", "source/train.py", "source/untracked.txt"),
+    ]
+    patch = text(client, run.run_id, "source/diff.patch", tmp_path / "down")
+    assert "-lr = 1" in patch
+    assert text(client, run.run_id, "source/untracked.txt", tmp_path / "down") == "conf/\nnew.py\n"
+    assert text(client, run.run_id, "config/files/conf/a.yaml", tmp_path / "down") == "lr: 3\npassword: ***\n"
+    assert "WARNING my.code: step 7\n" in text(client, run.run_id, "logs/train.log", tmp_path / "down")
+    settings = json.loads(text(client, run.run_id, "config/run.json", tmp_path / "down"))
+    assert settings["arguments"] == ["train.py", "--lr=3"]
+    assert settings["tracker"]["experiment_name"] == "pieces"
+
+
+def test_the_patch_makes_the_changes_again(repository) -> None:
+    (repository / "train.py").write_text("lr = 3\ntoken = args.token\n")
+    patch = GitSnapshot(repository).finish().patch
+    (repository / "saved.patch").write_text(patch)
+    git(repository, "checkout", "train.py")
+    git(repository, "apply", "saved.patch")
+
+    assert (repository / "train.py").read_text() == "lr = 3\ntoken = args.token\n"
+
+
+def test_a_large_change_is_cut(repository) -> None:
+    (repository / "train.py").write_text("x = 1\n" * 400_000)
+    patch = GitSnapshot(repository).finish().patch
+
+    assert "Cut after 1000000 bytes" in patch
+    assert 900_000 < len(patch) < 1_010_000
+
+
+def test_a_repository_without_a_commit_and_none_at_all(tmp_path) -> None:
+    assert repository_around(tmp_path) is None
+    git(tmp_path, "init")
+    state = GitSnapshot(tmp_path).finish()
+    assert (state.patch, state.tags.get("mlflow.source.git.commit")) == ("", None)
+    assert "pyproject.toml" in state.untracked
+
+
+@pytest.mark.parametrize("switch", [*SWITCHES, "log_everything"])
+def test_each_piece_has_a_switch(server, shared_journal, client, repository, switch) -> None:
+    (repository / "train.py").write_text("lr = 3\n")
+    with tracker_of(server, shared_journal, **{switch: False}).start_run() as run:
+        run.log_text("x", "mine.txt")
+        logging.getLogger("my.code").warning("said")
+    run.flush()
+
+    there = {place.split("/")[0] + "/" for place in artifacts(client, run.run_id) if "/" in place}
+    assert there == (set() if switch == "log_everything" else set(SWITCHES.values()) - {SWITCHES[switch]})
+    assert own_artifacts(client, run.run_id) == ["mine.txt"]
+    has_commit = "mlflow.source.git.commit" in client.get_run(run.run_id).data.tags
+    assert has_commit == (switch not in ("log_source", "log_everything"))
+
+
+def test_a_piece_may_be_named_beside_log_everything_false() -> None:
+    settings = MLflowTracker(log_everything=False, log_environment=True).settings
+
+    assert settings.log_environment
+    others = (settings.log_source, settings.log_config, settings.log_logs, settings.log_system_metrics)
+    assert not any(others)
+
+
+def test_a_piece_that_fails_stops_neither_the_others_nor_training(
+    server, shared_journal, client, repository, monkeypatch, caplog
+) -> None:
+    import tracking_callbacks.context.environment as environment
+
+    monkeypatch.setattr(environment, "_VARIABLES", 3)  # a fault of the package's own
+    with tracker_of(server, shared_journal).start_run() as run:
+        run.log_metrics({"loss": 1.0})
+    report = run.flush()
+
+    assert (report.complete, report.delivered) == (True, 1)
+    assert "tracking failed in ContextRecorder._record_environment" in caplog.text
+    folders = {place.split("/")[0] for place in artifacts(client, run.run_id)}
+    assert folders >= {"config", "source"}
+    assert "environment" not in folders
+
+
+def test_a_continued_run_keeps_its_first_pieces_and_a_joined_one_gets_none(
+    server, shared_journal, client, repository
+) -> None:
+    tracker = tracker_of(server, shared_journal, log_logs=False)
+    with tracker.start_run() as first:
+        pass
+    first.flush()
+    commit = client.get_run(first.run_id).data.tags["mlflow.source.git.commit"]
+    git(repository, "commit", "--allow-empty", "-m", "two")
+    with tracker.start_run(run_id=first.run_id) as resumed:
+        pass
+    resumed.flush()
+    before = artifacts(client, first.run_id)
+    joined = tracker.join_run(first.run_id)
+    joined.log_metrics({"loss": 1.0})
+    joined.end()
+    joined.flush()
+
+    assert client.get_run(first.run_id).data.tags["mlflow.source.git.commit"] == commit
+    assert {path.split("/resumed-")[0] for path in before if "/resumed-" in path} == {"config", "environment", "source"}
+    assert artifacts(client, first.run_id) == before
+
+
+def test_config_files_that_are_not_there_are_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"config_files.*absent\.yaml"):
+        MLflowTracker(config_files=["absent.yaml"])
+    with pytest.raises(ConfigError, match="config_files: expected a list of paths"):
+        MLflowTracker(config_files="a.yaml")
+    (tmp_path / "c.yaml").write_text("log_source: 3\n")
+    with pytest.raises(ConfigError, match="log_source: expected true or false"):
+        MLflowTracker(config=tmp_path / "c.yaml")
+
+
+def test_installed_packages_are_those_that_pip_would_name() -> None:
+    from importlib.metadata import distributions
+
+    listed = dict(line.split("==") for line in installed_packages(sys.path) if "==" in line and line[0] != "#")
+
+    for distribution in distributions():
+        name = distribution.metadata["Name"].lower().replace("_", "-").replace(".", "-")
+        if name in listed and name not in ("tracking-callbacks",):
+            assert listed[name] == distribution.version
+    assert {"mlflow", "msgspec", "filelock"} <= set(listed)
+
+
+def test_the_machine_is_sampled_under_mlflows_names(server, client, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    tracker = MLflowTracker(server.uri, "machine", journal_root=tmp_path / "journal")
+    with tracker.start_run() as run:
+        names = wait_for(
+            lambda: (
+                [key for key in client.get_run(run.run_id).data.metrics if key.startswith("system/")]
+                if run.run_id
+                else []
+            ),
+            "samples arrive",
+            seconds=60,
+        )
+    report = run.flush()
+
+    assert set(names) >= {
+        *("system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"),
+        *("system/disk_usage_percentage", "system/network_receive_megabytes"),
+    }
+    points = client.get_metric_history(run.run_id, "system/system_memory_usage_megabytes")
+    info = client.get_run(run.run_id).info
+    assert all(info.start_time <= point.timestamp <= info.end_time for point in points)
+    assert [point.step for point in points] == sorted(point.step for point in points)
+    assert (report.complete, report.delivered) == (True, 0)  # nobody has logged them
+    assert MLflowTracker(log_system_metrics=False).settings.log_system_metrics is False

@@ -1,0 +1,107 @@
+"""The log takes what passes through logging, and leaves the user's logging as it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from tracking_callbacks.context import train_log
+from tracking_callbacks.context.train_log import TrainLog
+
+
+@pytest.fixture
+def log(tmp_path: Path):
+    opened = TrainLog(tmp_path / "live")
+    yield opened
+    opened.close()
+
+
+def lines(tmp_path: Path) -> list[str]:
+    return (tmp_path / "live" / "train.log").read_text().splitlines()
+
+
+def test_handlers_levels_and_the_factory_are_the_users(tmp_path) -> None:
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level, logging.getLogRecordFactory())
+    opened = TrainLog(tmp_path / "live")
+    during = (list(root.handlers), root.level)
+    opened.close()
+
+    assert during == before[:2]
+    assert (list(root.handlers), root.level, logging.getLogRecordFactory()) == before
+
+
+def test_loggers_that_do_not_propagate_are_heard_and_levels_hold(log, tmp_path) -> None:
+    alone = logging.getLogger("alone")
+    alone.propagate = False
+    alone.warning("heard")
+    alone.debug("below its level")
+    try:
+        raise ValueError("api_key=k-1234")
+    except ValueError:
+        alone.exception("failed")
+
+    written = lines(tmp_path)
+    assert written[0].endswith("WARNING alone: heard")
+    assert "Traceback" in written[2]
+    assert written[-1] == "ValueError: api_key=***"
+    assert not any("below" in line for line in written)
+
+
+def test_a_factory_of_the_users_over_ours_stays(tmp_path) -> None:
+    original = logging.getLogRecordFactory()
+    first = TrainLog(tmp_path / "live")
+    ours = logging.getLogRecordFactory()
+
+    def over(*args, **kwargs):
+        return ours(*args, **kwargs)
+
+    logging.setLogRecordFactory(over)
+    try:
+        first.close()
+        assert logging.getLogRecordFactory() is over
+        second = TrainLog(tmp_path / "live")
+        assert logging.getLogRecordFactory() is over
+        logging.getLogger("x").warning("once")
+        second.close()
+    finally:
+        logging.setLogRecordFactory(original)
+
+    assert [line.endswith("x: once") for line in lines(tmp_path)] == [True]
+
+
+def test_it_never_raises_and_does_not_hear_itself(log, tmp_path, monkeypatch) -> None:
+    class Odd:
+        def __str__(self) -> str:
+            logging.getLogger("x").warning("while formatting")
+            raise RuntimeError("no text")
+
+    record = logging.getLogRecordFactory()("x", logging.WARNING, "f", 1, "%s", (Odd(),), None)
+    logging.getLogger("x").warning("after")
+
+    assert record.msg == "%s"
+    assert [line.rpartition(": ")[2] for line in lines(tmp_path)] == ["after"]
+
+
+def test_a_forked_child_writes_nothing(log, tmp_path) -> None:
+    logging.getLogger("x").warning("parent")
+    if (child := os.fork()) == 0:
+        logging.getLogger("x").warning("child")
+        os._exit(0)
+    os.waitpid(child, 0)
+
+    assert len(lines(tmp_path)) == 1
+
+
+def test_the_end_of_a_long_log_is_kept(log, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(train_log, "MAX_LOG_BYTES", 2000)
+    for number in range(200):
+        logging.getLogger("x").warning("line %03d", number)
+
+    files = sorted(path.name for path in (tmp_path / "live").iterdir())
+    assert files == ["train.1.log", "train.log"]
+    assert all((tmp_path / "live" / name).stat().st_size <= 2000 for name in files)
+    assert lines(tmp_path)[-1].endswith("line 199")
