@@ -29,7 +29,7 @@ ALLOWED = {
     "huggingface": {"transformers", "peft", "torch", "sklearn", "numpy", "mlflow", "datasets"},
     "sb3": {"stable_baselines3", "gymnasium", "numpy", "torch"},
     "flavors": {"stable_baselines3", "gymnasium", "numpy", "torch", "mlflow", "sb3_contrib", "cloudpickle"},
-    "delivery": {"mlflow"},
+    "delivery": {"mlflow", "numpy", "matplotlib"},
     "finance": {"numpy"},
     "figures": {"numpy", "matplotlib"},
     "episodes": {"numpy"},

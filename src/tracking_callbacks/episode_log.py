@@ -116,12 +116,20 @@ class EpisodeLog:
         if time.monotonic() - self._logged_table_at >= _TABLE_SECONDS:
             self._log_table(at_least=int(self._logged_table * _TABLE_GROWTH) + 1)
 
-    def log_artifacts(self, last_equity: NDArray[np.float64] | None) -> None:
-        """Log the table of all episodes so far, the equity curve of the last one, and what was left out."""
+    def log_artifacts(self, last_equity: NDArray[np.float64] | None, captions: Mapping[str, str]) -> None:
+        """Log the table of all episodes so far, the equity curve of the last one, pictures, and what was left out.
+
+        Args:
+            last_equity: Account values of the last episode, from its reset on.
+            captions: What the picture of the Sharpe ratio is to say, see `Run.draw`.
+        """
         self._log_table()
+        self._run.draw("episodes", data=self._table.write(), **captions)
         if last_equity is not None:
             lines = (f"{step},{value}" for step, value in enumerate(last_equity.tolist()))
-            self._run.log_text("step,equity\n" + "\n".join(lines) + "\n", "equity_curve.csv")
+            table = "step,equity\n" + "\n".join(lines) + "\n"
+            self._run.log_text(table, "equity_curve.csv")
+            self._run.draw("equity", data=table)
         subjects = {
             "sharpe": "episodes without a Sharpe ratio",
             "reward": "episodes without a reward",

@@ -18,6 +18,8 @@ __all__ = [
     "Artifact",
     "Automatic",
     "Dataset",
+    "Drawing",
+    "DrawingKind",
     "Intent",
     "Metrics",
     "Model",
@@ -36,6 +38,7 @@ __all__ = [
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Intent = Literal["own", "join", "amend"]
+DrawingKind = Literal["learning_curves", "confusion_matrix", "episodes", "equity"]
 
 
 class Store(msgspec.Struct, frozen=True, array_like=True):
@@ -156,6 +159,22 @@ class Automatic(msgspec.Struct, frozen=True, array_like=True, tag="automatic"):
     artifact_path: str | None = None
 
 
+class Drawing(msgspec.Struct, frozen=True, array_like=True, tag="drawing"):
+    """A picture that delivery is to draw of the run; not an entry of the user's.
+
+    Attributes:
+        kind: What to draw, see `delivery.drawings`.
+        artifact_path: Folder within the run's artifacts that it goes to.
+        staged: Path of its data relative to the run folder; None: it is drawn from the run's points.
+        captions: What is to be said in it.
+    """
+
+    kind: DrawingKind
+    artifact_path: str
+    staged: str | None = None
+    captions: dict[str, str] = {}
+
+
 class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     """Last record of a journal. `status` is None where the session does not decide it."""
 
@@ -163,7 +182,7 @@ class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     status: Status | None
 
 
-Record = SessionOpened | Params | Metrics | Tags | Artifact | Dataset | Model | Automatic | RunEnded
+Record = SessionOpened | Params | Metrics | Tags | Artifact | Dataset | Model | Automatic | Drawing | RunEnded
 
 
 def entries(record: Record) -> int:
@@ -171,7 +190,7 @@ def entries(record: Record) -> int:
     match record:
         case Metrics(metrics=mapping) | Params(params=mapping) | Tags(tags=mapping):
             return len(mapping)
-        case SessionOpened() | Automatic() | RunEnded():
+        case SessionOpened() | Automatic() | Drawing() | RunEnded():
             return 0
         case _:
             return 1

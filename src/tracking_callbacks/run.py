@@ -280,6 +280,37 @@ class Run:
 
         self.journal.stage("model", lambda target: snapshot(source, target), record)
 
+    def draw(
+        self, kind: records.DrawingKind, artifact_path: str = "figures", data: Path | str | None = None, **captions: str
+    ) -> None:
+        """Have a picture drawn of the run; delivery does it, so that it costs the training nothing.
+
+        Args:
+            kind: ``learning_curves``, of the points logged so far under ``train/``, ``eval/`` and ``test/``;
+                ``confusion_matrix``, ``episodes`` or ``equity``, of `data`.
+            artifact_path: Folder within the run's artifacts that the picture goes to.
+            data: A file as the callbacks log it (``confusion_matrix.json``, ``episodes.csv``, ``equity_curve.csv``),
+                or the text of one.
+            captions: What is to be said in the picture: ``step``, ``note``, ``source``, ``periods_per_year``.
+
+        Raises:
+            InputError: `artifact_path` leaves the run's artifacts.
+        """
+        if not self.settings.log_figures:
+            return
+        place = str(artifact_place(artifact_path, "artifact_path"))
+        if data is None:
+            self.journal.append(records.Drawing(kind, place, captions=captions))
+            return
+
+        def write(target: Path) -> None:
+            if isinstance(data, str):
+                target.write_text(data, encoding="utf-8")
+            else:
+                snapshot(data, target)
+
+        self.journal.stage("data", write, lambda staged: records.Drawing(kind, place, staged, captions))
+
     # -- the run's life ----------------------------------------------------------------------------------------------
 
     def end(self, status: records.Status = "FINISHED") -> None:

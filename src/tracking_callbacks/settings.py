@@ -52,6 +52,7 @@ class Settings:
         log_source: Record git's state, the uncommitted changes and the entry script.
         log_environment: Record Python, platform, hardware and the versions of installed packages.
         log_logs: Record what passes through `logging`.
+        log_figures: Have pictures drawn of the run.
         log_system_metrics: Sample the machine.
     """
 
@@ -69,6 +70,7 @@ class Settings:
     log_source: bool = True
     log_environment: bool = True
     log_logs: bool = True
+    log_figures: bool = True
     log_system_metrics: bool = False
 
     @property
@@ -93,6 +95,7 @@ def resolve_settings(
     log_source: bool | None = None,
     log_environment: bool | None = None,
     log_logs: bool | None = None,
+    log_figures: bool | None = None,
     log_system_metrics: bool | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
@@ -116,6 +119,7 @@ def resolve_settings(
         "log_source": log_source,
         "log_environment": log_environment,
         "log_logs": log_logs,
+        "log_figures": log_figures,
         "log_system_metrics": log_system_metrics,
     }
     chosen = _read_config(Path(config)) if config is not None else {}
@@ -149,6 +153,7 @@ def resolve_settings(
         log_source=chosen.get("log_source", everything),
         log_environment=chosen.get("log_environment", everything),
         log_logs=chosen.get("log_logs", everything),
+        log_figures=chosen.get("log_figures", everything),
         # As mlflow.start_run does it: the variable stands where no argument was given.
         log_system_metrics=chosen.get("log_system_metrics", everything and _is_on(environ, SYSTEM_METRICS_VARIABLE)),
     )
@@ -242,6 +247,7 @@ _CHECKS: dict[str, Callable[[object, str, str], Any]] = {
     "log_source": _flag,
     "log_environment": _flag,
     "log_logs": _flag,
+    "log_figures": _flag,
     "log_system_metrics": _flag,
 }
 # The config file's own word for the experiment; the constructor's word is understood as well.

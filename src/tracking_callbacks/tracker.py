@@ -52,6 +52,7 @@ class MLflowTracker:
             under ``source/``.
         log_environment: Python, platform, hardware and installed versions, under ``environment/``.
         log_logs: What passes through `logging`, under ``logs/``.
+        log_figures: Pictures of the run, under ``figures/`` and beside an evaluation's report.
         log_system_metrics: Sample CPU, memory, disk, network and GPUs as MLflow's ``system/…`` metrics; by default as
             ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says. Needs psutil, GPUs nvidia-ml-py.
 
@@ -76,6 +77,7 @@ class MLflowTracker:
         log_source: bool | None = None,
         log_environment: bool | None = None,
         log_logs: bool | None = None,
+        log_figures: bool | None = None,
         log_system_metrics: bool | None = None,
     ) -> None:
         self.settings: Settings = resolve_settings(
@@ -93,6 +95,7 @@ class MLflowTracker:
             log_source=log_source,
             log_environment=log_environment,
             log_logs=log_logs,
+            log_figures=log_figures,
             log_system_metrics=log_system_metrics,
         )
 

@@ -10,19 +10,20 @@ import json
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from faults.ledger import Ledger, fingerprints, model_files
+from tracking_callbacks.context import AUTOMATIC_ARTIFACTS, AUTOMATIC_TAGS
 from tracking_callbacks.records import Metrics, Model, RunEnded, SessionOpened
 from tracking_callbacks.values import MAX_KEY_LENGTH
 
 __all__ = ["check_exact", "check_nothing_waited", "journaled_points", "stored_points", "stored_runs"]
 
 STAMP_MS = 1  # a true repeat within one millisecond is moved into the next one, or MLflow would drop it
-OWN_TAGS = {"tracking_callbacks.run_key", "tracking_callbacks.session", "mlflow.runName"}
-OWN_FILES = "tracking_callbacks/"  # what delivery says about the run
+UNASKED_TAGS = ("tracking_callbacks.run_key", "tracking_callbacks.session", *AUTOMATIC_TAGS)
+UNASKED_FILES = ("tracking_callbacks/", *AUTOMATIC_ARTIFACTS)  # what delivery says about the run, and its context
 RECORD_TAG = "tracking_callbacks.record"
 SAVING = {"on_train_end", "_on_training_end", "log_model"}  # they write the model's files
 
@@ -72,10 +73,8 @@ def check_exact(client: Any, experiment: str, ledger: Ledger, folder: Path) -> l
         check_points(client, run, own)
         params, drift = first_values(own.contents("log_params"))
         check_mapping(params, run.data.params)
-        check_mapping(
-            [*opening_tags(own), *own.contents("set_tags"), (drift, True)],
-            {name: text for name, text in run.data.tags.items() if name not in OWN_TAGS},
-        )
+        logged = [*opening_tags(own), *own.contents("set_tags"), (drift, True)]
+        check_mapping([(asked(tags), accepted) for tags, accepted in logged], asked(run.data.tags))
         files = own.contents("log_text", "log_artifact", "log_artifacts")
         check_mapping(files, stored_files(client, run, folder / key))
         check_list(own.contents("log_dataset"), stored_datasets(run))
@@ -139,6 +138,11 @@ def opening_tags(ledger: Ledger) -> Logged:
     return [(session.tags, True) for session in ledger.taken(SessionOpened)]
 
 
+def asked(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that the package does not set unasked."""
+    return {name: text for name, text in tags.items() if not name.startswith(UNASKED_TAGS)}
+
+
 def first_values(logged: Logged) -> tuple[Logged, dict[str, str]]:
     """Return the params of a run, of two values the first, and the tags that tell of the later ones."""
     kept: list[tuple[dict[str, str], bool]] = []
@@ -182,7 +186,7 @@ def stored_files(client: Any, run: Any, folder: Path) -> dict[str, str]:
         return {}
     folder.mkdir(parents=True)
     client.download_artifacts(run.info.run_id, "", str(folder))
-    return {path: print_ for path, print_ in fingerprints(folder, "").items() if not path.startswith(OWN_FILES)}
+    return {path: print_ for path, print_ in fingerprints(folder, "").items() if not path.startswith(UNASKED_FILES)}
 
 
 def stored_datasets(run: Any) -> list[list[str | None]]:

@@ -13,7 +13,7 @@ __all__ = ["AUTOMATIC_ARTIFACTS", "AUTOMATIC_METRICS", "AUTOMATIC_TAGS"]
 # Beginnings of the names of everything that a run gets unasked, the callbacks' own pieces apart.
 AUTOMATIC_ARTIFACTS = (
     *("config/run.json", "config/files/", "config/resumed-", "environment/", "source/"),
-    *("logs/train.log", "logs/train.1.log", "logs/resumed-"),
+    *("figures/", "logs/train.log", "logs/train.1.log", "logs/resumed-"),
 )
 AUTOMATIC_METRICS = ("system/",)
 AUTOMATIC_TAGS = ("mlflow.",)

@@ -24,7 +24,7 @@ from tracking_callbacks.delivery.system_metrics import RunSystemMetrics, SystemS
 from tracking_callbacks.folders import JournalRoot, RunFolder, RunState, SessionState, session_name
 from tracking_callbacks.owner import Owner, OwnerWatch
 from tracking_callbacks.pending import read_opened
-from tracking_callbacks.records import Artifact, Automatic, Dataset, Model, entries
+from tracking_callbacks.records import Artifact, Automatic, Dataset, Drawing, Model, entries
 
 __all__ = ["RunDrain"]
 
@@ -307,7 +307,7 @@ def _described(record: FileRecord) -> dict[str, object]:
     match record:
         case Artifact(staged=staged, artifact_path=place):
             return {"name": Path(staged).name, "artifact_path": place}
-        case Automatic(artifact_path=place):
+        case Automatic(artifact_path=place) | Drawing(artifact_path=place):
             return {"artifact_path": place}
         case Dataset(name=name) | Model(name=name):
             return {"name": name}

@@ -1,19 +1,20 @@
-"""Delivers one artifact, dataset or model from its snapshot."""
+"""Delivers one artifact, dataset, model or picture from its snapshot."""
 
 from __future__ import annotations
 
 import shutil
 
+from tracking_callbacks.delivery.drawings import deliver_drawing
 from tracking_callbacks.delivery.errors import Refused
 from tracking_callbacks.delivery.models import deliver_model
 from tracking_callbacks.delivery.once import Once
 from tracking_callbacks.delivery.store import MlflowStore
 from tracking_callbacks.folders import RunFolder
-from tracking_callbacks.records import Artifact, Automatic, Dataset, Model
+from tracking_callbacks.records import Artifact, Automatic, Dataset, Drawing, Model
 
 __all__ = ["FileRecord", "deliver_file", "discard_staged"]
 
-FileRecord = Artifact | Automatic | Dataset | Model
+FileRecord = Artifact | Automatic | Dataset | Drawing | Model
 
 
 def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord, folder: RunFolder) -> None:
@@ -25,6 +26,9 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
     """
     if isinstance(record, Dataset):
         store.log_dataset(run_id, record)
+        return
+    if isinstance(record, Drawing):
+        deliver_drawing(store, run_id, record, folder)
         return
     if record.staged is None:
         return

@@ -134,6 +134,13 @@ class MlflowStore:
                 synchronous=True,
             )
 
+    @tried_again
+    def history(self, run_id: str, key: str) -> list[Point]:
+        """Return all points of a metric, in the order of their times."""
+        with translated():
+            found = self._client().get_metric_history(run_id, key)
+            return sorted((Point(one.key, one.value, one.timestamp, one.step) for one in found), key=_time_and_step)
+
     # -- files and datasets ------------------------------------------------------------------------------------------
 
     @tried_again
@@ -314,6 +321,10 @@ class MlflowStore:
                 mlflow.set_registry_uri(self._uri)
                 self._connected = mlflow.MlflowClient(self._uri, self._uri)
             return self._connected
+
+
+def _time_and_step(point: Point) -> tuple[int, int]:
+    return point.timestamp, point.step
 
 
 def _prepare_environment(uri: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
+import json
 import logging
 import tempfile
 from collections import Counter
@@ -180,6 +181,7 @@ class MLflowTrainerCallback(TrainerCallback):
             run.set_tags({"tracking_callbacks.pruned": "true"})
             attachment.end_training("KILLED")
             return
+        run.draw("learning_curves")
         if self.log_model is not False:
             self._save_model(run, args, state, kwargs)
         attachment.end_training()
@@ -260,7 +262,9 @@ class MLflowTrainerCallback(TrainerCallback):
         if (count := self._reports[run.run_key, folder]) > 1:  # not over the report of an earlier one at this step
             folder += f"-{count}"
         run.log_text(report.table, f"{folder}/classification_report.txt")
-        run.log_dict({"labels": report.labels, "matrix": report.matrix}, f"{folder}/confusion_matrix.json")
+        counts = {"labels": report.labels, "matrix": report.matrix}
+        run.log_dict(counts, f"{folder}/confusion_matrix.json")
+        run.draw("confusion_matrix", folder, json.dumps(counts), note=f"{prefix or 'evaluation'}, step {step}")
 
     @never_in_the_way(default=None)
     def _save_model(self, run: Run, args: TrainingArguments, state: TrainerState, context: Mapping[str, Any]) -> None:

@@ -92,8 +92,10 @@ class EpisodeRecorder:
 
     def log_artifacts(self) -> None:
         """Log what is logged once per training."""
+        self._run.draw("learning_curves", step="environment step")
         if self._book is not None:
-            self._log.log_artifacts(self._book.last_equity)
+            captions = {"source": self._book.source.name, "periods_per_year": str(self._periods)}
+            self._log.log_artifacts(self._book.last_equity, captions)
         elif self._blind:
             algorithm = type(self._model).__name__
             self._run.set_tags({"episodes.left_out": f"all episodes: {algorithm} tells its callbacks no rewards"})

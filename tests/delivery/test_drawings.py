@@ -1,0 +1,89 @@
+"""Pictures of a run: drawn by delivery, of what was logged, in nobody's way."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from processes import own_artifacts, run_script
+from tracking_callbacks import MLflowTracker
+
+EPISODES = "timestep,reward,length,sharpe_ratio\n" + "".join(f"{10 * n},{n},10,{n / 10}\n" for n in range(1, 40))
+EQUITY = "step,equity\n" + "".join(f"{n},{100 + n % 7}\n" for n in range(50))
+
+
+def pixels(client: MlflowClient, run_id: str, path: str, folder: Path) -> tuple[int, int]:
+    """Return width and height of a PNG among a run's artifacts."""
+    content = Path(client.download_artifacts(run_id, path, str(folder))).read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", content[16:24])
+
+
+def test_delivery_draws_what_a_run_asks_for(tracker: MLflowTracker, client: MlflowClient, tmp_path: Path) -> None:
+    with tracker.start_run() as run:
+        for step in range(50):
+            run.log_metrics({"train/loss": 1 / (step + 1)}, step=step)
+        run.log_metrics({"eval/loss": 0.5, "eval/accuracy": 0.75}, step=49)
+        run.draw("learning_curves")
+        run.draw("confusion_matrix", "evaluation", json.dumps({"labels": ["a", "b"], "matrix": [[3, 1], [0, 4]]}))
+        run.draw("episodes", data=EPISODES, source="reward", periods_per_year="252")
+        run.draw("equity", data=EQUITY)
+    report = run.flush(60)
+
+    assert (report.delivered, report.rejected, report.complete) == (52, 0, True)
+    pictures = [f"figures/{name}.png" for name in ("episodes", "equity_curve", "learning_curves", "sharpe_ratio")]
+    found = [entry.path for entry in client.list_artifacts(run.run_id, "figures")]
+    assert sorted(found) == pictures
+    for path in (*pictures, "evaluation/confusion_matrix.png"):
+        width, height = pixels(client, run.run_id, path, tmp_path)
+        assert min(width, height) > 500, path
+
+
+def test_a_picture_that_cannot_be_drawn_stops_nothing(tracker: MLflowTracker, client: MlflowClient) -> None:
+    with tracker.start_run() as run:
+        run.draw("episodes", data="no table")
+        run.draw("confusion_matrix", data="{}")
+        run.draw("learning_curves")  # of nothing
+        run.log_text("kept", "note.txt")
+    report = run.flush(60)
+
+    assert (report.delivered, report.rejected, report.complete) == (1, 0, True)
+    assert own_artifacts(client, run.run_id) == ["note.txt"]
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_pictures_can_be_switched_off(server, shared_journal, client: MlflowClient) -> None:
+    tracker = MLflowTracker(server.uri, "plain", journal_root=shared_journal, log_figures=False)
+    with tracker.start_run() as run:
+        run.log_metrics({"train/loss": 1.0}, step=1)
+        run.draw("learning_curves")
+    run.flush(60)
+
+    assert not client.list_artifacts(run.run_id, "figures")
+
+
+def test_a_continued_run_is_drawn_from_its_beginning(server, tmp_path: Path) -> None:
+    code = """
+        import json
+        from tracking_callbacks import MLflowTracker
+        from tracking_callbacks.delivery.drawings import points_of
+        from tracking_callbacks.delivery.store import MlflowStore
+        with MLflowTracker().start_run() as run:
+            for step in range(10):
+                run.log_metrics({"train/loss": step / 7, "system/cpu": 1.0}, step=step)
+        run.flush(60)
+        again = MLflowTracker(offline=True).resume_run(run.run_key)
+        for step in range(10, 20):
+            again.log_metrics({"train/loss": step / 7}, step=step)
+        folder = again.journal.root.run(run.run_key)
+        points = points_of(folder, MlflowStore(again.settings.tracking_uri), run.run_id)
+        print(json.dumps({name: list(curve.pairs()) for name, curve in points.items()}))
+    """
+    env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
+    done = run_script(code, cwd=tmp_path, env=env)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"train/loss": [[step, step / 7] for step in range(20)]}
