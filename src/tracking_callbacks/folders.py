@@ -12,6 +12,7 @@
         <session>.last           room for its last record on a disk that is full by then
         staged/…                 snapshots of files and models
         live/<session>/…         files that grow while the session lasts, at their places among the artifacts
+        uploading/…              copies of them that are on their way
         state.json               what delivery knows and has done
         drain.lock               held by the process that delivers the run
         rejected.jsonl           records that the store refused, with the reason

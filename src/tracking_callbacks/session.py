@@ -198,7 +198,7 @@ class RunJournal:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write(target)
             except OSError as error:
-                session.drop(1, error)
+                session.drop(entries(record(staged)), error)
                 shutil.rmtree(session.folder.path / holder, ignore_errors=True)
             else:
                 self.append(record(staged))
@@ -233,6 +233,7 @@ class RunJournal:
                     intent=intent,
                     run_id=self.known_run_id(),
                     resumed=True,
+                    system_metrics=self._opened.system_metrics and intent == "own",
                 )
             )
 

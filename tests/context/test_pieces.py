@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import artifacts, own_artifacts, wait_for
+from processes import artifacts, own_artifacts, run_script, wait_for
 from tracking_callbacks import ConfigError, MLflowTracker
 from tracking_callbacks.context.environment import installed_packages
 from tracking_callbacks.context.git import GitSnapshot, repository_around
@@ -165,6 +165,48 @@ def test_a_continued_run_keeps_its_first_pieces_and_a_joined_one_gets_none(
     assert client.get_run(first.run_id).data.tags["mlflow.source.git.commit"] == commit
     assert {path.split("/resumed-")[0] for path in before if "/resumed-" in path} == {"config", "environment", "source"}
     assert artifacts(client, first.run_id) == before
+
+
+def test_the_log_is_there_while_the_run_goes_on_and_a_reopened_run_has_another(
+    server, shared_journal, client, tmp_path
+) -> None:
+    run = tracker_of(server, shared_journal, log_source=False, log_environment=False).start_run()
+    logging.getLogger("my.code").warning("first")
+    wait_for(lambda: run.run_id and "logs/train.log" in artifacts(client, run.run_id), "the log arrives")
+    logging.getLogger("my.code").warning("second")
+    run.end()
+    logging.getLogger("my.code").warning("in between")
+    assert run.flush().complete
+    run.reopen()
+    logging.getLogger("my.code").warning("third")
+    run.end()
+    assert run.flush().complete
+
+    logs = [path for path in artifacts(client, run.run_id) if path.startswith("logs/")]
+    said = [text(client, run.run_id, path, tmp_path / "down") for path in logs]
+    assert [path.replace("resumed-", "|").split("|")[0] for path in logs] == ["logs/", "logs/train.log"]
+    assert [[line.split()[-1] for line in log.splitlines()] for log in said] == [["third"], ["first", "second"]]
+
+
+def test_what_a_killed_trainer_said_arrives(server, client, tmp_path) -> None:
+    code = """
+        import logging, os, signal
+        from tracking_callbacks import MLflowTracker
+        run = MLflowTracker().start_run()
+        for number in range(1000):
+            logging.getLogger("my.code").warning("line %d", number)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    run_script(code, cwd=tmp_path, env={"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name})
+
+    def killed():
+        experiment = client.get_experiment_by_name(tmp_path.name)
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        return runs and runs[0].info.status == "KILLED" and runs[0]
+
+    run = wait_for(killed, "the run is KILLED", seconds=60)
+    log = text(client, run.info.run_id, "logs/train.log", tmp_path / "down")
+    assert [line.split()[-1] for line in log.splitlines()] == [str(number) for number in range(1000)]
 
 
 def test_config_files_that_are_not_there_are_named(tmp_path) -> None:

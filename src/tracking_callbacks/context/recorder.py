@@ -65,6 +65,8 @@ class ContextRecorder:
 
     def end(self) -> None:
         """Finish, before the run's journal is sealed."""
+        if self._journal.inert:  # a lock that a thread held at the fork is held for ever in the child
+            return
         self.settle()
         with self._lock:
             self._ended = True

@@ -8,6 +8,7 @@ touches no handler and no level.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -62,7 +63,8 @@ class TrainLog:
         # A copy: the formatter leaves its own text of the exception in the record, for the user's handlers to find.
         line = mask_text(_FORMAT.format(copy.copy(record))) + "\n"
         content = line.encode(errors="replace")[:MAX_LOG_BYTES]
-        with self._lock:
+        # A full disk is told by the journal's own warning, once; a line that has no room is lost.
+        with self._lock, contextlib.suppress(OSError):
             if self._closed:
                 return
             if self._fd is not None and self._size + len(content) > MAX_LOG_BYTES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 import time
 from pathlib import Path
 
@@ -54,23 +55,21 @@ class LiveFiles:
         return not self._unsent(session)
 
     def _unsent(self, session: str) -> list[Path]:
-        found = self._folder.live(session).rglob("*")
-        return [path for path in sorted(found) if path.is_file() and path not in self._refused and self._grew(path)]
+        found = sorted(self._folder.live(session).rglob("*"))
+        return [path for path in found if path not in self._refused and self._grew(path)]
 
     def _grew(self, path: Path) -> bool:
-        return self._sent.get(path) != _identity(path)
+        identity = _identity(path)
+        return identity is not None and self._sent.get(path) != identity
 
     def _upload_one(self, path: Path, root: Path, run_id: str, *, final: bool) -> None:
-        identity = _identity(path)
-        content = path.read_bytes()[: identity[1]]
-        if not final:
-            content = content[: content.rfind(b"\n") + 1]
         place = path.relative_to(root)
-        copy = self._folder.path / "uploading" / place
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(content)
+        identity = _identity(path)
+        source = path if final else self._copy(path, place)  # a copy needs room on the disk, which the end may not have
+        if identity is None or source is None:
+            return
         try:
-            self._store.log_artifact(run_id, copy, str(place.parent.as_posix()))
+            self._store.log_artifact(run_id, source, place.parent.as_posix())
         except Refused as error:
             self._store.check_active(run_id)
             logger.warning("run %s: the store refuses %s: %s", run_id, place, error)
@@ -78,7 +77,24 @@ class LiveFiles:
         self._sent[path] = identity
         self._due[path] = time.monotonic() + _UPLOAD_SECONDS * (1 + identity[1] / 1e6)
 
+    def _copy(self, path: Path, place: Path) -> Path | None:
+        """Return a copy of the whole lines of `path`, or None where none can be made now."""
+        copy = self._folder.path / "uploading" / place
+        try:
+            content = path.read_bytes()
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content[: content.rfind(b"\n") + 1])
+        except OSError as error:  # renamed by its writer, a full disk: the next time, or the end
+            logger.info("%s is not uploaded now: %s", place, error)
+            self._due[path] = time.monotonic() + _UPLOAD_SECONDS
+            return None
+        return copy
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_size
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return inode and size of a file, or None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return (found.st_ino, found.st_size) if stat.S_ISREG(found.st_mode) else None
