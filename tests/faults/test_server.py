@@ -238,6 +238,7 @@ def switch_off(folder: Path) -> None:
 def check_all(client: MlflowClient, started: Sequence[Trainer]) -> None:
     """Every training has come to its end without waiting for anything, and is in the store exactly."""
     for trainer in started:
+        trainer.delivered()
         trainer.check_nothing_waited()
         (run,) = trainer.check_exact(client)
         assert run.info.status == "FINISHED"

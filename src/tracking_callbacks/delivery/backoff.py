@@ -41,6 +41,10 @@ class Backoff:
         self._failures = 0
         self._until = 0.0
 
+    def wait(self, seconds: float) -> None:
+        """Begin a pause because something is not there yet, which is no failure."""
+        self._until = time.monotonic() + seconds
+
     def fail(self, *, slowly: bool = False) -> float:
         """Begin a pause, the longest one at once if `slowly`, and return its seconds."""
         pause = self._longest if slowly else min(self._first * 2**self._failures, self._longest)

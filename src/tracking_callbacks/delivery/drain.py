@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tracking_callbacks.delivery.backoff import Backoff
 from tracking_callbacks.delivery.batches import Batch, coalesce
-from tracking_callbacks.delivery.errors import DeliveryError, Refused, Transient
+from tracking_callbacks.delivery.errors import Awaited, DeliveryError, Refused, Transient
 from tracking_callbacks.delivery.files import FileRecord, deliver_file, discard_staged
 from tracking_callbacks.delivery.identity import Identity
 from tracking_callbacks.delivery.live_files import LiveFiles
@@ -31,6 +31,7 @@ __all__ = ["RunDrain"]
 logger = logging.getLogger(__name__)
 
 _SEND_SECONDS = 0.5  # what is logged within it goes into one request, if it fits
+_LOOK_SECONDS = 1.0  # between two looks for what must show itself
 _REJECTED_TAG = "tracking_callbacks.rejected"
 
 
@@ -253,6 +254,10 @@ class RunDrain:
             return False
         try:
             worked = step()
+        except Awaited as error:
+            self._show_error(str(error))
+            backoff.wait(_LOOK_SECONDS)
+            return False
         except DeliveryError as error:
             hopeless = not isinstance(error, Transient)
             self._show_error(str(error), blocked=hopeless)

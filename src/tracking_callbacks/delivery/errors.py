@@ -2,13 +2,14 @@
 
 DeliveryError
 ├── Transient    the store cannot be reached or is busy: try again
+│   └── Awaited  something must show itself first: look again soon
 ├── Blocked      the store answers, and a person must act (credentials, a deleted experiment): try again, slowly
 └── Refused      the store will never take this: put it aside and go on
 """
 
 from __future__ import annotations
 
-__all__ = ["Blocked", "DeliveryError", "Refused", "Transient"]
+__all__ = ["Awaited", "Blocked", "DeliveryError", "Refused", "Transient"]
 
 
 class DeliveryError(Exception):
@@ -27,6 +28,10 @@ class Transient(DeliveryError):
         super().__init__(message)
         self.late_commit = late_commit
         self.passing = passing
+
+
+class Awaited(Transient):
+    """Nothing has failed: what somebody else makes, or a lost call has perhaps made, is not there yet."""
 
 
 class Blocked(DeliveryError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tracking_callbacks.delivery.errors import Transient
+from tracking_callbacks.delivery.errors import Awaited
 from tracking_callbacks.delivery.once import Once
 from tracking_callbacks.delivery.store import RUN_KEY_TAG, SESSION_TAG, MlflowStore
 from tracking_callbacks.folders import JournalRoot, RunState
@@ -70,6 +70,6 @@ class Identity:
         if found:
             return found[0]
         if self._root.run(opened.parent_key).path.exists():
-            raise Transient("the parent run is not created yet")
+            raise Awaited("the parent run is not created yet")
         logger.warning("run %s: its parent %s is unknown, it is not nested", opened.run_key, opened.parent_key)
         return None

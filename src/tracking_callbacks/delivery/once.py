@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from tracking_callbacks.delivery.errors import DeliveryError, Transient
+from tracking_callbacks.delivery.errors import Awaited, DeliveryError, Transient
 from tracking_callbacks.records import now_ms
 
 __all__ = ["Once"]
@@ -55,7 +55,7 @@ class Once:
             look_first: Somebody else may have made it.
 
         Raises:
-            Transient: The outcome of an attempt is still unknown.
+            Awaited: The outcome of an attempt is still unknown.
             DeliveryError: `create` failed, or the store did not answer.
         """
         before = self._attempts.get(name)
@@ -63,7 +63,7 @@ class Once:
             if found := find():
                 return _keep_oldest(found, discard)
             if before is not None and 0 <= now_ms() - before < _LATE_COMMIT_MS:
-                raise Transient(f"the answer to the creation of the {name.partition(':')[0]} was lost; looking for it")
+                raise Awaited(f"the answer to the creation of the {name.partition(':')[0]} was lost; looking for it")
         self._attempts[name] = now_ms()
         self._save()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +17,11 @@ ALREADY_THERE = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 REQUEST_TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 _LONGEST_TIMEOUT_SECONDS = 120
+_GIVEN_UP = re.compile(r"too many (\d+) error responses")  # urllib3.exceptions.ResponseError.SPECIFIC_ERROR
 _BUSY = (408, 429)
-_GATEWAY = (502, 504)  # said by something in front of the store, which may not know
+# Said of a request that may have been carried out: it broke off in the store, or the store's answer got lost at
+# something that stands in front of it. 429 and 503 are said instead of beginning.
+_UNSURE = (500, 502, 504)
 
 
 @contextlib.contextmanager
@@ -34,7 +38,7 @@ def translated() -> Iterator[None]:
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
         message = mask_text(f"{type(error).__name__}: {error}").strip()
         origin = _origin(error)
-        status = _status_of(origin)
+        status = _retried_status(error) or _status_of(origin)
         if status in (401, 403):
             raise Blocked(f"the store refuses the credentials ({status}): {message}") from error
         if status is not None and 400 <= status < 500 and status not in _BUSY:
@@ -44,7 +48,7 @@ def translated() -> Iterator[None]:
             _allow_more_time()
         raise Transient(
             message,
-            late_commit=status in _GATEWAY or not (_was_answered(origin) or unsent),
+            late_commit=not unsent and (status is None or status in _UNSURE),
             passing=not (unsent or slow),
         ) from error
 
@@ -94,6 +98,19 @@ def _unsent(error: BaseException | None) -> bool:
                 return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _retried_status(error: BaseException | None) -> int | None:
+    """Return the HTTP status that the transport has given up on: it keeps those worth a retry to itself."""
+    from urllib3.exceptions import MaxRetryError, ResponseError
+
+    while error is not None:
+        for part in (error, *error.args):
+            reason = part.reason if isinstance(part, MaxRetryError) else part
+            if isinstance(reason, ResponseError) and (found := _GIVEN_UP.search(str(reason))):
+                return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _status_of(error: BaseException) -> int | None:
