@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracking_callbacks.delivery.batches import Batch, coalesce
-from tracking_callbacks.records import Artifact, Metrics, Params, Record, RunEnded, Tags
+from tracking_callbacks.records import Artifact, Metrics, Params, Record, RunEnded, Tags, entries
 
 
 def numbered(records: list[Record]) -> list[tuple[Record, int]]:
@@ -78,6 +78,8 @@ def test_nothing_is_lost_or_reordered_within_the_limits(records: list[Record]) -
 
     for batch in batches:
         check_limits(batch)
+    sent = [record for record in records if isinstance(record, (Metrics, Params, Tags))]
+    assert sum(batch.entries for batch in batches) == sum(entries(record) for record in sent)
     points = [(p.key, p.step) for batch in batches for p in batch.metrics]
     assert points == [(key, r.step) for r in records if isinstance(r, Metrics) for key in r.metrics]
     ends = [batch.end for batch in batches if batch.end is not None]

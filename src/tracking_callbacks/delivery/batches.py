@@ -35,7 +35,7 @@ class Batch:
 
     Attributes:
         end: Journal offset that is acknowledged when the batch has arrived; None in the middle of a record.
-        automatic: How many of the tags are not the user's.
+        entries: How many entries of the user's it carries; a tag that is set twice is two of them.
     """
 
     metrics: list[Point] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Batch:
     tags: dict[str, str] = field(default_factory=dict)
     end: int | None = None
     size: int = 0
-    automatic: int = 0
+    entries: int = 0
 
     def __len__(self) -> int:
         return len(self.metrics) + len(self.params) + len(self.tags)
@@ -57,7 +57,6 @@ class Batch:
             kind, name, text = entity
             size = _ENTITY_BYTES + len(name) + _json_size(text)
             texts = self.params if kind == "param" else self.tags
-            automatic = kind == "automatic" and name not in texts
             # Two values for one param in one call are an error for the whole call; two tags: the later one wins.
             full = len(texts) >= (MAX_PARAMS if kind == "param" else MAX_TAGS) or (
                 kind == "param" and texts.get(name, text) != text
@@ -67,9 +66,10 @@ class Batch:
         self.size += size
         if isinstance(entity, Point):
             self.metrics.append(entity)
+            self.entries += 1
         else:
             texts[name] = text
-            self.automatic += automatic
+            self.entries += kind != "automatic"
         return True
 
 

@@ -151,7 +151,7 @@ class RunDrain:
         for entry in rejected:
             self._reject(entry)
         with self._lock:
-            session.state.delivered += len(batch) - len(rejected) - batch.automatic
+            session.state.delivered += batch.entries - len(rejected)
             session.state.rejected += len(rejected)
             if batch.end is not None:
                 session.state.points = batch.end
