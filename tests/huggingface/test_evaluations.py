@@ -43,7 +43,7 @@ def test_several_evaluation_sets_have_a_group_each(
         f"evaluation/eval_{name}/step-{step}/{file}"
         for name in sets
         for step in (3, 6)
-        for file in ("confusion_matrix.json", "classification_report.txt")
+        for file in ("confusion_matrix.json", "confusion_matrix.png", "classification_report.txt")
     }
 
 
