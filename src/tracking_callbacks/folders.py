@@ -166,11 +166,15 @@ class JournalRoot:
         return [self.run(name) for name in entries if name != _DELIVERED and not name.startswith(".")]
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the root's lock, so that no session opens in a run folder that is being removed."""
+    def locked(self, timeout: float = 10.0) -> Iterator[None]:
+        """Hold the root's lock, so that no session opens in a run folder that is being removed.
+
+        Raises:
+            TimeoutError: Another process has held it for `timeout` seconds.
+        """
         from filelock import FileLock
 
-        with FileLock(self.path / ".lock", timeout=10):
+        with FileLock(self.path / ".lock", timeout=timeout):
             yield
 
     def final_state(self, run_key: str) -> RunState | None:

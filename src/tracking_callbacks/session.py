@@ -28,6 +28,7 @@ logger = logging.getLogger("tracking_callbacks")
 _CLOCK_JUMP_MS = 60_000
 _CHECK_DELIVERY_NS = 1_000_000_000
 _POLL_SECONDS = 0.05
+_LOOK_SECONDS = 0.1  # the training's own thread may be the one that looks
 
 
 class MetricClock:
@@ -259,7 +260,10 @@ class RunJournal:
         # The folder goes when all is delivered; its final state is written before that. So look twice, in this order.
         state = folder.read_state() or self.root.final_state(key) or folder.read_state()
         if state is None and not folder.path.exists():
-            with contextlib.suppress(OSError, TimeoutError), self.root.locked():  # on a full disk it comes after
+            with (
+                contextlib.suppress(OSError, TimeoutError),
+                self.root.locked(_LOOK_SECONDS),
+            ):  # on a full disk it comes after
                 state = self.root.final_state(key)
         state = state or self._last_state
         self._last_state = state
