@@ -13,11 +13,44 @@ from tracking_callbacks.run import Run, entered_runs
 from tracking_callbacks.settings import Settings
 from tracking_callbacks.tracker import MLflowTracker
 
-__all__ = ["Attachment"]
+__all__ = ["Attachment", "address_of", "run_key_at"]
 
 logger = logging.getLogger("tracking_callbacks")
 
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
+
+
+def address_of(run: Run) -> dict[str, str]:
+    """Return what a checkpoint or a saved model has to say of its run, for a later process that continues it.
+
+    Not the run id, which is unknown while the server is away.
+    """
+    return {"run_key": run.run_key} | _place(run.settings)
+
+
+def run_key_at(address: object, settings: Settings, *, owner: str) -> str | None:
+    """Return the key of the run at `address`, None where that is no run in the store and experiment of `settings`.
+
+    Args:
+        address: What `address_of` gave once, as it was read back.
+        settings: Where the training's own runs go.
+        owner: What it was read from, for the warning about another store.
+    """
+    if not isinstance(address, Mapping) or not isinstance(address.get("run_key"), str):
+        return None
+    here = _place(settings)
+    if any(address.get(key) != value for key, value in here.items()):
+        logger.warning(
+            "%s's run is in experiment %r at %s; a new run begins in %r at %s",
+            *(owner, address.get("experiment_name"), address.get("tracking_uri")),
+            *(here["experiment_name"], here["tracking_uri"]),
+        )
+        return None
+    return str(address["run_key"])
+
+
+def _place(settings: Settings) -> dict[str, str]:
+    return {"tracking_uri": settings.shown_uri, "experiment_name": settings.experiment_name}
 
 
 class Attachment:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tracking_callbacks.attach import Attachment
+from tracking_callbacks.attach import Attachment, address_of, run_key_at
 from tracking_callbacks.errors import ConfigError, MetricValueError, TrackingError
 from tracking_callbacks.guard import never_in_the_way
 from tracking_callbacks.huggingface.classification import claim_report
@@ -218,7 +218,8 @@ class MLflowTrainerCallback(TrainerCallback):
         if state.is_hyper_param_search:
             run = self._begin_trial(attachment, args, state)
         else:
-            run = attachment.begin_training(resume_key=_resume_key(attachment, state))
+            resume_key = run_key_at(_carried(state).get(STATE_KEY), attachment.settings, owner="the checkpoint")
+            run = attachment.begin_training(resume_key=resume_key)
         _carry(state, run)
         run.set_tags(_tags(model))
         run.log_params({f"trial.{key}": value for key, value in (state.trial_params or {}).items()})
@@ -316,35 +317,12 @@ def _log_description(run: Run, description: Description) -> None:
 
 def _carry(state: TrainerState, run: Run) -> None:
     """Let every checkpoint of this training say which run it belongs to."""
-    _carried(state)[STATE_KEY] = {
-        "run_key": run.run_key,
-        "tracking_uri": run.settings.shown_uri,
-        "experiment_name": run.settings.experiment_name,
-    }
+    _carried(state)[STATE_KEY] = address_of(run)
 
 
 def _carried(state: TrainerState) -> dict[str, Any]:
     """Return what checkpoints carry for callbacks; a dict, whatever its annotation in transformers says."""
     return cast(dict[str, Any], state.stateful_callbacks)
-
-
-def _resume_key(attachment: Attachment, state: TrainerState) -> str | None:
-    """Return the key of the run that a resumed checkpoint belongs to, if that is in the tracker's store."""
-    saved = _carried(state).get(STATE_KEY)
-    if not isinstance(saved, Mapping):
-        return None
-    if attachment.tracker is None:
-        attachment.tracker = MLflowTracker()
-    settings = attachment.tracker.settings
-    here = {"tracking_uri": settings.shown_uri, "experiment_name": settings.experiment_name}
-    if any(saved.get(key) != value for key, value in here.items()):
-        logger.warning(
-            "the checkpoint's run is in experiment %r at %s; a new run begins in %r at %s",
-            *(saved.get(key) for key in ("experiment_name", "tracking_uri")),
-            *(here[key] for key in ("experiment_name", "tracking_uri")),
-        )
-        return None
-    return saved.get("run_key")
 
 
 def _tags(model: nn.Module) -> dict[str, str]:

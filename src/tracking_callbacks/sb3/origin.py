@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from tracking_callbacks.attach import address_of, run_key_at
 from tracking_callbacks.run import Run
 from tracking_callbacks.settings import Settings
 
 __all__ = ["note_progress", "note_run", "noted_progress", "noted_run_key"]
-
-log = logging.getLogger("tracking_callbacks")
 
 # SB3 saves every attribute of a model that pickles, and sets it again on load.
 _ATTRIBUTE = "_tracking_callbacks"
@@ -26,16 +24,7 @@ def note_run(model: BaseAlgorithm, run: Run) -> None:
         return
     noted = _noted(model)
     progress = noted.get("progress", {}) if noted.get("run_key") == run.run_key else {}
-    setattr(
-        model,
-        _ATTRIBUTE,
-        {
-            "run_key": run.run_key,
-            "tracking_uri": run.settings.shown_uri,
-            "experiment_name": run.settings.experiment_name,
-            "progress": progress,
-        },
-    )
+    setattr(model, _ATTRIBUTE, address_of(run) | {"progress": progress})
 
 
 def note_progress(model: BaseAlgorithm, progress: Mapping[str, float]) -> None:
@@ -54,19 +43,7 @@ def noted_progress(model: BaseAlgorithm, run: Run) -> Mapping[str, Any]:
 
 def noted_run_key(model: BaseAlgorithm, settings: Settings) -> str | None:
     """Return the key of the run that `model` belongs to, None where there is none in the store of `settings`."""
-    noted = _noted(model)
-    run_key = noted.get("run_key")
-    if not isinstance(run_key, str):
-        return None
-    here = {"tracking_uri": settings.shown_uri, "experiment_name": settings.experiment_name}
-    if any(noted.get(key) != value for key, value in here.items()):
-        log.warning(
-            "the model's run is in experiment %r at %s; a new run begins in %r at %s",
-            *(noted.get(key) for key in ("experiment_name", "tracking_uri")),
-            *(here[key] for key in ("experiment_name", "tracking_uri")),
-        )
-        return None
-    return run_key
+    return run_key_at(_noted(model), settings, owner="the model")
 
 
 def _noted(model: BaseAlgorithm) -> dict[str, Any]:
