@@ -18,7 +18,8 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from tracking_callbacks import InputError, InvalidNameError, MLflowTracker
-from tracking_callbacks.datasets import describe_dataset, log_input, summarize, table_text
+from tracking_callbacks.datasets import describe_dataset, summarize, table_text
+from tracking_callbacks.inputs import log_input
 
 LONGS = {"type": "array", "items": {"type": "long"}}
 
