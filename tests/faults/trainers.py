@@ -218,10 +218,15 @@ class Trainers:
         return self._forking[scenario]
 
     def kill_left_over(self) -> None:
-        """Kill trainers that a failed test has left."""
+        """Kill trainers that a failed test has left, and what they have forked: environments wait for ever."""
         for trainer in self._started:
             trainer.send(signal.SIGKILL)
             trainer.wait()
+        folders = {str(trainer.folder) for trainer in self._started}
+        for process in psutil.process_iter(["cwd", "cmdline"]):
+            forked = "faults.trainer" in (process.info["cmdline"] or ())
+            if forked and process.info["cwd"] in folders:
+                process.kill()
         self._started.clear()
 
     def close(self) -> None:
