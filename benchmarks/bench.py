@@ -31,7 +31,8 @@ SURROUNDINGS = {
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",
 }
-_OURS_TO_SET = ("MLFLOW_", "TRACKING_CALLBACKS_", "WANDB_", "TRACKIO_")
+# Bytecode is cached, as it is for a user.
+_OURS_TO_SET = ("MLFLOW_", "TRACKING_CALLBACKS_", "WANDB_", "TRACKIO_", "PYTHONDONTWRITEBYTECODE")
 _CHILD_SECONDS = 1800
 _REQUEST = re.compile(rb'"(?:GET|POST|PUT|PATCH|DELETE) /\S* HTTP')
 
@@ -70,13 +71,12 @@ class Store:
 class Child:
     """A function under measurement, in a process of its own."""
 
-    def __init__(self, folder: Path, function: Callable[..., Any], settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, cwd: Path, function: Callable[..., Any], settings: dict[str, Any]) -> None:
         self.folder = folder
         self._name = f"{function.__module__}:{function.__name__}"
         self._result = folder / "result.json"
         self._log = folder / "child.log"
-        environment = {name: text for name, text in os.environ.items() if not name.startswith(_OURS_TO_SET)}
-        environment |= SURROUNDINGS | {
+        environment = dict(os.environ) | {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "WANDB_DIR": str(folder),
             "WANDB_CACHE_DIR": str(folder / "wandb-cache"),
@@ -86,7 +86,7 @@ class Child:
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.fresh", self._name, json.dumps(settings), str(self._result)],
-                cwd=settings.get("cwd") or folder,
+                cwd=cwd,
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -150,17 +150,17 @@ class Bench:
             self._servers[name] = start_server(self.folder("server"), free_port())
         return Store(self._servers[name])
 
-    def start(self, function: Callable[..., Any], **settings: Any) -> Child:
-        """Start a function in a fresh process; settings and result must be JSON."""
-        child = Child(self.folder(), function, settings)
+    def start(self, function: Callable[..., Any], *, cwd: Path | None = None, **settings: Any) -> Child:
+        """Start a function in a fresh process, in a folder of its own or in `cwd`; settings and result must be JSON."""
+        folder = self.folder()
+        child = Child(folder, cwd or folder, function, settings)
         self._children.append(child)
         return child
 
     def run(self, function: Callable[..., Any], **settings: Any) -> dict[str, Any]:
         """Run a function in a fresh process, wait until its delivery has come to an end too, and return its result."""
-        child = self.start(function, **settings)
-        result = child.result()
-        wait_for(lambda: not delivery_processes(child.folder), "delivery comes to its end", seconds=120)
+        result = self.start(function, **settings).result()
+        wait_for(lambda: not delivery_processes(self._folder), "delivery comes to its end", seconds=120)
         return result
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class Bench:
         for child in self._children:
             if child.running():
                 child.kill()
-            stop_delivery(child.folder)
+        stop_delivery(self._folder)
         for server in self._servers.values():
             stop_server(server)
 
@@ -176,6 +176,8 @@ class Bench:
 @contextlib.contextmanager
 def running_bench(*, quick: bool) -> Iterator[Bench]:
     """Make room for one row; folders and processes are gone when the block is left."""
+    for name in [name for name in os.environ if name.startswith(_OURS_TO_SET)]:
+        del os.environ[name]
     os.environ.update(SURROUNDINGS)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as name:
         bench = Bench(Path(name), quick=quick)

@@ -200,8 +200,8 @@ def stay_idle(uri: str) -> dict[str, Any]:
     return {}
 
 
-def start_tracker(uri: str, journal_root: str, everything: bool, cwd: str) -> dict[str, Any]:
-    """Start a run and log its first point; `cwd` is the project it is started in."""
+def start_tracker(uri: str, journal_root: str, everything: bool) -> dict[str, Any]:
+    """Start a run and log its first point."""
     from tracking_callbacks import MLflowTracker
 
     tracker = MLflowTracker(uri, PROJECT, journal_root=journal_root, log_everything=everything)
