@@ -107,7 +107,12 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    tracker = MLflowTracker(experiment_name=EXPERIMENT, config=options.config)
+    tracker = MLflowTracker(
+        experiment_name=EXPERIMENT,
+        config=options.config,
+        log_sample_rows=True,  # the prices are public
+        log_system_metrics=True,
+    )
     agent, callback = train(tracker, options.timesteps, options.seed)
     observations, actions, wealth = play(agent, (WINDOW, len(PRICES)))
     _, _, held_out_wealth = play(agent, HELD_OUT_DAYS)
@@ -118,7 +123,6 @@ def main() -> None:
     print(f"all years: bought on {np.mean(actions):.0%} of {len(actions)} days, wealth × {wealth[-1]:.2f}")
     print(f"held-out years: wealth × {held_out_wealth[-1]:.2f}, Sharpe ratio {sharpe}")
     if callback.run is not None:
-        callback.run.log_dataset("STOCKS_GOOGL", size=len(PRICES), source="gym_anytrading.datasets", context="training")
         report = callback.run.flush()
         print(f"run {callback.run.run_id}: {report.delivered} records delivered, {report.pending} pending")
 

@@ -112,7 +112,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
 
-    tracker = MLflowTracker(experiment_name=None if options.config else EXPERIMENT, config=options.config)
+    tracker = MLflowTracker(
+        experiment_name=None if options.config else EXPERIMENT,
+        config=options.config,
+        log_sample_rows=True,  # the reviews are public
+        log_system_metrics=True,
+    )
     callback = train(
         tracker,
         data=options.data,

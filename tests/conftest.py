@@ -26,6 +26,15 @@ hypothesis.settings.register_profile("noisy machine", deadline=None)
 hypothesis.settings.load_profile("noisy machine")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What SB3 and MLflow leave in the temp folder goes with the session's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(no_leaks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No variable of the developer's reaches a test, and each works in a folder of its own."""

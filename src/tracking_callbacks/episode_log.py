@@ -1,4 +1,4 @@
-"""What a run hears of its episodes: points, statistics, the table, the last equity curve, and what was left out."""
+"""What a run hears of its episodes: points, statistics, the table, the last equity curves, and what was left out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracking_callbacks.episodes import Episode, EpisodeTable, PointBudget, Summary
+from tracking_callbacks.equity_curves import EquityCurves
 from tracking_callbacks.run import Run
 
 __all__ = ["EpisodeLog"]
@@ -61,13 +62,18 @@ class EpisodeLog:
         self._table = EpisodeTable(Path(folder, name), before=int(known.get("episodes", 0)))
         self._logged_table = self._table.lines
         self._logged_table_at = time.monotonic()
+        self._equity = EquityCurves()
         self._window = _empty_window()
         self._window_step = -1
         self._episodes_in_window = 0
         self._left_out: dict[str, Counter[str]] = {"sharpe": Counter(), "reward": Counter(), "episodes": Counter()}
 
-    def add(self, episode: Episode) -> bool:
+    def add(self, episode: Episode, equity: NDArray[np.float64] | None = None) -> bool:
         """Take in a finished episode.
+
+        Args:
+            episode: The episode.
+            equity: Its account values, from the reset on, where it has any.
 
         Returns:
             Whether it is the first one whose returns could not be used.
@@ -80,6 +86,8 @@ class EpisodeLog:
         if self._budget.spend(episode.timestep - self._first_step):
             self._run.log_metrics(metrics, step=episode.timestep)
         self._table.add(episode)
+        if equity is not None:
+            self._equity.add(self._table.lines, equity)
         without = self._left_out["sharpe"]
         if not math.isfinite(episode.reward):
             self._left_out["reward"][NO_REWARD] += 1
@@ -116,20 +124,15 @@ class EpisodeLog:
         if time.monotonic() - self._logged_table_at >= _TABLE_SECONDS:
             self._log_table(at_least=int(self._logged_table * _TABLE_GROWTH) + 1)
 
-    def log_artifacts(self, last_equity: NDArray[np.float64] | None, captions: Mapping[str, str]) -> None:
-        """Log the table of all episodes so far, the equity curve of the last one, pictures, and what was left out.
+    def log_artifacts(self, captions: Mapping[str, str]) -> None:
+        """Log the table of all episodes so far, the equity curves of the last ones, pictures, and what was left out.
 
         Args:
-            last_equity: Account values of the last episode, from its reset on.
             captions: What the picture of the Sharpe ratio is to say, see `Run.draw`.
         """
         self._log_table()
         self._run.draw("episodes", data=self._table.write(), **captions)
-        if last_equity is not None:
-            lines = (f"{step},{value}" for step, value in enumerate(last_equity.tolist()))
-            table = "step,equity\n" + "\n".join(lines) + "\n"
-            self._run.log_text(table, "equity_curve.csv")
-            self._run.draw("equity", data=table)
+        self._equity.log(self._run, picture="figures")
         subjects = {
             "sharpe": "episodes without a Sharpe ratio",
             "reward": "episodes without a reward",
@@ -152,7 +155,7 @@ class EpisodeLog:
 
     def _log_table(self, at_least: int = 0) -> None:
         self._logged_table_at = time.monotonic()
-        if self._table.lines >= at_least:
+        if self._table.lines >= at_least and self._run.settings.log_everything:
             self._logged_table = self._table.lines
             self._run.log_artifact(self._table.write())
 

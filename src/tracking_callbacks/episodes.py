@@ -144,7 +144,7 @@ class EpisodeBook:
 
     Attributes:
         source: Where returns come from.
-        last_equity: Account values of the episode closed last, from its reset on.
+        last_equity: Account values of the episode closed last, from its reset on; None where there are none.
         last_returns: Its returns, None where they could not be used; a view, valid until the next step.
     """
 
@@ -205,7 +205,7 @@ class EpisodeBook:
         whole = self._whole[env] or (monitored is not None and number(monitored["l"]) == length)
         first_value = self._first_values[env]
         self.begin(env, reset_info)
-        self.last_returns = None
+        self.last_equity = self.last_returns = None
         if monitored is None and not whole:
             return None
         if monitored is not None:

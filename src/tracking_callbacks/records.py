@@ -109,10 +109,12 @@ class Artifact(msgspec.Struct, frozen=True, array_like=True, tag="artifact"):
     Attributes:
         staged: Path relative to the run folder.
         artifact_path: Folder within the run's artifacts, None for their root.
+        table: It is a table that the UI is to show as one.
     """
 
     staged: str
     artifact_path: str | None = None
+    table: bool = False
 
 
 class Dataset(msgspec.Struct, frozen=True, array_like=True, tag="dataset"):

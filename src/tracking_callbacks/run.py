@@ -1,47 +1,22 @@
-"""A run as its user sees it: the ``log_*`` verbs, each of which appends one record to the run's journal."""
+"""A run as its user sees it: the verbs, and its life from start to end."""
 
 from __future__ import annotations
 
-import json
-import os
-import threading
 import traceback
-import uuid
-from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 from tracking_callbacks import exits, records
 from tracking_callbacks.context.recorder import ContextRecorder
-from tracking_callbacks.datasets import describe_dataset
-from tracking_callbacks.errors import InputError, InvalidNameError
+from tracking_callbacks.errors import InputError
 from tracking_callbacks.flushing import wait_for_delivery
 from tracking_callbacks.folders import JournalRoot
 from tracking_callbacks.launch import DeliveryLauncher
 from tracking_callbacks.masking import mask_text
-from tracking_callbacks.names import SafeNames
 from tracking_callbacks.report import DeliveryReport
-from tracking_callbacks.session import MetricClock, RunJournal
+from tracking_callbacks.session import RunJournal
 from tracking_callbacks.settings import Settings
-from tracking_callbacks.staging import snapshot
-from tracking_callbacks.values import (
-    MAX_PARAM_LENGTH,
-    MAX_TAG_LENGTH,
-    artifact_place,
-    check_aliases,
-    check_model_name,
-    cut_text,
-    entry_text,
-    plain,
-    safe_name,
-    to_scalar,
-    whole_step,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from tracking_callbacks.verbs import RunVerbs
 
 __all__ = ["Run", "entered_runs"]
 
@@ -51,7 +26,7 @@ _RUN_ID_SECONDS = 5.0
 entered_runs: ContextVar[tuple[Run, ...]] = ContextVar("tracking_callbacks_entered_runs", default=())
 
 
-class Run:
+class Run(RunVerbs):
     """A run to log to; made by `MLflowTracker.start_run`, usable as a context manager.
 
     Every verb appends to the journal and returns within microseconds; what it accepted survives the death of this
@@ -72,246 +47,14 @@ class Run:
         *,
         opened: records.SessionOpened,
     ) -> None:
+        journal = RunJournal(settings, root, launcher, opened, on_open=lambda: exits.remember(self))
+        super().__init__(settings, journal)
         self.run_key = opened.run_key
         self.joined = opened.intent == "join"
         self.ended = False
         self.status_at_exit: records.Status = "KILLED"
-        self.settings = settings
-        self._metric_names, self._param_names, self._tag_names = SafeNames(), SafeNames(), SafeNames()
-        self._lock = threading.RLock()
-        self._clock = MetricClock()
         self._error_before = exits.last_uncaught()
-        self.journal = RunJournal(settings, root, launcher, opened, on_open=lambda: exits.remember(self))
         self._context = ContextRecorder(settings, self.journal, opened)
-
-    # -- the verbs ---------------------------------------------------------------------------------------------------
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log one point of each metric, stamped with the present time.
-
-        Args:
-            metrics: Names and values; a value is a number, or a tensor or array of one element. NaN is kept; MLflow
-                stores the infinities as ±1.797e308.
-            step: Training step, a signed 64-bit integer; None stands for 0, as in MLflow.
-
-        Raises:
-            InvalidNameError: A name is empty or not a text.
-            MetricValueError: A value is not one number; none of this call's metrics is logged then.
-        """
-        names = self._metric_names.safe
-        points = {
-            names.get(key) or self._metric_names.add(key): value if type(value) is float else to_scalar(key, value)
-            for key, value in metrics.items()
-        }
-        step = whole_step(step)
-        if points:
-            with self._lock:  # in the order of their stamps
-                self.journal.append(records.Metrics(self._clock.stamp(step, points), step, points))
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters; a text longer than 6 000 characters is cut, and kept whole in ``params/<name>.txt``.
-
-        A param cannot be changed in MLflow: of two values the first stays, and the run gets the tag
-        ``param_drift.<name>``.
-
-        Raises:
-            InvalidNameError: A name is empty or not a text.
-        """
-        texts: dict[str, str] = {}
-        for key, value in params.items():
-            name = self._param_names.safe.get(key) or self._param_names.add(key)
-            text = entry_text(key, value)
-            if len(text) > MAX_PARAM_LENGTH:
-                self.log_text(text, f"params/{name}.txt")
-                text = text[: MAX_PARAM_LENGTH - 1] + "…"
-            texts[name] = text
-        if texts:
-            self.journal.append(records.Params(texts))
-
-    def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags; a tag set again takes the new value. A text longer than 8 000 characters is cut.
-
-        Raises:
-            InvalidNameError: A name is empty or not a text.
-        """
-        texts = {
-            self._tag_names.safe.get(key) or self._tag_names.add(key): cut_text(entry_text(key, value), MAX_TAG_LENGTH)
-            for key, value in tags.items()
-        }
-        if texts:
-            self.journal.append(records.Tags(texts))
-
-    def log_artifact(self, path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
-        """Log a file as it is now: it may be changed or deleted right after the call.
-
-        Args:
-            path: A file, or a folder, which is logged under its own name.
-            artifact_path: Folder within the run's artifacts, ``/``-separated; None for their root.
-
-        Raises:
-            InputError: There is nothing at `path`, or `artifact_path` leaves the run's artifacts.
-        """
-        source = Path(path)
-        if not source.exists():
-            raise InputError(f"log_artifact: expected a file or folder, there is nothing at {str(path)!r}")
-        self._log_files(lambda target: snapshot(source, target), source.name or source.resolve().name, artifact_path)
-
-    def log_artifacts(self, folder: str | os.PathLike[str], artifact_path: str | None = None) -> None:
-        """Log the content of a folder as it is now.
-
-        Args:
-            folder: The folder whose files and subfolders are logged.
-            artifact_path: Folder within the run's artifacts that they go to; None for their root.
-
-        Raises:
-            InputError: `folder` is not a folder, or `artifact_path` leaves the run's artifacts.
-        """
-        source = Path(folder)
-        if not source.is_dir():
-            raise InputError(f"log_artifacts: expected a folder, got {str(folder)!r}")
-        self._log_files(lambda target: snapshot(source, target), "", artifact_path)
-
-    def log_text(self, text: str, artifact_file: str) -> None:
-        """Log a text as the artifact `artifact_file`, for example ``"notes/readme.txt"``."""
-        self._log_file(artifact_file, lambda target: target.write_text(text, encoding="utf-8", errors="replace"))
-
-    def log_dict(self, obj: Mapping[str, Any] | list[Any], artifact_file: str) -> None:
-        """Log a mapping or list as JSON, or as YAML where `artifact_file` ends in ``.yaml`` or ``.yml``.
-
-        Objects that the format does not know are made plain, secrets are masked (see `values.plain`).
-        """
-        content = plain(obj)
-        if artifact_file.endswith((".yaml", ".yml")):
-            import yaml
-
-            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        else:
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        self.log_text(text, artifact_file)
-
-    def log_figure(self, fig: Figure, artifact_file: str) -> None:
-        """Log a matplotlib figure as an image; the ending of `artifact_file` gives the format."""
-        self._log_file(artifact_file, lambda target: fig.savefig(target, dpi=200, bbox_inches="tight"))
-
-    def log_dataset(
-        self,
-        name: str,
-        *,
-        digest: str | None = None,
-        schema: Mapping[str, Any] | None = None,
-        size: int | Mapping[str, int] | None = None,
-        source: str = "",
-        source_type: str = "code",
-        context: str | None = None,
-    ) -> None:
-        """Record a dataset as an input of the run.
-
-        Args:
-            name: Name of the dataset.
-            digest: Fingerprint of its content, at most 36 characters; by default one of name, schema, size and source.
-            schema: Names and types of its columns.
-            size: Number of rows, or a mapping such as ``{"num_rows": 3000}``.
-            source: Where it comes from: a path or URI; credentials in it are masked.
-            source_type: MLflow's word for the kind of source: ``local``, ``http``, ``hugging_face``, ``code``, …
-            context: What the run uses it for: ``training``, ``evaluation``, …
-
-        Raises:
-            InvalidNameError: The name is empty.
-            InputError: The digest is too long.
-        """
-        self.journal.append(
-            describe_dataset(
-                name,
-                digest=digest,
-                schema=schema,
-                size=size,
-                source=source,
-                source_type=source_type,
-                context=context,
-            )
-        )
-
-    def log_model(
-        self,
-        mlmodel_folder: str | os.PathLike[str],
-        name: str = "model",
-        registered_model_name: str | None = None,
-        aliases: Iterable[str] = (),
-        step: int | None = None,
-        *,
-        tags: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Log a model that has been saved in an MLflow flavor, and register it.
-
-        Args:
-            mlmodel_folder: A folder with an ``MLmodel`` file; it may be deleted right after the call.
-            name: Name of the logged model within the run.
-            registered_model_name: Name in the model registry; None registers nothing.
-            aliases: Aliases that the new version takes over.
-            step: Training step of the model; None stands for the run's last.
-            tags: Tags of the logged model and of the registered version.
-
-        Raises:
-            InputError: The folder holds no ``MLmodel`` file, or there are aliases without a registered name.
-            ConfigError: An alias is one that MLflow forbids.
-        """
-        source = Path(mlmodel_folder)
-        if not (source / "MLmodel").is_file():
-            raise InputError(f"log_model: expected a folder with an MLmodel file, got {str(mlmodel_folder)!r}")
-        checked = check_aliases(aliases)
-        check_model_name(name, "name")
-        if registered_model_name is not None:
-            check_model_name(registered_model_name, "registered_model_name")
-        elif checked:
-            raise InputError(f"log_model: aliases {checked!r} need a registered_model_name")
-        model_tags = {safe_name(key): entry_text(key, value) for key, value in (tags or {}).items()}
-
-        def record(staged: str) -> records.Record:
-            return records.Model(
-                timestamp=records.now_ms(),
-                record_key=uuid.uuid4().hex,
-                staged=staged,
-                name=name,
-                registered_model_name=registered_model_name,
-                aliases=checked,
-                step=step,
-                tags=model_tags,
-            )
-
-        self.journal.stage("model", lambda target: snapshot(source, target), record)
-
-    def draw(
-        self, kind: records.DrawingKind, artifact_path: str = "figures", data: Path | str | None = None, **captions: str
-    ) -> None:
-        """Have a picture drawn of the run; delivery does it, so that it costs the training nothing.
-
-        Args:
-            kind: ``learning_curves``, of the points logged so far under ``train/``, ``eval/`` and ``test/``;
-                ``confusion_matrix``, ``episodes`` or ``equity``, of `data`.
-            artifact_path: Folder within the run's artifacts that the picture goes to.
-            data: A file as the callbacks log it (``confusion_matrix.json``, ``episodes.csv``, ``equity_curve.csv``),
-                or the text of one.
-            captions: What is to be said in the picture: ``step``, ``note``, ``source``, ``periods_per_year``.
-
-        Raises:
-            InputError: `artifact_path` leaves the run's artifacts.
-        """
-        if not self.settings.log_figures:
-            return
-        place = str(artifact_place(artifact_path, "artifact_path"))
-        if data is None:
-            self.journal.append(records.Drawing(kind, place, captions=captions))
-            return
-
-        def write(target: Path) -> None:
-            if isinstance(data, str):
-                target.write_text(data, encoding="utf-8")
-            else:
-                snapshot(data, target)
-
-        self.journal.stage("data", write, lambda staged: records.Drawing(kind, place, staged, captions))
-
-    # -- the run's life ----------------------------------------------------------------------------------------------
 
     def end(self, status: records.Status = "FINISHED") -> None:
         """End the run; a second call does nothing. Delivery goes on in the background, `flush` waits for it.
@@ -422,21 +165,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.run_key} at {self.settings.shown_uri}{', ended' if self.ended else ''}>"
-
-    # -- inside ------------------------------------------------------------------------------------------------------
-
-    def _log_file(self, artifact_file: str, write: Callable[[Path], object]) -> None:
-        if not isinstance(artifact_file, str) or not artifact_file.strip("/ "):
-            raise InvalidNameError(
-                f"artifact_file: expected a path such as 'a/b.txt', got {artifact_file!r}", name=artifact_file
-            )
-        place = artifact_place(artifact_file, "artifact_file")
-        parent = str(place.parent)
-        self._log_files(write, place.name, None if parent == "." else parent)
-
-    def _log_files(self, write: Callable[[Path], object], name: str, artifact_path: str | None) -> None:
-        place = str(artifact_place(artifact_path, "artifact_path")) if artifact_path else None
-        self.journal.stage(name, write, lambda staged: records.Artifact(staged, place))
 
 
 def _is_pruned(error: BaseException) -> bool:

@@ -54,6 +54,8 @@ class Settings:
         log_logs: Record what passes through `logging`.
         log_figures: Have pictures drawn of the run.
         log_system_metrics: Sample the machine.
+        log_datasets: Record the datasets that a training is given, as inputs.
+        log_sample_rows: Log some of their rows.
     """
 
     tracking_uri: str = field(repr=False)
@@ -72,6 +74,8 @@ class Settings:
     log_logs: bool = True
     log_figures: bool = True
     log_system_metrics: bool = False
+    log_datasets: bool = True
+    log_sample_rows: bool = False
 
     @property
     def shown_uri(self) -> str:
@@ -97,6 +101,8 @@ def resolve_settings(
     log_logs: bool | None = None,
     log_figures: bool | None = None,
     log_system_metrics: bool | None = None,
+    log_datasets: bool | None = None,
+    log_sample_rows: bool | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """Resolve a tracker's settings; see `MLflowTracker` for the arguments.
@@ -121,6 +127,8 @@ def resolve_settings(
         "log_logs": log_logs,
         "log_figures": log_figures,
         "log_system_metrics": log_system_metrics,
+        "log_datasets": log_datasets,
+        "log_sample_rows": log_sample_rows,
     }
     chosen = _read_config(Path(config)) if config is not None else {}
     for name, value in given.items():
@@ -156,6 +164,8 @@ def resolve_settings(
         log_figures=chosen.get("log_figures", everything),
         # As mlflow.start_run does it: the variable stands where no argument was given.
         log_system_metrics=chosen.get("log_system_metrics", everything and _is_on(environ, SYSTEM_METRICS_VARIABLE)),
+        log_datasets=chosen.get("log_datasets", everything),
+        log_sample_rows=chosen.get("log_sample_rows", False),
     )
 
 
@@ -249,6 +259,8 @@ _CHECKS: dict[str, Callable[[object, str, str], Any]] = {
     "log_logs": _flag,
     "log_figures": _flag,
     "log_system_metrics": _flag,
+    "log_datasets": _flag,
+    "log_sample_rows": _flag,
 }
 # The config file's own word for the experiment; the constructor's word is understood as well.
 _CONFIG_KEYS = {"default_experiment_name": "experiment_name"} | {name: name for name in _CHECKS}

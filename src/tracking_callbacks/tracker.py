@@ -46,7 +46,8 @@ class MLflowTracker:
         config_files: Settings files that runs are made from, logged under ``config/files/`` with secrets masked, as
             the file `config` is.
         log_everything: Record what makes a run complete without being asked (see below); with False a run holds
-            params and metrics, and what is logged explicitly. The switches below go before it, each for its piece.
+            params and metrics, and what is logged explicitly; a model only if a callback was given a name to register
+            it under, or another `log_model` than its default. The switches below go before it, each for its piece.
         log_config: Command line, resolved settings and config files, under ``config/``.
         log_source: Git commit, branch, remote and dirty flag as tags; the uncommitted changes and the entry script
             under ``source/``.
@@ -55,6 +56,9 @@ class MLflowTracker:
         log_figures: Pictures of the run, under ``figures/`` and beside an evaluation's report.
         log_system_metrics: Sample CPU, memory, disk, network and GPUs as MLflow's ``system/…`` metrics; by default as
             ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says. Needs psutil, GPUs nvidia-ml-py.
+        log_datasets: The datasets that a callback's training is given, as inputs of the run.
+        log_sample_rows: Twenty rows of each of them, as tables under ``data/``; not unless it is asked for, for data
+            may be private.
 
     Raises:
         ConfigError: A value has the wrong type or form; the message names it and what was expected.
@@ -79,6 +83,8 @@ class MLflowTracker:
         log_logs: bool | None = None,
         log_figures: bool | None = None,
         log_system_metrics: bool | None = None,
+        log_datasets: bool | None = None,
+        log_sample_rows: bool | None = None,
     ) -> None:
         self.settings: Settings = resolve_settings(
             tracking_uri,
@@ -97,6 +103,8 @@ class MLflowTracker:
             log_logs=log_logs,
             log_figures=log_figures,
             log_system_metrics=log_system_metrics,
+            log_datasets=log_datasets,
+            log_sample_rows=log_sample_rows,
         )
 
     @classmethod

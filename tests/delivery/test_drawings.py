@@ -12,7 +12,7 @@ from processes import own_artifacts, run_script
 from tracking_callbacks import MLflowTracker
 
 EPISODES = "timestep,reward,length,sharpe_ratio\n" + "".join(f"{10 * n},{n},10,{n / 10}\n" for n in range(1, 40))
-EQUITY = "step,equity\n" + "".join(f"{n},{100 + n % 7}\n" for n in range(50))
+EQUITY = "episode,step,equity\n" + "".join(f"{n // 50 + 3},{n % 50},{100 + n % 7}\n" for n in range(150))
 
 
 def pixels(client: MlflowClient, run_id: str, path: str, folder: Path) -> tuple[int, int]:
@@ -34,7 +34,7 @@ def test_delivery_draws_what_a_run_asks_for(tracker: MLflowTracker, client: Mlfl
     report = run.flush(60)
 
     assert (report.delivered, report.rejected, report.complete) == (52, 0, True)
-    pictures = [f"figures/{name}.png" for name in ("episodes", "equity_curve", "learning_curves", "sharpe_ratio")]
+    pictures = [f"figures/{name}.png" for name in ("episodes", "equity_curves", "learning_curves", "sharpe_ratio")]
     found = [entry.path for entry in client.list_artifacts(run.run_id, "figures")]
     assert sorted(found) == pictures
     for path in (*pictures, "evaluation/confusion_matrix.png"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import warnings
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from gymnasium import spaces
 from markets import TINY, Market, Store, callback_for
 from sb3_contrib import ARS
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -226,3 +228,62 @@ def test_the_table_of_a_training_that_is_killed_later_has_been_logged_already(
 
     # Of 3, 6, 9, 12, 16 and 19 episodes; the last time, the table had grown by less than a quarter.
     assert found == [3, 6, 9, 12, 16, 16]
+
+
+class Prices(Market):
+    """A market with a frame of prices, of which a part is played, as gym-anytrading has it."""
+
+    def __init__(self, first: int, last: int) -> None:
+        super().__init__()
+        days = pd.date_range("2020-01-01", periods=100, name="Date")
+        self.df = pd.DataFrame({"Close": np.arange(100.0)}, index=days)
+        self.frame_bound, self.window_size = (first, last), 5
+
+
+def prices(first: int, last: int) -> DummyVecEnv:
+    return DummyVecEnv([lambda: Monitor(Prices(first, last))])
+
+
+def test_the_prices_of_training_and_evaluation_are_inputs_and_their_equity_curves_are_kept(
+    server: Any, shared_journal: Path, store: Store, tmp_path: Path
+) -> None:
+    tracker = MLflowTracker(server.uri, "prices", journal_root=shared_journal, log_sample_rows=True)
+    callback = MLflowSB3Callback(tracker, log_model=False)
+    evaluation = EvalCallback(prices(60, 100), n_eval_episodes=3, eval_freq=32, verbose=0)
+    PPO("MlpPolicy", prices(5, 60), **TINY).learn(64, callback=[callback, evaluation])
+    run = store.delivered(callback.run)
+
+    found = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
+    rows = {context: json.loads(dataset.profile)["num_rows"] for context, dataset in found.items()}
+    assert rows == {"training": 60, "evaluation": 45}
+    assert {dataset.name for dataset in found.values()} == {"Prices prices"}
+
+    def read(path: str) -> Any:
+        return Path(store.client.download_artifacts(run.info.run_id, path, str(tmp_path))).read_text()
+
+    sample = json.loads(read("data/sample_eval.json"))
+    assert (sample["columns"], sample["data"][0], len(sample["data"])) == (
+        ["Date", "Close"], ["2020-02-25 00:00:00", 55.0], 20,
+    )  # fmt: skip
+    curves = pd.read_csv(io.StringIO(read("equity_curves.csv")))
+    assert curves["episode"].unique().tolist() == [2, 3, 4, 5, 6]
+    last = curves[curves["episode"] == 6]
+    assert last["equity"].tolist() == pytest.approx(Market().equities(6), rel=1e-12)
+    assert last["step"].tolist() == list(range(11))
+    evaluated = pd.read_csv(io.StringIO(read("evaluation/eval/step-64/equity_curves.csv")))
+    assert evaluated["episode"].unique().tolist() == [1, 2, 3]
+    assert store.client.download_artifacts(run.info.run_id, "evaluation/eval/step-64/equity_curves.png", str(tmp_path))
+
+
+def test_with_log_everything_off_there_are_params_and_metrics_alone(
+    server: Any, shared_journal: Path, store: Store
+) -> None:
+    tracker = MLflowTracker(server.uri, "bare-agents", journal_root=shared_journal, log_everything=False)
+    callback = MLflowSB3Callback(tracker)
+    PPO("MlpPolicy", prices(5, 60), **TINY).learn(64, callback=callback)
+    run = store.delivered(callback.run)
+
+    assert (run.data.params["algorithm"], "episode/reward" in run.data.metrics) == ("PPO", True)
+    assert [entry.path for entry in store.client.list_artifacts(run.info.run_id)] == []
+    assert (run.inputs.dataset_inputs, run.outputs.model_outputs) == ([], [])
+    assert {tag.split(".")[0] for tag in run.data.tags} == {"mlflow", "tracking_callbacks"}

@@ -73,8 +73,12 @@ def _drawn(record: Drawing, folder: RunFolder, points: dict[str, Curve]) -> dict
                 ),
             }
         case "equity":
-            curve = figures.read_columns(content.splitlines())["equity"]
-            return {"equity_curve.png": figures.equity_curves({captions.get("note", "last episode"): curve})}
+            values = figures.read_columns(content.splitlines())
+            label = captions.get("label", "episode")
+            rows = {f"{label} {number:.0f}": values["episode"] == number for number in np.unique(values["episode"])}
+            curves = {name: values["equity"][own] for name, own in rows.items()}
+            places = {name: values["step"][own] for name, own in rows.items()}
+            return {"equity_curves.png": figures.equity_curves(curves, places)}
 
 
 class Curve:

@@ -39,6 +39,9 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
         deliver_model(store, once, run_id, record, snapshot)
     elif not snapshot.is_dir():
         store.log_artifact(run_id, snapshot, record.artifact_path)
+        if isinstance(record, Artifact) and record.table:
+            place = "/".join(filter(None, (record.artifact_path, snapshot.name)))
+            store.declare_table(run_id, place)
     elif snapshot.parent == folder.staged:  # the content of a folder, without a name of its own
         store.log_artifacts(run_id, snapshot, record.artifact_path)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ __all__ = ["MlflowStore"]
 RUN_KEY_TAG = "tracking_callbacks.run_key"
 SESSION_TAG = "tracking_callbacks.session"
 RECORD_TAG = "tracking_callbacks.record"
+TABLES_TAG = "mlflow.loggedArtifacts"
 
 _TIMEOUT_SECONDS = 30
 
@@ -159,6 +161,18 @@ class MlflowStore:
                 raise
             for path, place in _files_below(folder):
                 self.log_artifact(run_id, path, "/".join(filter(None, (artifact_path, place))) or None)
+
+    @tried_again
+    def declare_table(self, run_id: str, place: str) -> None:
+        """Add a file to those that the UI shows as tables, as ``mlflow.log_table`` does; a replay changes nothing."""
+        try:
+            tables = json.loads(self.run(run_id).data.tags.get(TABLES_TAG, "[]"))
+        except ValueError as error:
+            raise Refused(f"the run's tag {TABLES_TAG} holds no JSON") from error
+        table = {"path": place, "type": "table"}
+        if table not in tables:
+            with translated():
+                self._client().set_tag(run_id, TABLES_TAG, json.dumps([*tables, table]))
 
     @tried_again
     def log_dataset(self, run_id: str, dataset: Dataset) -> None:

@@ -30,7 +30,7 @@ __all__ = ["MAX_CURVES", "drawdown", "equity_curves"]
 MAX_CURVES = len(PALETTE)
 
 
-def equity_curves(curves: Mapping[str, ArrayLike]) -> Figure | None:
+def equity_curves(curves: Mapping[str, ArrayLike], steps: Mapping[str, ArrayLike] | None = None) -> Figure | None:
     """Draw the account value of episodes, and beneath it how far each is below its peak so far.
 
     The area of the newest one's drawdown is filled. The legend has each episode's total return and largest drawdown.
@@ -39,6 +39,7 @@ def equity_curves(curves: Mapping[str, ArrayLike]) -> Figure | None:
         curves: Account values, shape (n,), one at the reset and one after each step, in any unit, by the name of the
             episode, such as "last episode". Oldest first; of more than `MAX_CURVES` the last ones are drawn. What is
             not finite is a gap; an episode with fewer than two values is left out.
+        steps: Steps of the episode that the values belong to, where they are not 0, 1, 2, …
 
     Returns:
         None where no episode is left.
@@ -55,14 +56,15 @@ def equity_curves(curves: Mapping[str, ArrayLike]) -> Figure | None:
     drawn = drawn[-MAX_CURVES:]
     for age, (name, equity) in reversed(list(enumerate(reversed(drawn)))):
         pen, newest = Pen(PALETTE[age]), age == 0
-        steps = np.arange(equity.size, dtype=np.float64)
+        known = np.arange(equity.size) if steps is None else steps[name]
+        x = np.asarray(known, dtype=np.float64)
         fallen = drawdown(equity)
         label = f"{shorten(name, 32)}{_figures(equity, fallen)}"
-        draw_line(above, steps, equity, pen=pen, label=label, markers=True, width=1.8 if newest else 1.1)
-        draw_line(below, steps, 100.0 * fallen, pen=pen, label="_", width=1.0)
+        draw_line(above, x, equity, pen=pen, label=label, markers=True, width=1.8 if newest else 1.1)
+        draw_line(below, x, 100.0 * fallen, pen=pen, label="_", width=1.0)
         if newest:  # several fills would hide each other
-            x, y = envelope(steps, 100.0 * fallen, MAX_POINTS)
-            below.fill_between(x, y, 0.0, color=pen.color, alpha=0.25, linewidth=0.0)
+            shown, y = envelope(x, 100.0 * fallen, MAX_POINTS)
+            below.fill_between(shown, y, 0.0, color=pen.color, alpha=0.25, linewidth=0.0)
     label_axes(above, Panel("Equity curve: account value over the episode", "step of the episode", "account value"))
     label_axes(
         below,

@@ -98,7 +98,7 @@ def isolated(values: Series) -> list[int]:
 
 
 def read_columns(lines: Iterable[str]) -> dict[str, Series]:
-    """Return the columns of a CSV table of numbers, such as ``episodes.csv`` or ``equity_curve.csv``, by their names.
+    """Return the columns of a CSV table of numbers, such as ``episodes.csv`` or ``equity_curves.csv``, by their names.
 
     Args:
         lines: The lines, a header first: an open file, or ``text.splitlines()``.

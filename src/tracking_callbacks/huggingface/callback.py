@@ -22,6 +22,7 @@ from tracking_callbacks.attach import Attachment, address_of, run_key_at
 from tracking_callbacks.errors import ConfigError, MetricValueError, TrackingError
 from tracking_callbacks.guard import never_in_the_way
 from tracking_callbacks.huggingface.classification import claim_report
+from tracking_callbacks.huggingface.inputs import log_dataset_of
 from tracking_callbacks.huggingface.metrics import evaluation_prefix, grouped
 from tracking_callbacks.huggingface.model import ModelForm, check_choice, choose_form, processor_of, save_mlmodel
 from tracking_callbacks.huggingface.params import Description, describe, describe_search
@@ -115,6 +116,7 @@ class MLflowTrainerCallback(TrainerCallback):
         self._completed = False
         self._skipped: set[str] = set()
         self._reports: Counter[tuple[str, str]] = Counter()
+        self._inputs: set[tuple[str, str]] = set()
 
     @property
     def run(self) -> Run | None:
@@ -132,7 +134,7 @@ class MLflowTrainerCallback(TrainerCallback):
     ) -> None:
         """Open the run, or continue it, and log what the training is made of."""
         check_choice(self.log_model, kwargs["model"])  # wrong configuration raises, before the first step
-        self._begin(args, state, control, model=kwargs["model"])
+        self._begin(args, state, control, **kwargs)
 
     @on_main_process
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -144,7 +146,9 @@ class MLflowTrainerCallback(TrainerCallback):
     @on_main_process
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the report behind an evaluation; its numbers have come through `on_log` already."""
-        self._log_report(self._attached(args).run_for_evaluation(), kwargs["metrics"], state.global_step)
+        run = self._attached(args).run_for_evaluation()
+        self._log_report(run, kwargs["metrics"], state.global_step)
+        self._log_input(run, evaluation_prefix(kwargs["metrics"]) or "eval", "evaluation", kwargs)
 
     @on_main_process
     def on_predict(
@@ -159,6 +163,7 @@ class MLflowTrainerCallback(TrainerCallback):
         run = self._attached(args).run_for_evaluation()
         self._log_metrics(run, grouped(metrics), state.global_step)
         self._log_report(run, metrics, state.global_step)
+        self._log_input(run, evaluation_prefix(metrics) or "test", "test", kwargs)
 
     @on_main_process
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -182,7 +187,7 @@ class MLflowTrainerCallback(TrainerCallback):
             attachment.end_training("KILLED")
             return
         run.draw("learning_curves")
-        if self.log_model is not False:
+        if self._wants_model(run):
             self._save_model(run, args, state, kwargs)
         attachment.end_training()
 
@@ -196,7 +201,8 @@ class MLflowTrainerCallback(TrainerCallback):
         return self._attachment
 
     @on_main_process
-    def _begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module) -> None:
+    def _begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        model = kwargs["model"]
         attachment = self._attached(args)
         self._completed = False
         if self._is_retry(args, state) and attachment.training and attachment.run is not None:
@@ -221,15 +227,18 @@ class MLflowTrainerCallback(TrainerCallback):
             resume_key = run_key_at(_carried(state).get(STATE_KEY), attachment.settings, owner="the checkpoint")
             run = attachment.begin_training(resume_key=resume_key)
         _carry(state, run)
-        run.set_tags(_tags(model))
+        if run.settings.log_everything:
+            run.set_tags(_tags(model))
         run.log_params({f"trial.{key}": value for key, value in (state.trial_params or {}).items()})
         _log_description(run, describe(args, model))
+        self._log_input(run, "train", "training", kwargs)
 
     def _begin_trial(self, attachment: Attachment, args: TrainingArguments, state: TrainerState) -> Run:
         number = 0 if attachment.search is None else self._trials
         run, search = attachment.begin_trial(state.trial_name or f"trial-{number}")
         if number == 0:
-            search.set_tags({"framework": "transformers"})
+            if search.settings.log_everything:
+                search.set_tags({"framework": "transformers"})
             _log_description(search, describe_search(args, varied=state.trial_params or {}))
         self._trials = number + 1
         search.set_tags({"tracking_callbacks.trials": self._trials})
@@ -252,10 +261,19 @@ class MLflowTrainerCallback(TrainerCallback):
                     logger.warning("%s; it is left out of the run", error)
         run.log_metrics(metrics, step=step)
 
+    def _log_input(self, run: Run, role: str, context: str, given: Mapping[str, Any]) -> None:
+        """Record the dataset of a training or an evaluation, the first time that it is used for this run."""
+        role = safe_name(role).replace("/", "_")
+        if (run.run_key, role) not in self._inputs:
+            self._inputs.add((run.run_key, role))
+            dataloader = given.get("train_dataloader" if context == "training" else "eval_dataloader")
+            tokenizer, model = given.get("processing_class"), given.get("model")
+            log_dataset_of(run, dataloader, role, context=context, tokenizer=tokenizer, model=model)
+
     def _log_report(self, run: Run, metrics: Mapping[str, Any], step: int) -> None:
         prefix = evaluation_prefix(metrics) or ""
         report = claim_report(metrics, prefix)
-        if report is None:
+        if report is None or not run.settings.log_everything:
             return
         evaluated = safe_name(prefix or "unnamed").replace("/", "_")
         folder = f"evaluation/{evaluated}/step-{step}"
@@ -266,6 +284,10 @@ class MLflowTrainerCallback(TrainerCallback):
         counts = {"labels": report.labels, "matrix": report.matrix}
         run.log_dict(counts, f"{folder}/confusion_matrix.json")
         run.draw("confusion_matrix", folder, json.dumps(counts), note=f"{prefix or 'evaluation'}, step {step}")
+
+    def _wants_model(self, run: Run) -> bool:
+        unasked = self.log_model in ("auto", True) and self.registered_model_name is None
+        return self.log_model is not False and (run.settings.log_everything or not unasked)
 
     @never_in_the_way(default=None)
     def _save_model(self, run: Run, args: TrainingArguments, state: TrainerState, context: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ from tracking_callbacks.sb3.evaluation import BestAgent, Evaluation, EvaluationW
 from tracking_callbacks.sb3.logger import RunWriter
 from tracking_callbacks.sb3.origin import note_run, noted_run_key
 from tracking_callbacks.sb3.params import describe
+from tracking_callbacks.sb3.prices import log_prices
 from tracking_callbacks.sb3.recorder import EpisodeRecorder
 from tracking_callbacks.sb3.relay import EventRelay, outermost
 from tracking_callbacks.tracker import MLflowTracker
@@ -107,6 +108,7 @@ class MLflowSB3Callback(BaseCallback):
         self._recorder: EpisodeRecorder | None = None
         self._watches: list[EvaluationWatch] = []
         self._best = BestAgent()
+        self._last_evaluations: dict[str, tuple[int, Evaluation]] = {}
 
     @property
     def run(self) -> Run | None:
@@ -161,7 +163,7 @@ class MLflowSB3Callback(BaseCallback):
             return
         interrupted = not self._training_has_finished()
         self._wind_up()
-        if self.log_model and self.run is not None and not interrupted:
+        if self.run is not None and not interrupted and self._wants_model(self.run):
             self._save_model(self.run)
         self._end(interrupted)
 
@@ -201,8 +203,10 @@ class MLflowSB3Callback(BaseCallback):
     def _describe(self, run: Run) -> None:
         described = describe(self.model)
         framework = {"framework": "stable_baselines3", "framework_version": stable_baselines3.__version__}
-        run.set_tags(framework | {"model_type": described["algorithm"]})
+        if run.settings.log_everything:
+            run.set_tags(framework | {"model_type": described["algorithm"]})
         run.log_params(described)
+        log_prices(run, self.training_env, "train", context="training")
         if run.settings.log_config:
             run.log_dict(described, "config/sb3.json")
 
@@ -217,8 +221,11 @@ class MLflowSB3Callback(BaseCallback):
         root = self.locals.get("callback")  # of learn(), which knows all of them
         found = list(evaluations_in(root if isinstance(root, BaseCallback) else outermost(self)))
         for index, callback in enumerate(found):
-            on_evaluation = functools.partial(self._on_evaluation, decides=index == 0)
+            role = "eval" if index == 0 else f"eval_{index + 1}"
+            on_evaluation = functools.partial(self._on_evaluation, role)
             self._watches.append(EvaluationWatch(callback, self.returns, self.periods_per_year, on_evaluation))
+            if self.run is not None:
+                log_prices(self.run, callback.eval_env, role, context="evaluation")
 
     def _training_has_finished(self) -> bool:
         """Whether ``learn()`` itself announces its end, or somebody else after it was interrupted.
@@ -251,6 +258,11 @@ class MLflowSB3Callback(BaseCallback):
         self._log_window(step)
         if self._recorder is not None:
             self._recorder.log_artifacts()
+        self._log_last_evaluations()
+
+    def _wants_model(self, run: Run) -> bool:
+        unasked = self.log_model is True and self.registered_model_name is None
+        return self.log_model is not False and (run.settings.log_everything or not unasked)
 
     @never_in_the_way
     def _save_model(self, run: Run) -> None:
@@ -299,7 +311,7 @@ class MLflowSB3Callback(BaseCallback):
         if self._off_policy:
             self._log_window(step)
 
-    def _on_evaluation(self, evaluation: Evaluation, *, decides: bool) -> None:
+    def _on_evaluation(self, role: str, evaluation: Evaluation) -> None:
         run = self.run
         if run is None:
             return
@@ -308,8 +320,15 @@ class MLflowSB3Callback(BaseCallback):
         if evaluation.left_out:
             reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(evaluation.left_out.items()))
             run.set_tags({"eval.left_out": f"episodes of the last evaluation without trading figures: {reasons}"})
-        if decides and self.log_model == "best":
+        self._last_evaluations[role] = (self.model.num_timesteps, evaluation)
+        if role == "eval" and self.log_model == "best":
             self._best.offer(self.model, evaluation.mean_reward)
+
+    def _log_last_evaluations(self) -> None:
+        while self._last_evaluations and self.run is not None:
+            role, (step, evaluation) = self._last_evaluations.popitem()
+            place = f"evaluation/{role}/step-{step}"
+            evaluation.equity.log(self.run, place, picture=place, label="evaluation episode")
 
     @property
     def _off_policy(self) -> bool:

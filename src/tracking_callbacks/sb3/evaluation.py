@@ -20,6 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from tracking_callbacks.episodes import EpisodeBook, figures_over_episodes
+from tracking_callbacks.equity_curves import EquityCurves
 from tracking_callbacks.flavors import sb3 as flavor
 from tracking_callbacks.guard import never_in_the_way
 from tracking_callbacks.returns import Returns, choose_source
@@ -35,11 +36,13 @@ class Evaluation:
         mean_reward: As the ``EvalCallback`` has it.
         figures: The trading figures over all its episodes that exist, see `figures_over_episodes`.
         left_out: How many of its episodes could not be used for these, by the reason.
+        equity: The account values of its last episodes, where they have any.
     """
 
     mean_reward: float
     figures: dict[str, float]
     left_out: Counter[str] = field(default_factory=Counter)
+    equity: EquityCurves = field(default_factory=EquityCurves)
 
 
 class EvaluationWatch:
@@ -96,6 +99,8 @@ class EvaluationWatch:
         self._rewards: NDArray[Any] | None = None  # of the step that was added last
         self._series: list[NDArray[np.float64]] = []
         self._left_out: Counter[str] = Counter()
+        self._equity = EquityCurves()
+        self._episodes = 0
 
     @never_in_the_way
     def _add_step(self, step: dict[str, Any]) -> None:
@@ -111,6 +116,9 @@ class EvaluationWatch:
         index, info = step["i"], step["info"]
         if step["done"] and (not step["is_monitor_wrapped"] or "episode" in info):
             episode = self._book.finish(index, 0, info, env.unwrapped.reset_infos[index])
+            self._episodes += 1
+            if self._book.last_equity is not None:
+                self._equity.add(self._episodes, self._book.last_equity)
             if episode is not None and episode.left_out is not None:
                 self._left_out[episode.left_out] += 1
             elif self._book.last_returns is not None:
@@ -127,7 +135,7 @@ class EvaluationWatch:
     def _end(self) -> None:
         compounded = self._book is not None and self._book.source.declared
         figures = figures_over_episodes(self._series, periods_per_year=self._periods, compounded=compounded)
-        self._on_evaluation(Evaluation(self._callback.last_mean_reward, figures, self._left_out))
+        self._on_evaluation(Evaluation(self._callback.last_mean_reward, figures, self._left_out, self._equity))
 
 
 class BestAgent:

@@ -94,8 +94,7 @@ class EpisodeRecorder:
         """Log what is logged once per training."""
         self._run.draw("learning_curves", step="environment step")
         if self._book is not None:
-            captions = {"source": self._book.source.name, "periods_per_year": str(self._periods)}
-            self._log.log_artifacts(self._book.last_equity, captions)
+            self._log.log_artifacts({"source": self._book.source.name, "periods_per_year": str(self._periods)})
         elif self._blind:
             algorithm = type(self._model).__name__
             self._run.set_tags({"episodes.left_out": f"all episodes: {algorithm} tells its callbacks no rewards"})
@@ -135,7 +134,7 @@ class EpisodeRecorder:
             episode = book.finish(env, timestep, info, reset_infos[env] if env < len(reset_infos) else None)
             if episode is None:
                 self._log.leave_out(1, "begun before the training, with no Monitor that knows their begin")
-            elif self._log.add(episode):
+            elif self._log.add(episode, book.last_equity):
                 log.warning(
                     "an episode has no Sharpe ratio: %s in %s; infos have the keys %s",
                     episode.left_out,

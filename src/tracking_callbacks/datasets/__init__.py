@@ -1,0 +1,13 @@
+"""The datasets of a run: what MLflow keeps of them, and how it is read off the objects that trainings are given.
+
+No framework is imported here: an object of one is recognised only where its framework has been imported already.
+"""
+
+from __future__ import annotations
+
+from tracking_callbacks.datasets.description import describe_dataset
+from tracking_callbacks.datasets.inputs import log_input
+from tracking_callbacks.datasets.summary import Summary, summarize
+from tracking_callbacks.datasets.table import table_text
+
+__all__ = ["Summary", "describe_dataset", "log_input", "summarize", "table_text"]

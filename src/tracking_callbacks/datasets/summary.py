@@ -1,0 +1,403 @@
+"""What can be read off a dataset: columns and their types, number of rows, a fingerprint, where it comes from, rows."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+__all__ = ["ColumnType", "Row", "Summary", "summarize"]
+
+# MLflow's word for the type of a column, or a mapping such as {"type": "array", "items": {"type": "long"}}.
+ColumnType = str | dict[str, Any]
+Row = Mapping[str, Any]
+
+# A fingerprint is of the length and so much at the beginning: it is taken in the training thread.
+_MAX_ROWS = 10_000
+_MAX_BYTES = 16 << 20
+# Of Python objects, which take longer, rows at even distances.
+_LISTED_ROWS = 1_000
+_LISTED_BYTES = 4 << 20
+_PROBED_ROWS = 4  # of a dataset whose rows are made when they are asked for
+_ARROW_ROWS_PER_READ = 1_000
+
+# datasets keeps a dataset of the Hub in …/<owner>___<name>/<config>/<version>/<commit>/<file>.arrow
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What was found out about a dataset; what could not be is empty or None.
+
+    Attributes:
+        columns: Names and types of its columns.
+        size: Counts such as ``num_rows``.
+        digest: Eight hexadecimal digits, the same for the same content.
+        name: Its own name.
+        source: Where it comes from, in the words of MLflow's source type.
+        source_type: MLflow's word for the kind of `source`.
+        read: Returns the rows at some indices.
+    """
+
+    columns: Mapping[str, ColumnType] = field(default_factory=dict)
+    size: Mapping[str, int] = field(default_factory=dict)
+    digest: str | None = None
+    name: str | None = None
+    source: Mapping[str, Any] | None = None
+    source_type: str = "code"
+    read: Callable[[Sequence[int]], list[Row]] | None = None
+
+    def sample(self, count: int) -> list[Row]:
+        """Return `count` rows at even distances, all of them where there are fewer."""
+        rows = self.size.get("num_rows", 0)
+        if self.read is None or not rows:
+            return []
+        return self.read(_spread(rows, count))
+
+
+def summarize(dataset: object, *, readable: bool = True) -> Summary:
+    """Return what can be read off `dataset`.
+
+    Known are: ``datasets.Dataset`` and ``IterableDataset``, pandas frames, lists of rows, numpy arrays and torch
+    tensors, torch's ``TensorDataset`` and ``Subset``. Of any other dataset of torch's kind (``__len__`` and
+    ``__getitem__``) four rows are read, with the state of the random number generators kept.
+
+    Args:
+        dataset: The dataset.
+        readable: Rows may be asked for from this process. They may not where worker processes load them: a file
+            that is opened by the first ``__getitem__`` would be shared with all workers.
+    """
+    if isinstance(dataset, Summary):
+        return dataset
+    if (frames := sys.modules.get("pandas")) is not None and isinstance(dataset, frames.DataFrame):
+        return _of_frame(frames, dataset)
+    if (huggingface := _huggingface_datasets()) is not None:
+        if isinstance(dataset, huggingface.Dataset):
+            return _of_huggingface(dataset)
+        if isinstance(dataset, huggingface.IterableDataset):
+            return _of_huggingface_stream(dataset)
+    if (torch_data := sys.modules.get("torch.utils.data")) is not None:
+        if isinstance(dataset, torch_data.TensorDataset):
+            return _of_arrays({str(number): tensor for number, tensor in enumerate(dataset.tensors)})
+        if isinstance(dataset, torch_data.Subset):
+            return _of_subset(dataset, summarize(dataset.dataset, readable=readable))
+    if isinstance(dataset, (list, tuple)):
+        return _of_rows(dataset, dataset.__getitem__, _spread(len(dataset), _LISTED_ROWS))
+    if hasattr(dataset, "shape") and hasattr(dataset, "dtype") and dataset.shape:
+        return _of_arrays({"values": dataset})
+    return _of_any(dataset, readable=readable)
+
+
+# -- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+def _huggingface_datasets() -> ModuleType | None:
+    module = sys.modules.get("datasets")  # a user's own module may have that name
+    return module if hasattr(module, "Dataset") and hasattr(module, "IterableDataset") else None
+
+
+def _of_huggingface(dataset: Any) -> Summary:
+    arrow = dataset.with_format("arrow")
+    columns = {name: _feature_type(feature) for name, feature in dataset.features.items()}
+
+    def read(indices: Sequence[int]) -> list[Row]:
+        rows: list[Row] = arrow.select(indices)[:].to_pylist() if len(indices) else []
+        return rows
+
+    return Summary(
+        columns=columns,
+        size={"num_rows": dataset.num_rows},
+        digest=_digest([repr(columns), str(dataset.num_rows), *_arrow_content(arrow)]),
+        read=read,
+        **_huggingface_origin(dataset),
+    )
+
+
+def _of_huggingface_stream(dataset: Any) -> Summary:
+    columns = {name: _feature_type(feature) for name, feature in (dataset.features or {}).items()}
+    splits = dataset.info.splits or {}
+    rows = splits[str(dataset.split)].num_examples if str(dataset.split) in splits else None
+    return Summary(columns=columns, size={} if rows is None else {"num_rows": rows}, **_huggingface_origin(dataset))
+
+
+def _arrow_content(arrow: Any) -> Iterable[bytes]:
+    """Yield the first rows of a dataset as bytes, the same ones for the same content."""
+    import pyarrow as pa
+
+    read = 0
+    for start in range(0, min(arrow.num_rows, _MAX_ROWS), _ARROW_ROWS_PER_READ):
+        table = arrow[start : start + _ARROW_ROWS_PER_READ].combine_chunks().replace_schema_metadata(None)
+        stream = pa.BufferOutputStream()
+        with pa.ipc.new_stream(stream, table.schema) as writer:
+            writer.write_table(table)
+        content = stream.getvalue()
+        yield content
+        read += content.size
+        if read > _MAX_BYTES:
+            return
+
+
+def _huggingface_origin(dataset: Any) -> dict[str, Any]:
+    info, split = dataset.info, str(dataset.split) if dataset.split is not None else None
+    origin: dict[str, Any] = {"name": info.dataset_name or None}
+    files = [Path(one["filename"]) for one in getattr(dataset, "cache_files", ())]
+    if not files:
+        return origin
+    parts = files[0].parent.parts
+    if len(parts) >= 4 and _COMMIT.fullmatch(parts[-1]):
+        path = parts[-4].replace("___", "/")
+        origin |= {
+            "source_type": "hugging_face",
+            "source": {"path": path, "config_name": info.config_name, "split": split, "revision": parts[-1]},
+        }
+    else:
+        origin |= {"source_type": "local", "source": {"uri": str(files[0].parent)}}
+    return origin
+
+
+def _feature_type(feature: Any) -> ColumnType:
+    """Return MLflow's type for a feature of ``datasets``."""
+    if isinstance(feature, Mapping):
+        return {
+            "type": "object",
+            "properties": {name: _as_mapping(_feature_type(one)) for name, one in feature.items()},
+        }
+    if isinstance(feature, list):
+        return {"type": "array", "items": _as_mapping(_feature_type(feature[0]))}
+    inner = getattr(feature, "feature", None)
+    if inner is not None:  # Sequence, List, LargeList
+        return {"type": "array", "items": _as_mapping(_feature_type(inner))}
+    dtype = str(getattr(feature, "dtype", ""))
+    if (dimensions := getattr(feature, "shape", None)) and hasattr(feature, "dtype"):  # Array2D, …
+        return _nested(_type_name(dtype), len(dimensions))
+    return _type_name(dtype)
+
+
+# -- pandas, arrays --------------------------------------------------------------------------------------------------
+
+
+def _of_frame(pandas: ModuleType, frame: Any) -> Summary:
+    columns = {str(name): _series_type(frame.iloc[:, place]) for place, name in enumerate(frame.columns)}
+    first = frame.iloc[:_MAX_ROWS]
+    content = [repr(columns), str(len(frame))]
+    for place in range(first.shape[1]):
+        column = first.iloc[:, place]
+        try:
+            content.append(pandas.util.hash_pandas_object(column, index=place == 0).to_numpy().tobytes())
+        except TypeError:  # lists and other objects that have no hash
+            content.append(repr(column.tolist()))
+
+    def read(indices: Sequence[int]) -> list[Row]:
+        chosen = frame.iloc[list(indices)]
+        named = not isinstance(frame.index, pandas.RangeIndex)  # dates, mostly
+        rows: list[Row] = (chosen.reset_index() if named else chosen).to_dict("records")
+        return rows
+
+    return Summary(
+        columns=columns,
+        size={"num_rows": len(frame), "num_elements": int(frame.size)},
+        digest=_digest(content),
+        read=read,
+    )
+
+
+def _series_type(series: Any) -> ColumnType:
+    if str(series.dtype) not in ("object", "category"):
+        return _type_name(str(series.dtype))
+    first = series.first_valid_index()
+    return "string" if first is None else _value_type(series.loc[first])
+
+
+def _of_arrays(arrays: Mapping[str, Any]) -> Summary:
+    """Summarize arrays or tensors whose first axis is that of the rows."""
+    rows = min(len(array) for array in arrays.values())
+    columns = {
+        name: _nested(_type_name(str(array.dtype).removeprefix("torch.")), len(array.shape) - 1)
+        for name, array in arrays.items()
+    }
+    content: list[str | bytes] = [repr(columns), str(rows), *(str(tuple(array.shape)) for array in arrays.values())]
+    for array in arrays.values():
+        first = array[: max(1, min(_MAX_ROWS, _MAX_BYTES // max(1, array[:1].nbytes)))]
+        content.append(_array_bytes(first))
+
+    def read(indices: Sequence[int]) -> list[Row]:
+        return [{name: array[index].tolist() for name, array in arrays.items()} for index in indices]
+
+    return Summary(columns=columns, size={"num_rows": rows}, digest=_digest(content), read=read)
+
+
+def _array_bytes(array: Any) -> bytes:
+    if hasattr(array, "detach"):  # of torch, whose bfloat16 numpy does not know
+        if not array.numel():
+            return b""
+        array = array.detach().cpu().contiguous().view(-1).view(sys.modules["torch"].uint8).numpy()
+    return bytes(array.tobytes())
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _of_subset(subset: Any, whole: Summary) -> Summary:
+    indices = [int(index) for index in subset.indices]
+    read = whole.read
+    return Summary(
+        columns=whole.columns,
+        size={"num_rows": len(indices)},
+        digest=_digest([whole.digest or "", repr(indices)]),
+        name=whole.name,
+        source=whole.source,
+        source_type=whole.source_type,
+        read=None if read is None else lambda chosen: read([indices[place] for place in chosen]),
+    )
+
+
+def _of_any(dataset: Any, *, readable: bool) -> Summary:
+    kind = f"{type(dataset).__module__}.{type(dataset).__qualname__}"
+    try:
+        rows = len(dataset)
+    except (TypeError, NotImplementedError):
+        return Summary(digest=_digest([kind]))
+    if not readable or not hasattr(dataset, "__getitem__"):
+        return Summary(size={"num_rows": rows}, digest=_digest([kind, str(rows)]))
+    get = _keeping_random_state(dataset.__getitem__)
+    return _of_rows(dataset, get, _spread(rows, _PROBED_ROWS), kind)
+
+
+def _of_rows(dataset: Any, get: Callable[[int], Any], probed: Sequence[int], kind: str = "") -> Summary:
+    """Summarize a dataset by some of its rows."""
+
+    def read(indices: Sequence[int]) -> list[Row]:
+        return [_as_row(get(index)) for index in indices]
+
+    content: list[str | bytes] = [kind, str(len(dataset))]
+    columns: dict[str, ColumnType] = {}
+    volume = 0
+    for index in probed:
+        row = _as_row(get(index))
+        columns = columns or {str(name): _value_type(value) for name, value in row.items()}
+        content.append(_encode(dict(row)))
+        volume += len(content[-1])
+        if volume > _LISTED_BYTES:
+            break
+    return Summary(columns=columns, size={"num_rows": len(dataset)}, digest=_digest(content), read=read)
+
+
+def _as_row(item: Any) -> Row:
+    if isinstance(item, Mapping):
+        return item
+    if hasattr(item, "_asdict"):
+        return dict(item._asdict())
+    if isinstance(item, (tuple, list)):
+        return {str(place): value for place, value in enumerate(item)}
+    return vars(item) if hasattr(item, "__dict__") and not hasattr(item, "shape") else {"value": item}
+
+
+def _opaque(value: Any) -> Any:
+    """Return what a value that msgpack does not know is told by: its content, and never its address."""
+    if hasattr(value, "tolist") and hasattr(value, "shape"):
+        return [str(value.dtype), tuple(value.shape), _array_bytes(value)] if value.shape else value.item()
+    if isinstance(value, complex):
+        return repr(value)
+    return value.tobytes() if hasattr(value, "tobytes") else type(value).__qualname__  # pictures of PIL
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_opaque).encode
+
+
+def _keeping_random_state(get: Callable[[int], Any]) -> Callable[[int], Any]:
+    """Return `get` such that what it draws from the global generators is not missing in the training."""
+
+    @functools.wraps(get)
+    def kept(index: int) -> Any:
+        import random
+
+        python, numpy, torch = random.getstate(), sys.modules.get("numpy"), sys.modules.get("torch")
+        of_numpy = numpy.random.get_state() if numpy is not None else None
+        of_torch = torch.get_rng_state() if torch is not None else None
+        try:
+            return get(index)
+        finally:
+            random.setstate(python)
+            if numpy is not None:
+                numpy.random.set_state(of_numpy)
+            if torch is not None:
+                torch.set_rng_state(of_torch)
+
+    return kept
+
+
+# -- types, digests --------------------------------------------------------------------------------------------------
+
+_TYPES = {
+    "bool": "boolean", "boolean": "boolean",
+    "int64": "long", "uint32": "long", "uint64": "long",
+    "int8": "integer", "int16": "integer", "int32": "integer", "uint8": "integer", "uint16": "integer",
+    "float16": "float", "bfloat16": "float", "float32": "float", "halffloat": "float", "float": "float",
+    "float64": "double", "double": "double",
+    "string": "string", "large_string": "string", "str": "string",
+    "binary": "binary", "large_binary": "binary",
+}  # fmt: skip
+
+
+def _type_name(dtype: str) -> str:
+    """Return MLflow's name of a type of numpy, torch, Arrow or pandas."""
+    dtype = dtype.lower()
+    if dtype.startswith(("timestamp", "datetime", "date32", "date64")):
+        return "datetime"
+    if dtype.startswith("decimal"):
+        return "double"
+    return _TYPES.get(dtype, "binary" if dtype.startswith(("pil", "dict")) else "string")
+
+
+def _value_type(value: Any) -> ColumnType:
+    """Return MLflow's type of a Python value, array or tensor."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return _nested(_type_name(str(value.dtype).removeprefix("torch.")), len(value.shape))
+    for kinds, name in (
+        (bool, "boolean"),
+        (int, "long"),
+        (float, "double"),
+        ((bytes, bytearray), "binary"),
+        (datetime.date, "datetime"),
+    ):
+        if isinstance(value, kinds):
+            return name
+    if isinstance(value, Mapping):
+        inner = {str(name): _as_mapping(_value_type(one)) for name, one in value.items()}
+        return {"type": "object", "properties": inner}
+    if isinstance(value, (list, tuple)):
+        return {"type": "array", "items": _as_mapping(_value_type(value[0]) if value else "string")}
+    return "string"
+
+
+def _nested(name: str, depth: int) -> ColumnType:
+    kind: ColumnType = name
+    for _ in range(depth):
+        kind = {"type": "array", "items": _as_mapping(kind)}
+    return kind
+
+
+def _as_mapping(kind: ColumnType) -> dict[str, Any]:
+    return {"type": kind} if isinstance(kind, str) else kind
+
+
+def _spread(rows: int, count: int) -> Sequence[int]:
+    """Return `count` indices at even distances, the first row's among them."""
+    return range(rows) if rows <= count else [index * rows // count for index in range(count)]
+
+
+def _digest(content: Iterable[Any]) -> str:
+    import hashlib
+
+    total = hashlib.blake2b(digest_size=4)
+    for part in content:
+        total.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
+    return total.hexdigest()

@@ -1,0 +1,35 @@
+"""The prices that a trading environment plays with, as an input of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+from tracking_callbacks.datasets import log_input
+from tracking_callbacks.guard import never_in_the_way
+from tracking_callbacks.run import Run
+
+__all__ = ["log_prices"]
+
+
+@never_in_the_way
+def log_prices(run: Run, env: VecEnv | None, role: str, *, context: str) -> None:
+    """Record the frame of prices of the first environment, if it has one: gym-anytrading, Gym-Trading-Env, FinRL.
+
+    Environments in processes of their own are passed over: the whole frame would have to come through a pipe.
+    """
+    vec_env = None if env is None else env.unwrapped
+    if not isinstance(vec_env, DummyVecEnv) or not run.settings.log_datasets:
+        return
+    innermost: Any = vec_env.envs[0].unwrapped
+    frame: Any = getattr(innermost, "df", None)
+    if not hasattr(frame, "iloc"):
+        return
+    bounds = getattr(innermost, "frame_bound", None)
+    if bounds is not None:  # of gym-anytrading: the days that are played, and the window before the first
+        start, end = bounds
+        frame = frame.iloc[max(0, start - getattr(innermost, "window_size", 0)) : end]
+    spec = vec_env.envs[0].spec
+    name = spec.id if spec is not None else type(innermost).__name__
+    log_input(run, frame, role, context=context, name=f"{name} prices")
