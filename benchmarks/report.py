@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.comparison import Bar, Column, Row, Samples
+from benchmarks.comparison import Bar, Column, Group, Row, Samples
 
 __all__ = ["Result", "keep", "section", "write"]
 
@@ -28,7 +28,7 @@ CPU is the time of the training's own thread (`time.thread_time`), which other p
 REPEAT = """## How to repeat
 
 ```console
-make bench                                                 # all of it, on a machine that does nothing else
+make bench                                                 # all of it: two hours, on a machine that does nothing else
 make bench ROWS=1,4                                        # some rows; the others' figures stay
 .venv-bench/bin/python -m benchmarks --rows 2 --rounds 9   # the same by hand, after one `make bench`
 .venv-bench/bin/python -m benchmarks --quick               # small sizes, to try the code; writes nothing
@@ -71,8 +71,7 @@ def write(rows: Mapping[str, Row]) -> None:
 def section(row: Row, result: Result) -> str:
     """Return the report on one row, in Markdown."""
     lines = [f"## Row {row.name}: {row.title}", "", row.method, ""]
-    for group in row.groups:
-        samples = Samples(result.groups[group.title])
+    for group, samples in _measured(row, result):
         lines += [f"### {group.title[0].upper()}{group.title[1:]}", ""]
         lines += _table(
             ["", *(column.head for column in group.columns)],
@@ -92,11 +91,15 @@ def section(row: Row, result: Result) -> str:
     return "\n".join(lines)
 
 
+def _measured(row: Row, result: Result) -> list[tuple[Group, Samples]]:
+    """Return the groups with their figures; one that has a new title since has none."""
+    return [(group, Samples(result.groups[group.title])) for group in row.groups if group.title in result.groups]
+
+
 def _summary(rows: Mapping[str, Row], found: Mapping[str, Result]) -> str:
     lines = []
     for name, result in found.items():
-        for group in rows[name].groups:
-            samples = Samples(result.groups[group.title])
+        for group, samples in _measured(rows[name], result):
             lines += [[name, group.title, *_judged(bar, samples)] for bar in group.bars]
     return "\n".join(
         ["## What was to be reached", "", *_table(["row", "work", "to reach", "reached", "met"], lines), ""]

@@ -22,7 +22,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.wall = 0.0
         self.cpu = 0.0
-        self.first: dict[str, float] = {}
+        self.first: dict[str, tuple[float, float]] = {}  # by method; wall and CPU
         self._inside = False
 
     def time_methods(self, owner: Any, names: Iterable[str]) -> None:
@@ -40,10 +40,10 @@ class Stopwatch:
             try:
                 return method(*args, **kwargs)
             finally:
-                took = time.perf_counter() - began
-                self.wall += took
-                self.cpu += time.thread_time() - spent
-                self.first.setdefault(name, took)
+                wall, cpu = time.perf_counter() - began, time.thread_time() - spent
+                self.wall += wall
+                self.cpu += cpu
+                self.first.setdefault(name, (wall, cpu))
                 self._inside = False
 
         return timed

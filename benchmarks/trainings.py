@@ -92,13 +92,15 @@ def train_bert(contender: str, uri: str, threads: int, steps: int, everything: b
     spent, began = time.thread_time(), time.perf_counter()
     trainer.train()
     train_s, cpu_s = time.perf_counter() - began, time.thread_time() - spent
+    begin_wall, begin_cpu = hooks.first.get("on_train_begin", (0.0, 0.0))
     result = {
         "train_s": train_s,
         "cpu_s": cpu_s,
         "hooks_s": hooks.wall,
         "hooks_cpu_s": hooks.cpu,
         "hooks_percent": 100 * hooks.wall / train_s,
-        "begin_ms": 1000 * hooks.first.get("on_train_begin", 0.0),
+        "begin_ms": 1000 * begin_wall,
+        "begin_cpu_ms": 1000 * begin_cpu,
         "to_first_step_ms": 1000 * (clock.begins[0] - began),
     } | _of_steps(clock.begins)
     if contender == "ours":

@@ -72,7 +72,7 @@ ROW = Row(
             title="a call, and the trainer",
             contenders={OURS: _calls},
             columns=(
-                *(Column(f"p50_us_{mark}", f"p50 at {mark:,}, µs".replace(",", " ")) for mark in MARKS),
+                *(Column(f"p50_us_{mark}", f"p50 at {f'{mark:,}'.replace(',', ' ')}, µs") for mark in MARKS),
                 Column("rss_mb_1000", "memory at 1 000, MB"),
                 Column("rss_growth_mb", "grown at 1 000 000, MB"),
                 Column("bytes", "bytes a record", 0),

@@ -12,6 +12,7 @@ from benchmarks.contenders import METRICS, time_calls
 __all__ = ["ROW"]
 
 OURS = "this package, HTTP"
+WANDB = "wandb offline"
 MLFLOW_ASYNC = "MLflow async, HTTP"
 
 
@@ -51,7 +52,7 @@ ROW = Row(
                 OURS: _contender("ours", 20_000, "http"),
                 "trackio": _contender("trackio", 20_000),
                 "TensorBoard": _contender("tensorboard", 20_000),
-                "wandb offline": _contender("wandb", 20_000),
+                WANDB: _contender("wandb", 20_000),
                 MLFLOW_ASYNC: _contender("mlflow async", 1_000, "http"),
                 "MLflow async, SQLite": _contender("mlflow async", 1_000, "sqlite"),
                 "MLflow sync, HTTP": _contender("mlflow sync", 200, "http"),
@@ -68,8 +69,8 @@ ROW = Row(
                 Bar("p50 ≤ 8 µs", lambda of: of.median(OURS, "p50_us"), 8),
                 Bar("p99 ≤ 40 µs", lambda of: of.median(OURS, "p99_us"), 40),
                 Bar("p50 ≤ 0.6 × trackio's", lambda of: of.ratio("p50_us", OURS, "trackio"), 0.6),
-                Bar("p50 ≤ 1/30 of wandb's", lambda of: of.ratio("p50_us", OURS, "wandb offline"), 1 / 30),
-                Bar("p50 ≤ 1/50 of MLflow async's", lambda of: of.ratio("p50_us", OURS, MLFLOW_ASYNC), 1 / 50),
+                Bar("wandb's p50 ≥ 30 × ours", lambda of: of.ratio("p50_us", WANDB, OURS), 30, at_least=True),
+                Bar("MLflow async's ≥ 50 × ours", lambda of: of.ratio("p50_us", MLFLOW_ASYNC, OURS), 50, at_least=True),
             ),
         ),
     ),
