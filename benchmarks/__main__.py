@@ -8,6 +8,7 @@ make bench                                    # everything; takes about two hour
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ def main() -> int:
     if chosen.render:
         report.write(ROWS)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and trainings must not outlive this process
     for name in chosen.rows:
         row = ROWS[name]
         _say(f"row {name}: {row.title}")
