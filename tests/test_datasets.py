@@ -18,7 +18,8 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from tracking_callbacks import InputError, InvalidNameError, MLflowTracker
-from tracking_callbacks.datasets import describe_dataset, log_input, summarize, table_text
+from tracking_callbacks.datasets import describe_dataset, summarize, table_text
+from tracking_callbacks.inputs import log_input
 
 LONGS = {"type": "array", "items": {"type": "long"}}
 
@@ -138,7 +139,7 @@ def test_a_dataset_of_the_hub_names_its_repository_and_commit(tmp_path: Path) ->
     kept.info.dataset_name, kept.info.config_name = "imdb", "plain_text"
     kept.map(lambda row: row, cache_file_name=str(folder / "imdb-train.arrow"))
     loaded = datasets.Dataset.from_file(str(folder / "imdb-train.arrow"), info=kept.info, split="train")
-    record = describe_dataset("imdb", summarize(loaded))
+    record = describe_dataset("imdb", dataset=loaded)
 
     assert summarize(loaded).name == "imdb"
     assert record.source_type == "hugging_face"
@@ -169,9 +170,14 @@ def test_nested_features_have_mlflows_types() -> None:
 
 
 def test_arguments_go_before_what_was_read() -> None:
-    summary = summarize(made("frame"))
     record = describe_dataset(
-        "prices", summary, digest="abc", schema={"a": "long"}, size=3, source="https://me:pw@host/x", source_type="http"
+        "prices",
+        dataset=made("frame"),
+        digest="abc",
+        schema={"a": "long"},
+        size=3,
+        source="https://me:pw@host/x",
+        source_type="http",
     )
 
     assert (record.name, record.digest, record.source_type) == ("prices", "abc", "http")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking_callbacks import records
-from tracking_callbacks.datasets import describe_dataset, summarize, table_text
+from tracking_callbacks.datasets import describe_dataset, table_text
 from tracking_callbacks.errors import InputError, InvalidNameError
 from tracking_callbacks.names import SafeNames
 from tracking_callbacks.session import MetricClock, RunJournal
@@ -206,7 +206,7 @@ class RunVerbs:
         self.journal.append(
             describe_dataset(
                 name,
-                None if dataset is None else summarize(dataset),
+                dataset=dataset,
                 digest=digest,
                 schema=schema,
                 size=size,

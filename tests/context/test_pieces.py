@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +104,22 @@ def test_a_repository_without_a_commit_and_none_at_all(tmp_path) -> None:
     state = GitSnapshot(tmp_path).finish()
     assert (state.patch, state.tags.get("mlflow.source.git.commit")) == ("", None)
     assert "pyproject.toml" in state.untracked
+
+
+def test_of_a_repository_that_git_is_slow_in_the_commit_is_known_and_nothing_is_left_running(
+    repository, monkeypatch, tmp_path
+) -> None:
+    real = shutil.which("git")
+    commit = git(repository, "rev-parse", "HEAD").strip()
+    slow = tmp_path / "bin" / "git"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\ncase "$*" in *status*|*diff*) exec sleep 60;; *) exec {real} "$@";; esac\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("tracking_callbacks.context.git._GIT_SECONDS", 0.5)
+    state = GitSnapshot(repository).finish()
+
+    assert (state.tags, state.patch) == ({"mlflow.source.git.commit": commit}, "")
 
 
 @pytest.mark.parametrize("switch", [*SWITCHES, "log_everything"])

@@ -6,8 +6,7 @@ No framework is imported here: an object of one is recognised only where its fra
 from __future__ import annotations
 
 from tracking_callbacks.datasets.description import describe_dataset
-from tracking_callbacks.datasets.inputs import log_input
-from tracking_callbacks.datasets.summary import Summary, summarize
+from tracking_callbacks.datasets.summary import Row, Summary, summarize
 from tracking_callbacks.datasets.table import table_text
 
-__all__ = ["Summary", "describe_dataset", "log_input", "summarize", "table_text"]
+__all__ = ["Row", "Summary", "describe_dataset", "summarize", "table_text"]

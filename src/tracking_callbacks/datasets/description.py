@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracking_callbacks.context.origin import origin_tags
-from tracking_callbacks.datasets.summary import Summary
+from tracking_callbacks.datasets.summary import Summary, summarize
 from tracking_callbacks.errors import InputError, InvalidNameError
 from tracking_callbacks.masking import mask_text
 from tracking_callbacks.records import Dataset
@@ -23,8 +23,8 @@ _MAX_SCHEMA_LENGTH = 1_000_000
 
 def describe_dataset(
     name: str,
-    summary: Summary | None = None,
     *,
+    dataset: object = None,
     digest: str | None = None,
     schema: Mapping[str, Any] | None = None,
     size: int | Mapping[str, int] | None = None,
@@ -36,7 +36,7 @@ def describe_dataset(
 
     Args:
         name: Name of the dataset.
-        summary: What was read off the dataset itself; the other arguments go before it.
+        dataset: The dataset itself or its `Summary`; the other arguments go before what is read off it.
         digest: Fingerprint of its content.
         schema: Names and types of its columns.
         size: Number of rows, or counts by name.
@@ -46,7 +46,7 @@ def describe_dataset(
     """
     if not isinstance(name, str) or not name.strip():
         raise InvalidNameError(f"dataset name: expected a text that is not empty, got {name!r}", name=name)
-    found = summary or Summary()
+    found = Summary() if dataset is None else summarize(dataset)
     name = cut_text(mask_text(name), _MAX_NAME_LENGTH)
     profile = plain({"num_rows": size} if isinstance(size, int) else size or found.size)
     columns = dict(found.columns) if schema is None else plain(schema)

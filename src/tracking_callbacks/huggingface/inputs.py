@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tracking_callbacks.datasets import log_input
+from tracking_callbacks.inputs import log_input
 from tracking_callbacks.run import Run
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from tracking_callbacks.datasets import log_input
 from tracking_callbacks.guard import never_in_the_way
+from tracking_callbacks.inputs import log_input
 from tracking_callbacks.run import Run
 
 __all__ = ["log_prices"]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tracking_callbacks.datasets.summary import Row, summarize
+from tracking_callbacks.datasets import Row, summarize
 from tracking_callbacks.guard import never_in_the_way
+from tracking_callbacks.run import Run
 from tracking_callbacks.values import cut_text
-
-if TYPE_CHECKING:
-    from tracking_callbacks.run import Run
 
 __all__ = ["log_input"]
 
