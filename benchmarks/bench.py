@@ -91,6 +91,9 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
+                # The kernel shares the cores out by session first: one of its own has the weight of a user's terminal,
+                # whatever the benchmark itself was started from.
+                start_new_session=True,
             )
 
     def running(self) -> bool:
