@@ -2,6 +2,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH := .venv-bench
+BENCH_READY := $(BENCH)/.ready
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -44,9 +46,14 @@ format: $(READY) ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## print what a log_metrics call and the start of a run cost
-	$(BIN)/python benchmarks/log_metrics.py
-	$(BIN)/python benchmarks/start_run.py
+bench: $(BENCH_READY) ## measure beside wandb, trackio, … and write benchmarks/RESULTS.md (ROWS=1,4 for some rows)
+	$(BENCH)/bin/python -m benchmarks $(if $(ROWS),--rows $(ROWS))
 
-clean: ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+$(BENCH_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt -e ".[all]" --group bench
+	@touch $@
+
+clean: ## remove the environments and caches
+	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -51,6 +52,7 @@ def _shortest(names: Iterable[str]) -> str | None:
     return min(names, key=len, default=None)
 
 
+@functools.lru_cache(maxsize=4096)  # a training logs the same few names at every step
 def _grouped_name(key: str, prefix: str | None) -> str:
     if key in _SUMMARY_NAMES:
         return _SUMMARY_NAMES[key]

@@ -1,0 +1,110 @@
+"""What a row of the comparison is, and how it is run: the contenders take turns, round after round."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.bench import Bench
+
+__all__ = ["Bar", "Column", "Figures", "Group", "Row", "Samples", "measure"]
+
+Figures = dict[str, float]
+Taken = dict[str, dict[str, list[float]]]  # contender, figure, one value a round
+
+
+class Samples:
+    """The figures of all rounds of a group."""
+
+    def __init__(self, taken: Taken) -> None:
+        self.taken = taken
+
+    def values(self, contender: str, figure: str) -> list[float]:
+        """Return one value a round; none where the contender has no such figure."""
+        return self.taken[contender].get(figure, [])
+
+    def median(self, contender: str, figure: str) -> float:
+        """Return the median of the rounds."""
+        return statistics.median(self.values(contender, figure))
+
+    def worst(self, contender: str, figure: str) -> float:
+        """Return the largest value of the rounds."""
+        return max(self.values(contender, figure))
+
+    def ratio(self, figure: str, contender: str, to: str) -> float:
+        """Return the median of the rounds' ratios: what disturbs the machine for a while is in both of a pair."""
+        pairs = zip(self.values(contender, figure), self.values(to, figure), strict=True)
+        return statistics.median(one / other for one, other in pairs)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a group's table."""
+
+    figure: str
+    head: str
+    digits: int = 1
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What is to be reached.
+
+    Attributes:
+        what: Said in the report.
+        limit: The bar; None where the figure is printed without one.
+        value: Takes the figure from the group's samples.
+        at_least: The figure must be this large, not this small.
+    """
+
+    what: str
+    value: Callable[[Samples], float]
+    limit: float | None = None
+    at_least: bool = False
+
+    def met(self, value: float) -> bool | None:
+        """Return whether `value` reaches the bar, None where there is none."""
+        if self.limit is None:
+            return None
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+@dataclass(frozen=True)
+class Group:
+    """Contenders that do the same work.
+
+    Attributes:
+        title: Heads the table.
+        contenders: Each does the work once, in a fresh process, and returns its figures.
+        most_rounds: Where repeating says nothing new.
+    """
+
+    title: str
+    contenders: Mapping[str, Callable[[Bench], Figures]]
+    columns: Sequence[Column]
+    bars: Sequence[Bar] = ()
+    most_rounds: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the comparison; `method` says how it is measured, for the report."""
+
+    name: str
+    title: str
+    method: str
+    groups: Sequence[Group]
+
+
+def measure(group: Group, bench: Bench, rounds: int, say: Callable[[str], None]) -> Taken:
+    """Let the contenders of a group take turns: A B C A B C …"""
+    taken: Taken = {contender: {} for contender in group.contenders}
+    for turn in range(min(rounds, group.most_rounds or rounds)):
+        for contender, work in group.contenders.items():
+            figures = work(bench)
+            for figure, value in figures.items():
+                taken[contender].setdefault(figure, []).append(value)
+            shown = ", ".join(f"{figure} {value:.4g}" for figure, value in figures.items())
+            say(f"  round {turn + 1}, {contender}: {shown}")
+    return taken

@@ -1,0 +1,54 @@
+"""Row 3: PPO on CartPole."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from benchmarks.bench import Bench
+from benchmarks.comparison import Bar, Column, Figures, Group, Row
+from benchmarks.trainings import train_ppo
+
+__all__ = ["ROW"]
+
+UNTRACKED = "untracked"
+OURS = "this package, HTTP"
+
+
+def _measure(bench: Bench, contender: str, envs: int, rollout: int) -> Figures:
+    uri = bench.server(contender).uri if contender in ("ours", "docs") else ""
+    steps = bench.size(50_000, 4_096)
+    return bench.run(train_ppo, contender=contender, uri=uri, envs=envs, rollout=rollout, steps=steps)
+
+
+def _group(title: str, envs: int, rollout: int) -> Group:
+    def of(contender: str) -> Callable[[Bench], Figures]:
+        return functools.partial(_measure, contender=contender, envs=envs, rollout=rollout)
+
+    return Group(
+        title=title,
+        contenders={
+            UNTRACKED: of("untracked"),
+            OURS: of("ours"),
+            "writer of SB3's docs, HTTP": of("docs"),
+            "wandb offline": of("wandb"),
+        },
+        columns=(
+            Column("fps", "steps/s", 0),
+            Column("learn_s", "`learn()`, s", 2),
+            Column("cpu_s", "its CPU, s", 2),
+            Column("close_s", "then close, s", 2),
+        ),
+        bars=(Bar("fps ≥ 0.98 × untracked", lambda of: of.ratio("fps", OURS, UNTRACKED), 0.98, at_least=True),),
+    )
+
+
+ROW = Row(
+    name="3",
+    title="PPO on CartPole",
+    method=(
+        "50 000 steps, an update and a dump of the logger every 512 steps (98 dumps), ten epochs in batches of 256, "
+        "one torch thread, no console output. This package also records every episode. `log_model=False`."
+    ),
+    groups=(_group("1 environment", 1, 512), _group("16 environments", 16, 32)),
+)

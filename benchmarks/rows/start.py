@@ -1,0 +1,112 @@
+"""Row 6: what the start costs."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+
+from benchmarks.bench import ROOT, Bench
+from benchmarks.comparison import Bar, Column, Figures, Group, Row
+from benchmarks.runs import start_tracker
+from benchmarks.trainings import train_bert
+
+__all__ = ["ROW"]
+
+UNTRACKED = "untracked"
+ALONE = "this package, tracker alone"
+COMPLETE = "this package, with everything a run holds"
+PEER = "transformers' MLflowCallback"
+OURS = "tracking_callbacks"
+IMPORT = """
+import time
+spent, began = time.thread_time(), time.perf_counter()
+import {module}
+print(1000 * (time.perf_counter() - began), 1000 * (time.thread_time() - spent))
+"""
+
+
+def _training(bench: Bench, contender: str, *, everything: bool = True) -> Figures:
+    uri = f"sqlite:///{bench.folder('cold')}/mlflow.db"
+    result = bench.run(train_bert, contender=contender, uri=uri, threads=0, steps=10, everything=everything)
+    return {name: result[name] for name in ("begin_ms", "begin_cpu_ms", "to_first_step_ms")}
+
+
+def _core(bench: Bench, *, everything: bool) -> Figures:
+    store = f"sqlite:///{bench.folder('cold')}/mlflow.db"
+    root = bench.folder("journal")
+    return bench.run(start_tracker, uri=store, journal_root=str(root), everything=everything, cwd=ROOT)
+
+
+def _import(bench: Bench, module: str) -> Figures:
+    def once() -> list[float]:
+        command = [sys.executable, "-c", IMPORT.format(module=module)]
+        printed = subprocess.run(command, cwd=bench.folder(), check=True, capture_output=True, text=True).stdout
+        return [float(figure) for figure in printed.splitlines()[-1].split()]
+
+    once()  # writes the bytecode
+    wall, cpu = zip(*(once() for _ in range(bench.size(5, 1))), strict=True)
+    return {"ms": statistics.median(wall), "cpu_ms": statistics.median(cpu)}
+
+
+def _imports(*modules: str) -> dict[str, Callable[[Bench], Figures]]:
+    return {module: functools.partial(_import, module=module) for module in modules}
+
+
+ROW = Row(
+    name="6",
+    title="The start",
+    method=(
+        "Each time on a local SQLite store that does not exist yet; delivery creates it. The first table is "
+        "`on_train_begin` of a Trainer callback, and all that lies between the call of `train()` and the first step, "
+        "with torch's default threads, in a project without git; transformers' callback has MLflow imported and its "
+        "database created beforehand, which costs it seconds more in a user's training. The second is the core by "
+        "itself, started in this git repository, so that the source is recorded too. The third is an import in a "
+        "fresh interpreter with its bytecode cached, the median of five a round."
+    ),
+    groups=(
+        Group(
+            title="from on_train_begin to the first step",
+            contenders={
+                UNTRACKED: lambda bench: _training(bench, "untracked"),
+                ALONE: lambda bench: _training(bench, "ours", everything=False),
+                COMPLETE: lambda bench: _training(bench, "ours"),
+                PEER: lambda bench: _training(bench, "transformers"),
+            },
+            columns=(
+                Column("begin_ms", "`on_train_begin`, ms"),
+                Column("begin_cpu_ms", "its CPU, ms"),
+                Column("to_first_step_ms", "`train()` to first step, ms"),
+            ),
+            bars=(
+                Bar("tracker itself ≤ 30 ms", lambda of: of.median(ALONE, "begin_ms"), 30),
+                Bar("with everything ≤ 150 ms", lambda of: of.median(COMPLETE, "begin_ms"), 150),
+            ),
+        ),
+        Group(
+            title="start_run and the first point, in a git repository",
+            contenders={
+                ALONE: lambda bench: _core(bench, everything=False),
+                COMPLETE: lambda bench: _core(bench, everything=True),
+            },
+            columns=(
+                Column("start_ms", "`start_run`, ms"),
+                Column("first_log_ms", "first `log_metrics`, ms", 3),
+                Column("cpu_ms", "CPU of both, ms"),
+                Column("end_ms", "`end`, ms"),
+            ),
+            bars=(
+                Bar("tracker itself ≤ 30 ms", lambda of: of.median(ALONE, "start_ms"), 30),
+                Bar("with everything ≤ 150 ms", lambda of: of.median(COMPLETE, "start_ms"), 150),
+            ),
+        ),
+        Group(
+            title="import",
+            contenders=_imports(OURS, "trackio", "wandb", "mlflow"),
+            columns=(Column("ms", "ms"), Column("cpu_ms", "CPU, ms")),
+            bars=(Bar("`import tracking_callbacks` ≤ 100 ms", lambda of: of.median(OURS, "ms"), 100),),
+        ),
+    ),
+)
