@@ -189,6 +189,8 @@ Record = SessionOpened | Params | Metrics | Tags | Artifact | Dataset | Model | 
 
 def entries(record: Record) -> int:
     """Return how many things of the user's a record holds: metric points, params, tags, files, models."""
+    if type(record) is Metrics:  # nearly all of them: a match takes a microsecond to come to it
+        return len(record.metrics)
     match record:
         case Metrics(metrics=mapping) | Params(params=mapping) | Tags(tags=mapping):
             return len(mapping)

@@ -106,7 +106,7 @@ class Session:
         try:
             if self._writer is None:
                 raise FileNotFoundError("no journal")
-            if isinstance(record, RunEnded):
+            if type(record) is RunEnded:
                 self._writer.append_last(record)
             else:
                 self._writer.append(record)
@@ -183,10 +183,10 @@ class RunJournal:
 
     def append(self, record: Record) -> None:
         """Write a record, to a new session where the run has ended."""
-        if self.inert:
+        if os.getpid() != self._pid:  # inert; without the property's call, for this is what a step waits for
             return
         with self._lock:
-            self._writable_session().append(record)
+            (self._writable_session() if self._session.closed else self._session).append(record)
         now = time.monotonic_ns()
         if now - self._checked_delivery > _CHECK_DELIVERY_NS:
             self._checked_delivery = now
@@ -306,7 +306,7 @@ class RunJournal:
         if self._told or self._launcher is None:
             return
         state = self.state()
-        refused = self.report().rejected
+        refused = sum(done.rejected for done in state.sessions.values())
         if state.blocked:
             self._told = True
             logger.warning("nothing is delivered: %s; it is kept in %s", state.last_error, self.root.path)

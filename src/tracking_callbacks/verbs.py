@@ -69,7 +69,8 @@ class RunVerbs:
             names.get(key) or self._metric_names.add(key): value if type(value) is float else to_scalar(key, value)
             for key, value in metrics.items()
         }
-        step = whole_step(step)
+        if type(step) is not int or not -(2**63) <= step < 2**63:
+            step = whole_step(step)
         if points:
             with self._lock:  # in the order of their stamps
                 self.journal.append(records.Metrics(self._clock.stamp(step, points), step, points))

@@ -95,6 +95,10 @@ class RunDrain:
         """Return whether the run and all its sessions' ends are in the store."""
         return all(session.state.closed for session in self.sessions)
 
+    def written_to(self) -> bool:
+        """Return whether somebody writes to the run, as far as is known by now."""
+        return not all(session.known_over for session in self.sessions)
+
     def finish(self) -> bool:
         """Remove the folder of a complete run, leaving its final state; return False if a session has opened in it."""
         return self._guarded(self._points_backoff, self._finish)

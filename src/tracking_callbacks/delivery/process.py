@@ -18,6 +18,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from tracking_callbacks.delivery.drain import RunDrain
+from tracking_callbacks.delivery.priority import Priority
 from tracking_callbacks.delivery.store import MlflowStore
 from tracking_callbacks.delivery.system_metrics import SystemSampler
 from tracking_callbacks.folders import JournalRoot, RunFolder
@@ -32,7 +33,6 @@ __all__ = ["DeliveryProcess", "main"]
 
 logger = logging.getLogger(__name__)
 
-_NICE = 10
 _POLL_SECONDS = 0.1
 _SCAN_SECONDS = 0.5
 _LINGER_SECONDS = 5.0  # until the next run of a sweep, so that mlflow is not imported for each
@@ -49,7 +49,6 @@ def main(root: Path) -> int:
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Slurm and Kubernetes signal every process of a job; what the trainer still says must be heard.
         signal.signal(name, signal.SIG_IGN)
-    step_aside()
     told = json.loads(os.environ.pop(DELIVERY_VARIABLE))
     process = DeliveryProcess(
         JournalRoot(root),
@@ -61,17 +60,6 @@ def main(root: Path) -> int:
     )
     process.deliver()
     return 0
-
-
-def step_aside() -> None:
-    """Lower this process's priority, also where the kernel groups by session and ignores nice values across groups.
-
-    With two busy torch threads on two cores ``train()`` took 1.28 to 1.55 times as long without this.
-    """
-    with contextlib.suppress(OSError):
-        os.nice(_NICE)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(_NICE), encoding="ascii")
 
 
 class _Log(io.TextIOBase):
@@ -109,6 +97,7 @@ class DeliveryProcess:
         self._root = root
         self._store = store
         self._sampler = SystemSampler()
+        self._priority = Priority()
         self._shown_uri = shown_uri
         self._owner = owner
         self._grace = grace
@@ -135,9 +124,11 @@ class DeliveryProcess:
                 scanned = now
                 self._take_on_runs()
             if self._drains and not files.is_alive():
-                self._store.load()  # before there are two threads: mlflow that both import at once stays half imported
+                # Before there are two threads: mlflow that both import at once stays half imported.
+                self._priority.run_idle(self._store.load)
                 files.start()
             worked = [drain.step_points() for drain in self._current()]
+            self._priority.step_aside(training=any(drain.written_to() for drain in self._current()))
             self._finish_complete()
             if self._done(now):
                 break

@@ -41,6 +41,11 @@ class SessionJournal:
         self._dead = watch is None
         self._last_point = 0
 
+    @property
+    def known_over(self) -> bool:
+        """Whether the last look has shown that nobody writes to the journal any more."""
+        return self._dead or self.state.ended is not None
+
     def over(self) -> bool:
         """Return whether nobody writes to the journal any more."""
         if self.state.ended is None:

@@ -27,13 +27,7 @@ def grouped(logs: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         logs: What ``Trainer`` handed to the callback; not changed. A key that is no text is taken as one.
     """
-    logs = {str(key): value for key, value in logs.items()}
-    prefix = evaluation_prefix(logs)
-    return {
-        _grouped_name(key, prefix): value
-        for key, value in logs.items()
-        if not (key == "epoch" and prefix not in (None, _TRAIN))
-    }
+    return {name: logs[key] for key, name in _grouped_names(tuple(logs))}
 
 
 def evaluation_prefix(logs: Mapping[str, Any]) -> str | None:
@@ -52,7 +46,18 @@ def _shortest(names: Iterable[str]) -> str | None:
     return min(names, key=len, default=None)
 
 
-@functools.lru_cache(maxsize=4096)  # a training logs the same few names at every step
+@functools.lru_cache(maxsize=256)  # a training logs the same few names at every step
+def _grouped_names(keys: tuple[Any, ...]) -> tuple[tuple[Any, str], ...]:
+    """Return each key that is logged, with its name in a run."""
+    texts = [str(key) for key in keys]
+    prefix = evaluation_prefix(dict.fromkeys(texts))
+    return tuple(
+        (key, _grouped_name(text, prefix))
+        for key, text in zip(keys, texts, strict=True)
+        if not (text == "epoch" and prefix not in (None, _TRAIN))
+    )
+
+
 def _grouped_name(key: str, prefix: str | None) -> str:
     if key in _SUMMARY_NAMES:
         return _SUMMARY_NAMES[key]

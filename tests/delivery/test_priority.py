@@ -1,0 +1,40 @@
+"""How far delivery stays behind a training, as the kernel has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from processes import delivery_processes, free_port, wait_for
+from tracking_callbacks import MLflowTracker
+from tracking_callbacks.delivery.priority import Priority, _is_grouped
+
+
+def test_delivery_is_last_while_a_run_is_written_to_and_less_so_afterwards(tmp_path: Path) -> None:
+    run = MLflowTracker(f"http://127.0.0.1:{free_port()}", journal_root=tmp_path, flush_timeout=0).start_run()
+    run.log_metrics({"loss": 1.0})
+    (delivery,) = wait_for(lambda: delivery_processes(tmp_path), "delivery has started")
+    wait_for(lambda: delivery.nice() == 10, "delivery has lowered itself")
+    autogroup = Path(f"/proc/{delivery.pid}/autogroup")
+    if not _is_grouped():
+        pytest.skip("the kernel does not schedule sessions as groups here")
+
+    wait_for(lambda: autogroup.read_text().split()[-1] == "19", "delivery is last")
+    run.end()
+    wait_for(lambda: autogroup.read_text().split()[-1] == "10", "nobody trains any more")
+
+
+def test_idle_work_is_done_and_its_fault_is_told() -> None:
+    done: list[int] = []
+    priority = Priority.__new__(Priority)
+    for priority._grouped in (True, False):
+        priority.run_idle(lambda: done.append(1))
+        with pytest.raises(ImportError, match="broken"):
+            priority.run_idle(fail)
+
+    assert done == [1, 1]
+
+
+def fail() -> None:
+    raise ImportError("broken")
