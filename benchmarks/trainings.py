@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.timing import Stopwatch, percentile
 
-__all__ = ["train_bert", "train_ppo"]
+__all__ = ["train_bert", "train_example", "train_ppo"]
 
 PROJECT = "benchmark"
 FIRST_STEPS = 50
@@ -123,6 +123,49 @@ def _of_steps(begins: list[float]) -> dict[str, float]:
 def _own_hooks(kind: type, base: type) -> list[str]:
     """Return the hooks that a callback gives a body of its own."""
     return [name for name in dir(kind) if name.startswith("on_") and getattr(kind, name) is not getattr(base, name)]
+
+
+def train_example(name: str, examples: str) -> dict[str, Any]:
+    """Run one of the demo's trainings whole, and time its callback at the begin and at the end.
+
+    Args:
+        name: ``sentiment`` or ``trading``.
+        examples: The folder of the example scripts.
+    """
+    import sys
+    from pathlib import Path
+
+    from tracking_callbacks import MLflowTracker
+
+    sys.path.insert(0, examples)
+    tracker = MLflowTracker(experiment_name=PROJECT, log_sample_rows=True, log_system_metrics=True)
+    whole, saving = Stopwatch(), Stopwatch()
+    callback: Any
+    if name == "sentiment":
+        import train_sentiment_model as example
+        from tracking_callbacks.huggingface import MLflowTrainerCallback as Callback
+
+        begin, end = "on_train_begin", "on_train_end"
+        saving.time_methods(Callback, ["_save_model"])
+        whole.time_methods(Callback, [begin, end])
+        callback = example.train(
+            tracker, data=example.DATA_FOLDER, output_dir=Path("output"), epochs=2.0, learning_rate=1e-3, seed=42
+        )
+    else:
+        import train_rl_agent as example
+        from tracking_callbacks.sb3 import MLflowSB3Callback as Callback
+
+        begin, end = "_on_training_start", "_on_training_end"
+        saving.time_methods(Callback, ["_save_model"])
+        whole.time_methods(Callback, [begin, end])
+        _, callback = example.train(tracker, 80_000, 0)
+    model_ms = 1000 * saving.wall
+    assert callback.run.flush(600).complete
+    return {
+        "begin_ms": 1000 * whole.first[begin][0],
+        "end_ms": 1000 * whole.first[end][0] - model_ms,
+        "model_ms": model_ms,
+    }
 
 
 def train_ppo(contender: str, uri: str, envs: int, rollout: int, steps: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from benchmarks.bench import ROOT, Bench
 from benchmarks.comparison import Bar, Column, Figures, Group, Row
 from benchmarks.runs import start_tracker
-from benchmarks.trainings import train_bert
+from benchmarks.trainings import train_bert, train_example
 
 __all__ = ["ROW"]
 
@@ -40,6 +40,10 @@ def _core(bench: Bench, *, everything: bool) -> Figures:
     return bench.run(start_tracker, uri=store, journal_root=str(root), everything=everything, cwd=ROOT)
 
 
+def _example(bench: Bench, name: str) -> Figures:
+    return bench.run(train_example, name=name, examples=str(ROOT / "examples"))
+
+
 def _import(bench: Bench, module: str) -> Figures:
     def once() -> list[float]:
         command = [sys.executable, "-c", IMPORT.format(module=module)]
@@ -64,7 +68,9 @@ ROW = Row(
         "with torch's default threads, in a project without git; transformers' callback has MLflow imported and its "
         "database created beforehand, which costs it seconds more in a user's training. The second is the core by "
         "itself, started in this git repository, so that the source is recorded too. The third is an import in a "
-        "fresh interpreter with its bytecode cached, the median of five a round."
+        "fresh interpreter with its bytecode cached, the median of five a round. The last are the trainings of "
+        "`make demo`, whole: the hook at the begin, the hook at the end without saving the model, and that by itself, "
+        "with the import of MLflow for it."
     ),
     groups=(
         Group(
@@ -107,6 +113,20 @@ ROW = Row(
             contenders=_imports(OURS, "trackio", "wandb", "mlflow"),
             columns=(Column("ms", "ms"), Column("cpu_ms", "CPU, ms")),
             bars=(Bar("`import tracking_callbacks` ≤ 100 ms", lambda of: of.median(OURS, "ms"), 100),),
+        ),
+        Group(
+            title="the demo's trainings",
+            contenders={name: functools.partial(_example, name=name) for name in ("sentiment", "trading")},
+            columns=(
+                Column("begin_ms", "begin, ms"),
+                Column("end_ms", "end, ms"),
+                Column("model_ms", "the model besides, ms", 0),
+            ),
+            bars=(
+                Bar("begin ≤ 150 ms", lambda of: max(of.median(name, "begin_ms") for name in of.taken), 150),
+                Bar("end ≤ 1.5 s", lambda of: max(of.median(name, "end_ms") for name in of.taken), 1500),
+            ),
+            most_rounds=2,
         ),
     ),
 )

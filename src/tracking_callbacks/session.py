@@ -306,7 +306,8 @@ class RunJournal:
         if self._told or self._launcher is None:
             return
         state = self.state()
-        refused = sum(done.rejected for done in state.sessions.values())
+        own = (state.sessions.get(session.name) for session in self._sessions)
+        refused = sum(done.rejected for done in own if done is not None)
         if state.blocked:
             self._told = True
             logger.warning("nothing is delivered: %s; it is kept in %s", state.last_error, self.root.path)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from processes import delivery_processes, free_port, wait_for
+from processes import delivery_processes, wait_for
 from tracking_callbacks import MLflowTracker
 from tracking_callbacks.delivery.priority import Priority, _is_grouped
 
 
-def test_delivery_is_last_while_a_run_is_written_to_and_less_so_afterwards(tmp_path: Path) -> None:
-    run = MLflowTracker(f"http://127.0.0.1:{free_port()}", journal_root=tmp_path, flush_timeout=0).start_run()
+def test_delivery_is_last_while_a_run_is_written_to_and_less_so_afterwards(server, tmp_path: Path) -> None:
+    run = MLflowTracker(server.uri, "priority", journal_root=tmp_path).start_run()
     run.log_metrics({"loss": 1.0})
     (delivery,) = wait_for(lambda: delivery_processes(tmp_path), "delivery has started")
     wait_for(lambda: delivery.nice() == 10, "delivery has lowered itself")
@@ -22,6 +22,7 @@ def test_delivery_is_last_while_a_run_is_written_to_and_less_so_afterwards(tmp_p
 
     wait_for(lambda: autogroup.read_text().split()[-1] == "19", "delivery is last")
     run.end()
+    assert run.flush().complete
     wait_for(lambda: autogroup.read_text().split()[-1] == "10", "nobody trains any more")
 
 
