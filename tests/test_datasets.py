@@ -131,6 +131,31 @@ def test_what_has_no_rows_to_show_still_has_a_digest(dataset: Any) -> None:
     assert summary.sample(20) == []
 
 
+def test_of_large_rows_few_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracking_callbacks.datasets.summary._MAX_BYTES", 100_000)
+
+    def digest(changed: int) -> str | None:
+        rows = [b"x" * 5_000 if row != changed else b"y" * 5_000 for row in range(100)]
+        return summarize(datasets.Dataset.from_dict({"picture": rows})).digest
+
+    assert digest(changed=15) != digest(changed=99)
+    assert digest(changed=50) == digest(changed=99)
+
+
+def test_two_parts_of_one_dataset_have_digests_of_their_own() -> None:
+    whole = made("rows") * 1000
+    parts = [Subset(whole, range(first, len(whole), 2)) for first in (0, 1)]
+
+    assert summarize(parts[0]).digest != summarize(parts[1]).digest
+    assert summarize(parts[1]).sample(2) == [whole[1], whole[5001]]
+
+
+def test_objects_in_a_frame_are_told_by_their_kind_and_never_their_address() -> None:
+    frames = [pd.DataFrame({"object": [[object(), 1], {"a": object()}]}) for _ in range(2)]
+
+    assert summarize(frames[0]).digest == summarize(frames[1]).digest
+
+
 def test_a_dataset_of_the_hub_names_its_repository_and_commit(tmp_path: Path) -> None:
     commit = "e6281661ce1c48d982bc483cf8a173c1bbeb5d31"
     folder = tmp_path / "stanfordnlp___imdb" / "plain_text" / "0.0.0" / commit  # as datasets lays its cache out

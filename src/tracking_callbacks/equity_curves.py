@@ -40,10 +40,11 @@ class EquityCurves:
             picture: Where the picture goes.
             label: What the picture calls an episode, before its number.
         """
-        if not self._kept or not run.settings.log_everything:
+        if not self._kept:
             return
         table = "episode,step,equity\n" + "".join(self._lines())
-        run.log_text(table, f"{folder}/equity_curves.csv" if folder else "equity_curves.csv")
+        if run.settings.log_everything:
+            run.log_text(table, f"{folder}/equity_curves.csv" if folder else "equity_curves.csv")
         run.draw("equity", picture, table, label=label)
 
     def _lines(self) -> Iterator[str]:
@@ -51,5 +52,5 @@ class EquityCurves:
         stride = -(-sum(len(equity) for _, equity in self._kept) // _MOST_LINES)
         for episode, equity in self._kept:
             last = len(equity) - 1
-            for step in sorted({*range(0, len(equity), stride), last} - {-1}):
+            for step in (*range(0, last, stride), last):
                 yield f"{episode},{step},{equity[step]}\n"

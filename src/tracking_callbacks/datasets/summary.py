@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import re
 import sys
@@ -14,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["ColumnType", "Row", "Summary", "summarize"]
+from tracking_callbacks.datasets.column_types import ColumnType, as_mapping, nested, type_name, value_type
 
-# MLflow's word for the type of a column, or a mapping such as {"type": "array", "items": {"type": "long"}}.
-ColumnType = str | dict[str, Any]
+__all__ = ["Row", "Summary", "summarize"]
+
 Row = Mapping[str, Any]
 
 # A fingerprint is of the length and so much at the beginning: it is taken in the training thread.
@@ -27,6 +26,7 @@ _MAX_BYTES = 16 << 20
 _LISTED_ROWS = 1_000
 _LISTED_BYTES = 4 << 20
 _PROBED_ROWS = 4  # of a dataset whose rows are made when they are asked for
+_FIRST_ARROW_ROWS = 16
 _ARROW_ROWS_PER_READ = 1_000
 
 # datasets keeps a dataset of the Hub in …/<owner>___<name>/<config>/<version>/<commit>/<file>.arrow
@@ -132,17 +132,16 @@ def _arrow_content(arrow: Any) -> Iterable[bytes]:
     """Yield the first rows of a dataset as bytes, the same ones for the same content."""
     import pyarrow as pa
 
-    read = 0
-    for start in range(0, min(arrow.num_rows, _MAX_ROWS), _ARROW_ROWS_PER_READ):
-        table = arrow[start : start + _ARROW_ROWS_PER_READ].combine_chunks().replace_schema_metadata(None)
+    start, rows, read = 0, _FIRST_ARROW_ROWS, 0
+    while start < min(arrow.num_rows, _MAX_ROWS) and rows > 0:
+        table = arrow[start : min(start + rows, _MAX_ROWS)].combine_chunks().replace_schema_metadata(None)
         stream = pa.BufferOutputStream()
         with pa.ipc.new_stream(stream, table.schema) as writer:
             writer.write_table(table)
         content = stream.getvalue()
         yield content
-        read += content.size
-        if read > _MAX_BYTES:
-            return
+        start, read = start + rows, read + content.size
+        rows = min(_ARROW_ROWS_PER_READ, (_MAX_BYTES - read) * start // read)  # of pictures, fewer at a time
 
 
 def _huggingface_origin(dataset: Any) -> dict[str, Any]:
@@ -168,17 +167,17 @@ def _feature_type(feature: Any) -> ColumnType:
     if isinstance(feature, Mapping):
         return {
             "type": "object",
-            "properties": {name: _as_mapping(_feature_type(one)) for name, one in feature.items()},
+            "properties": {name: as_mapping(_feature_type(one)) for name, one in feature.items()},
         }
     if isinstance(feature, list):
-        return {"type": "array", "items": _as_mapping(_feature_type(feature[0]))}
+        return {"type": "array", "items": as_mapping(_feature_type(feature[0]))}
     inner = getattr(feature, "feature", None)
     if inner is not None:  # Sequence, List, LargeList
-        return {"type": "array", "items": _as_mapping(_feature_type(inner))}
+        return {"type": "array", "items": as_mapping(_feature_type(inner))}
     dtype = str(getattr(feature, "dtype", ""))
     if (dimensions := getattr(feature, "shape", None)) and hasattr(feature, "dtype"):  # Array2D, …
-        return _nested(_type_name(dtype), len(dimensions))
-    return _type_name(dtype)
+        return nested(type_name(dtype), len(dimensions))
+    return type_name(dtype)
 
 
 # -- pandas, arrays --------------------------------------------------------------------------------------------------
@@ -187,13 +186,13 @@ def _feature_type(feature: Any) -> ColumnType:
 def _of_frame(pandas: ModuleType, frame: Any) -> Summary:
     columns = {str(name): _series_type(frame.iloc[:, place]) for place, name in enumerate(frame.columns)}
     first = frame.iloc[:_MAX_ROWS]
-    content = [repr(columns), str(len(frame))]
+    content: list[str | bytes] = [repr(columns), str(len(frame))]
     for place in range(first.shape[1]):
         column = first.iloc[:, place]
         try:
             content.append(pandas.util.hash_pandas_object(column, index=place == 0).to_numpy().tobytes())
         except TypeError:  # lists and other objects that have no hash
-            content.append(repr(column.tolist()))
+            content.append(_encode(column.tolist()))
 
     def read(indices: Sequence[int]) -> list[Row]:
         chosen = frame.iloc[list(indices)]
@@ -211,16 +210,16 @@ def _of_frame(pandas: ModuleType, frame: Any) -> Summary:
 
 def _series_type(series: Any) -> ColumnType:
     if str(series.dtype) not in ("object", "category"):
-        return _type_name(str(series.dtype))
+        return type_name(str(series.dtype))
     first = series.first_valid_index()
-    return "string" if first is None else _value_type(series.loc[first])
+    return "string" if first is None else value_type(series.loc[first])
 
 
 def _of_arrays(arrays: Mapping[str, Any]) -> Summary:
     """Summarize arrays or tensors whose first axis is that of the rows."""
     rows = min(len(array) for array in arrays.values())
     columns = {
-        name: _nested(_type_name(str(array.dtype).removeprefix("torch.")), len(array.shape) - 1)
+        name: nested(type_name(str(array.dtype).removeprefix("torch.")), len(array.shape) - 1)
         for name, array in arrays.items()
     }
     content: list[str | bytes] = [repr(columns), str(rows), *(str(tuple(array.shape)) for array in arrays.values())]
@@ -246,16 +245,16 @@ def _array_bytes(array: Any) -> bytes:
 
 
 def _of_subset(subset: Any, whole: Summary) -> Summary:
-    indices = [int(index) for index in subset.indices]
-    read = whole.read
+    rows, read = len(subset.indices), whole.read
+    chosen = [int(subset.indices[place]) for place in _spread(rows, _LISTED_ROWS)]  # there may be millions
     return Summary(
         columns=whole.columns,
-        size={"num_rows": len(indices)},
-        digest=_digest([whole.digest or "", repr(indices)]),
+        size={"num_rows": rows},
+        digest=_digest([whole.digest or "", str(rows), repr(chosen)]),
         name=whole.name,
         source=whole.source,
         source_type=whole.source_type,
-        read=None if read is None else lambda chosen: read([indices[place] for place in chosen]),
+        read=None if read is None else lambda places: read([int(subset.indices[place]) for place in places]),
     )
 
 
@@ -282,7 +281,7 @@ def _of_rows(dataset: Any, get: Callable[[int], Any], probed: Sequence[int], kin
     volume = 0
     for index in probed:
         row = _as_row(get(index))
-        columns = columns or {str(name): _value_type(value) for name, value in row.items()}
+        columns = columns or {str(name): value_type(value) for name, value in row.items()}
         content.append(_encode(dict(row)))
         volume += len(content[-1])
         if volume > _LISTED_BYTES:
@@ -297,7 +296,9 @@ def _as_row(item: Any) -> Row:
         return dict(item._asdict())
     if isinstance(item, (tuple, list)):
         return {str(place): value for place, value in enumerate(item)}
-    return vars(item) if hasattr(item, "__dict__") and not hasattr(item, "shape") else {"value": item}
+    if hasattr(item, "shape") or hasattr(item, "tobytes") or not hasattr(item, "__dict__"):  # a tensor, a picture
+        return {"value": item}
+    return dict(vars(item))
 
 
 def _opaque(value: Any) -> Any:
@@ -334,59 +335,7 @@ def _keeping_random_state(get: Callable[[int], Any]) -> Callable[[int], Any]:
     return kept
 
 
-# -- types, digests --------------------------------------------------------------------------------------------------
-
-_TYPES = {
-    "bool": "boolean", "boolean": "boolean",
-    "int64": "long", "uint32": "long", "uint64": "long",
-    "int8": "integer", "int16": "integer", "int32": "integer", "uint8": "integer", "uint16": "integer",
-    "float16": "float", "bfloat16": "float", "float32": "float", "halffloat": "float", "float": "float",
-    "float64": "double", "double": "double",
-    "string": "string", "large_string": "string", "str": "string",
-    "binary": "binary", "large_binary": "binary",
-}  # fmt: skip
-
-
-def _type_name(dtype: str) -> str:
-    """Return MLflow's name of a type of numpy, torch, Arrow or pandas."""
-    dtype = dtype.lower()
-    if dtype.startswith(("timestamp", "datetime", "date32", "date64")):
-        return "datetime"
-    if dtype.startswith("decimal"):
-        return "double"
-    return _TYPES.get(dtype, "binary" if dtype.startswith(("pil", "dict")) else "string")
-
-
-def _value_type(value: Any) -> ColumnType:
-    """Return MLflow's type of a Python value, array or tensor."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return _nested(_type_name(str(value.dtype).removeprefix("torch.")), len(value.shape))
-    for kinds, name in (
-        (bool, "boolean"),
-        (int, "long"),
-        (float, "double"),
-        ((bytes, bytearray), "binary"),
-        (datetime.date, "datetime"),
-    ):
-        if isinstance(value, kinds):
-            return name
-    if isinstance(value, Mapping):
-        inner = {str(name): _as_mapping(_value_type(one)) for name, one in value.items()}
-        return {"type": "object", "properties": inner}
-    if isinstance(value, (list, tuple)):
-        return {"type": "array", "items": _as_mapping(_value_type(value[0]) if value else "string")}
-    return "string"
-
-
-def _nested(name: str, depth: int) -> ColumnType:
-    kind: ColumnType = name
-    for _ in range(depth):
-        kind = {"type": "array", "items": _as_mapping(kind)}
-    return kind
-
-
-def _as_mapping(kind: ColumnType) -> dict[str, Any]:
-    return {"type": kind} if isinstance(kind, str) else kind
+# -- parts, digests --------------------------------------------------------------------------------------------------
 
 
 def _spread(rows: int, count: int) -> Sequence[int]:

@@ -278,16 +278,17 @@ class MLflowTrainerCallback(TrainerCallback):
     def _log_report(self, run: Run, metrics: Mapping[str, Any], step: int) -> None:
         prefix = evaluation_prefix(metrics) or ""
         report = claim_report(metrics, prefix)
-        if report is None or not run.settings.log_everything:
+        if report is None:
             return
         evaluated = safe_name(prefix or "unnamed").replace("/", "_")
         folder = f"evaluation/{evaluated}/step-{step}"
         self._reports[run.run_key, folder] += 1
         if (count := self._reports[run.run_key, folder]) > 1:  # not over the report of an earlier one at this step
             folder += f"-{count}"
-        run.log_text(report.table, f"{folder}/classification_report.txt")
         counts = {"labels": report.labels, "matrix": report.matrix}
-        run.log_dict(counts, f"{folder}/confusion_matrix.json")
+        if run.settings.log_everything:
+            run.log_text(report.table, f"{folder}/classification_report.txt")
+            run.log_dict(counts, f"{folder}/confusion_matrix.json")
         run.draw("confusion_matrix", folder, json.dumps(counts), note=f"{prefix or 'evaluation'}, step {step}")
 
     def _wants_model(self, run: Run) -> bool:
