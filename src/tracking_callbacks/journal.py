@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
@@ -33,19 +32,16 @@ _LAST_WORDS_BYTES = 256
 
 
 class JournalWriter:
-    """Appends records to one journal; safe to share between threads.
+    """Appends records to one journal, for one thread at a time: its owner holds a lock.
 
     Attributes:
         path: The journal's file.
         position: Bytes in the journal after the last whole record.
-        appended: Number of records written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
-        self.appended = 0
-        self._lock = threading.Lock()
         self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._set_room_aside()
 
@@ -57,20 +53,18 @@ class JournalWriter:
             ValueError: The journal is closed, or the record is larger than `MAX_RECORD_BYTES`.
         """
         frame = _frame(record)
-        with self._lock:
-            if self._fd is None:
-                raise ValueError(f"{self.path} is closed")
-            written = 0
-            try:
-                written = os.write(self._fd, frame)
-                while written < len(frame):
-                    written += os.write(self._fd, frame[written:])
-            except OSError:
-                if written:
-                    os.ftruncate(self._fd, self.position)  # cut the torn frame off
-                raise
-            self.position += written
-            self.appended += 1
+        if self._fd is None:
+            raise ValueError(f"{self.path} is closed")
+        written = 0
+        try:
+            written = os.write(self._fd, frame)
+            while written < len(frame):
+                written += os.write(self._fd, frame[written:])
+        except OSError:
+            if written:
+                os.ftruncate(self._fd, self.position)  # cut the torn frame off
+            raise
+        self.position += written
 
     def append_last(self, record: Record) -> None:
         """Write the record that ends the journal, into the room set aside for it if there is no other.
@@ -87,10 +81,9 @@ class JournalWriter:
 
     def close(self) -> None:
         """Seal the journal: nothing can be appended any more."""
-        with self._lock:
-            if self._fd is not None:
-                os.close(self._fd)
-                self._fd = None
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     def _set_room_aside(self) -> None:
         with contextlib.suppress(OSError):  # a disk that is full already

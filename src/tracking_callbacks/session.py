@@ -49,7 +49,8 @@ class MetricClock:
         now = now_ms()
         if now > self._now or now < self._now - _CLOCK_JUMP_MS:
             self._now = now
-            self._seen.clear()
+            self._seen = {step: points}
+            return now
         earlier = self._seen.get(step)
         if earlier is None:
             self._seen[step] = points

@@ -201,9 +201,14 @@ def plain(value: object) -> Any:
 
 
 def _plain(value: Any, ancestors: set[int]) -> Any:
+    kind = type(value)  # nearly all of a configuration is told by it; abstract classes take a microsecond each
+    if value is None or kind is bool or kind is int:
+        return value
+    if kind is str:
+        return mask_text(value)
     if isinstance(value, enum.Enum):
         return _plain(value.value, ancestors)
-    if value is None or isinstance(value, (bool, int)):
+    if isinstance(value, int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)  # strict JSON has no NaN

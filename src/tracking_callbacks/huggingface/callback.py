@@ -256,15 +256,22 @@ class MLflowTrainerCallback(TrainerCallback):
         return args.auto_find_batch_size and smaller
 
     def _log_metrics(self, run: Run, values: Mapping[str, Any], step: int) -> None:
-        metrics = {}
+        try:
+            run.log_metrics(values, step)
+        except MetricValueError:  # one of them is no number: then none is logged
+            run.log_metrics(self._numbers(values), step)
+
+    def _numbers(self, values: Mapping[str, Any]) -> dict[str, float]:
+        """Return those of `values` that are numbers; the first time that another comes is a warning."""
+        numbers = {}
         for key, value in values.items():
             try:
-                metrics[key] = value if type(value) is float else to_scalar(key, value)
+                numbers[key] = to_scalar(key, value)
             except MetricValueError as error:
                 if key not in self._skipped:
                     self._skipped.add(key)
                     logger.warning("%s; it is left out of the run", error)
-        run.log_metrics(metrics, step=step)
+        return numbers
 
     def _log_input(self, run: Run, role: str, context: str, given: Mapping[str, Any]) -> None:
         """Record the dataset of a training or an evaluation, the first time that it is used for this run."""
