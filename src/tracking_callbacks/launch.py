@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import msgspec
 
 from tracking_callbacks.owner import current_owner
+from tracking_callbacks.priority import lower
 from tracking_callbacks.records import Store
 from tracking_callbacks.settings import TRACKING_URI_VARIABLE, Settings
 
@@ -103,8 +104,8 @@ def _spawn(root: Path, uri: str, working_folder: Path, told: dict[str, object]) 
         os.replace(log, log.with_suffix(".log.1"))
     with open(log, "ab") as output:
         # -P: a user's mlflow.py in the working folder must not shadow MLflow. No preexec_fn: it forbids vfork and
-        # cost 154 ms from a trainer of 3.7 GB; the process lowers its own priority.
-        return subprocess.Popen(
+        # cost 154 ms from a trainer of 3.7 GB.
+        process = subprocess.Popen(
             [sys.executable, "-P", str(_ENTRY), str(root)],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -113,6 +114,8 @@ def _spawn(root: Path, uri: str, working_folder: Path, told: dict[str, object]) 
             env=environment,
             start_new_session=True,
         )
+    lower(process.pid)
+    return process
 
 
 def store_environment(uri: str) -> dict[str, str]:

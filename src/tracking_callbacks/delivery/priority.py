@@ -8,19 +8,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tracking_callbacks.priority import LAST, LATER, weigh
+
 __all__ = ["Priority"]
 
-_NICE = 10
-# The weight of a whole session, where the kernel groups by session and ignores nice values across groups
-# (sched(7), "The autogroup feature"). It can be raised again without any right, unlike a process's own.
-_AUTOGROUP = Path("/proc/self/autogroup")
 _AUTOGROUP_ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
-_AUTOGROUP_NICE = 10
-_AUTOGROUP_NICE_IN_TRAINING = 19
 
 
 class Priority:
-    """The priority of this process, low from the first moment on, and lowest while somebody trains.
+    """The priority of this process, lowest while somebody trains; whoever has started it has lowered it before.
 
     Of two busy torch threads each waits for the other, so that what is taken from one is taken from both. Six seconds
     of training, beside which delivery imports MLflow, took 1.3 to 1.6 times as long at the priority of the trainer,
@@ -28,19 +24,15 @@ class Priority:
     """
 
     def __init__(self) -> None:
-        with contextlib.suppress(OSError):
-            os.nice(_NICE)
         self._grouped = _is_grouped()
         self._set: int | None = None
         self.step_aside(training=True)
 
     def step_aside(self, *, training: bool) -> None:
         """Leave the cores to a training, or deliver what it has left behind."""
-        nice = _AUTOGROUP_NICE_IN_TRAINING if training else _AUTOGROUP_NICE
-        if self._grouped and nice != self._set:
-            with contextlib.suppress(OSError):  # refused when it comes twice within a tenth of a second
-                _AUTOGROUP.write_text(str(nice), encoding="ascii")
-                self._set = nice
+        nice = LAST if training else LATER
+        if self._grouped and nice != self._set and weigh(os.getpid(), nice):
+            self._set = nice
 
     def run_idle(self, work: Callable[[], None]) -> None:
         """Do `work` in a thread that the threads of other processes interrupt at once.
