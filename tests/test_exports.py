@@ -55,8 +55,8 @@ def test_signatures_are_those_of_the_design() -> None:
 
     assert keywords(tracking_callbacks.MLflowTracker) == [
         *("tracking_uri", "experiment_name", "config", "journal_root", "offline"),
-        *("flush_timeout", "delivery_grace", "tags", "config_files", "log_everything", "log_config", "log_source"),
-        *("log_environment", "log_logs", "log_figures", "log_system_metrics"),
+        *("flush_timeout", "delivery_grace", "max_staged_bytes", "tags", "config_files", "log_everything"),
+        *("log_config", "log_source", "log_environment", "log_logs", "log_figures", "log_system_metrics"),
         *("log_datasets", "log_sample_rows"),
     ]
     assert keywords(tracking_callbacks.MLflowTracker.start_run) == ["run_name", "tags", "parent", "run_id"]

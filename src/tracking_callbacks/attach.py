@@ -196,6 +196,7 @@ class Attachment:
             offline=settings.offline,
             flush_timeout=settings.flush_timeout,
             delivery_grace=settings.delivery_grace,
+            max_staged_bytes=settings.max_staged_bytes,
             log_everything=settings.log_everything,
         )
         return there.join_run(active.info.run_id)

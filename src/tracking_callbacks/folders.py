@@ -49,6 +49,7 @@ class SessionState(msgspec.Struct):
         ended: Status (None where the session does not decide it) and time (ms since the epoch) of its end record,
             once it has been read.
         closed: The session's end (or its owner's death) is delivered.
+        withdrawn: Number of checkpoints that were dropped to make room for later ones.
     """
 
     points: int = 0
@@ -58,6 +59,7 @@ class SessionState(msgspec.Struct):
     damaged: int = 0
     ended: tuple[Status | None, int] | None = None
     closed: bool = False
+    withdrawn: int = 0
 
 
 class RunState(msgspec.Struct):

@@ -110,11 +110,13 @@ class Artifact(msgspec.Struct, frozen=True, array_like=True, tag="artifact"):
         staged: Path relative to the run folder.
         artifact_path: Folder within the run's artifacts, None for their root.
         table: It is a table that the UI is to show as one.
+        checkpoint: Its snapshot may have been dropped to make room for later ones, see `checkpoints`.
     """
 
     staged: str
     artifact_path: str | None = None
     table: bool = False
+    checkpoint: bool = False
 
 
 class Dataset(msgspec.Struct, frozen=True, array_like=True, tag="dataset"):

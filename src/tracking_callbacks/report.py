@@ -15,7 +15,8 @@ class DeliveryReport:
         delivered: Entries that the store has acknowledged.
         pending: Entries in the journal that the store has not acknowledged yet.
         rejected: Entries that the store refused for good; ``rejected.jsonl`` gives each one's reason.
-        dropped: Entries that could not be written to the journal (disk full, unwritable folder).
+        dropped: Entries that could not be written to the journal (disk full, unwritable folder), and checkpoints that
+            made room for later ones (`max_staged_bytes`).
         damaged: Stretches of the journal that could not be read back.
         complete: Nothing is pending, and the run's end, if it has ended, is in the store.
         last_error: What keeps delivery from going on, empty when nothing does.

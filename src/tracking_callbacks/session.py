@@ -80,6 +80,7 @@ class Session:
         name: The session's key in the delivery state.
         appended: Number of entries that the journal holds.
         dropped: Number of entries that it could not take.
+        withdrawn: Number of entries that it holds and whose files had to make room.
         closed: The journal is sealed.
     """
 
@@ -89,6 +90,7 @@ class Session:
         self.name = session_name(path)
         self.appended = 0
         self.dropped = 0
+        self.withdrawn = 0
         self.closed = False
         self._writer: JournalWriter | None = None
         try:
@@ -194,8 +196,8 @@ class RunJournal:
             self.ensure_delivery()
             self.tell_trouble()
 
-    def stage(self, name: str, write: Callable[[Path], object], record: Callable[[str], Record]) -> None:
-        """Write files under the run's folder, then the record that names them.
+    def stage(self, name: str, write: Callable[[Path], object], record: Callable[[str], Record]) -> Path | None:
+        """Write files under the run's folder, then the record that names them; return where, None if they were not.
 
         Args:
             name: Name of the file or folder to write; where it is empty, a folder without a name of its own.
@@ -203,7 +205,7 @@ class RunJournal:
             record: Called with that path relative to the run's folder.
         """
         if self.inert:
-            return
+            return None
         with self._lock:
             session = self._writable_session()
             self._staged += 1
@@ -216,8 +218,14 @@ class RunJournal:
             except OSError as error:
                 session.drop(entries(record(staged)), error)
                 shutil.rmtree(session.folder.path / holder, ignore_errors=True)
-            else:
-                self.append(record(staged))
+                return None
+            self.append(record(staged))
+            return target
+
+    def withdraw(self, count: int) -> None:
+        """Count entries whose files are gone, by intent, before they were delivered."""
+        with self._lock:
+            self._session.withdrawn += count
 
     def seal(self, status: Status | None) -> None:
         """End the open session, if there is one, with what it has to say about the run's status."""
@@ -259,11 +267,12 @@ class RunJournal:
         pairs = [(session, state.sessions.get(session.name, SessionState())) for session in self._sessions]
         delivered = sum(done.delivered for _, done in pairs)
         rejected = sum(done.rejected for _, done in pairs)
+        withdrawn = sum(session.withdrawn for session in self._sessions)
         return DeliveryReport(
             delivered=delivered,
-            pending=max(sum(session.appended for session in self._sessions) - delivered - rejected, 0),
+            pending=max(sum(session.appended for session in self._sessions) - delivered - rejected - withdrawn, 0),
             rejected=rejected,
-            dropped=sum(session.dropped for session in self._sessions),
+            dropped=sum(session.dropped for session in self._sessions) + withdrawn,
             damaged=sum(done.damaged for _, done in pairs),
             complete=all(session.acknowledged(done) for session, done in pairs),
             last_error=state.last_error,

@@ -45,6 +45,7 @@ class Settings:
         offline: Keep the journal; deliver only by an explicit ``tracking-callbacks sync``.
         flush_timeout: Seconds that ``flush`` and the interpreter's exit wait at most.
         delivery_grace: Seconds that delivery goes on trying after the training process has gone.
+        max_staged_bytes: Bytes that a run's waiting checkpoints may take; None: half of the room that there is.
         tags: Tags that every run of the tracker carries.
         config_files: Absolute paths of the settings files that runs were made from, the tracker's own among them.
         log_everything: Record what nobody asked for; callbacks ask this before they log more than params and metrics.
@@ -65,6 +66,7 @@ class Settings:
     offline: bool
     flush_timeout: float
     delivery_grace: float
+    max_staged_bytes: int | None
     tags: Mapping[str, str]
     config_files: tuple[Path, ...] = ()
     log_everything: bool = True
@@ -92,6 +94,7 @@ def resolve_settings(
     offline: bool | None = None,
     flush_timeout: float | None = None,
     delivery_grace: float | None = None,
+    max_staged_bytes: int | None = None,
     tags: Mapping[str, object] | None = None,
     config_files: Iterable[str | os.PathLike[str]] | None = None,
     log_everything: bool | None = None,
@@ -118,6 +121,7 @@ def resolve_settings(
         "offline": offline,
         "flush_timeout": flush_timeout,
         "delivery_grace": delivery_grace,
+        "max_staged_bytes": max_staged_bytes,
         "tags": tags,
         "config_files": config_files,
         "log_everything": log_everything,
@@ -154,6 +158,7 @@ def resolve_settings(
         offline=chosen.get("offline", False),
         flush_timeout=chosen.get("flush_timeout", DEFAULT_FLUSH_TIMEOUT),
         delivery_grace=chosen.get("delivery_grace", DEFAULT_DELIVERY_GRACE),
+        max_staged_bytes=chosen.get("max_staged_bytes"),
         tags=chosen.get("tags", {}),
         config_files=(*own_config, *chosen.get("config_files", ())),
         log_everything=everything,
@@ -227,6 +232,12 @@ def _seconds(value: object, name: str, where: str) -> float:
     return float(value)
 
 
+def _bytes(value: object, name: str, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise _wrong(value, name, where, "a number of bytes, 0 or more")
+    return value
+
+
 def _tags(value: object, name: str, where: str) -> dict[str, str]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
         raise _wrong(value, name, where, "a mapping of tag names to values")
@@ -250,6 +261,7 @@ _CHECKS: dict[str, Callable[[object, str, str], Any]] = {
     "offline": _flag,
     "flush_timeout": _seconds,
     "delivery_grace": _seconds,
+    "max_staged_bytes": _bytes,
     "tags": _tags,
     "config_files": _files,
     "log_everything": _flag,

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["snapshot"]
+__all__ = ["size_of", "snapshot"]
 
 # Written once under a new name by their writers, never in place, so a second name for the same bytes is a snapshot.
 # torch.save and most JSON writers reopen the file and would write through the link.
@@ -32,6 +32,16 @@ def snapshot(source: Path, target: Path) -> None:
         inner.mkdir(parents=True, exist_ok=True)
         for name in names:
             _snapshot_file(Path(folder) / name, inner / name)
+
+
+def size_of(source: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder; what is gone by now has none."""
+    paths = (Path(folder, name) for folder, _, names in os.walk(source) for name in names)
+    size = 0
+    for path in paths if source.is_dir() else (source,):
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 def _snapshot_file(source: Path, target: Path) -> None:

@@ -42,6 +42,8 @@ class MLflowTracker:
         offline: Keep everything in the journal until ``tracking-callbacks sync``.
         flush_timeout: Seconds that `Run.flush` and the interpreter's exit wait for delivery at most (default 60).
         delivery_grace: Seconds that delivery goes on trying after this process has ended (default 600).
+        max_staged_bytes: Bytes that a run's checkpoints may take on the disk while they wait for delivery; beyond it
+            the oldest are dropped (`Run.log_checkpoint`). By default half of the room that the disk has for them.
         tags: Tags of every run: ``dataset_version``, ``status``, …
         config_files: Settings files that runs are made from, logged under ``config/files/`` with secrets masked, as
             the file `config` is.
@@ -74,6 +76,7 @@ class MLflowTracker:
         offline: bool | None = None,
         flush_timeout: float | None = None,
         delivery_grace: float | None = None,
+        max_staged_bytes: int | None = None,
         tags: Mapping[str, object] | None = None,
         config_files: Iterable[str | os.PathLike[str]] | None = None,
         log_everything: bool | None = None,
@@ -94,6 +97,7 @@ class MLflowTracker:
             offline=offline,
             flush_timeout=flush_timeout,
             delivery_grace=delivery_grace,
+            max_staged_bytes=max_staged_bytes,
             tags=tags,
             config_files=config_files,
             log_everything=log_everything,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import uuid
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking_callbacks import records
+from tracking_callbacks.checkpoints import WaitingCheckpoints
 from tracking_callbacks.datasets import describe_dataset, table_text
 from tracking_callbacks.errors import InputError, InvalidNameError
 from tracking_callbacks.names import SafeNames
 from tracking_callbacks.session import MetricClock, RunJournal
 from tracking_callbacks.settings import Settings
-from tracking_callbacks.staging import snapshot
+from tracking_callbacks.staging import size_of, snapshot
 from tracking_callbacks.values import (
     MAX_PARAM_LENGTH,
     MAX_TAG_LENGTH,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RunVerbs"]
 
+logger = logging.getLogger("tracking_callbacks")
+
 
 class RunVerbs:
     """What is logged to a run, whatever becomes of it: the half of `run.Run` that only writes records.
@@ -51,6 +55,7 @@ class RunVerbs:
         self._metric_names, self._param_names, self._tag_names = SafeNames(), SafeNames(), SafeNames()
         self._lock = threading.RLock()
         self._clock = MetricClock()
+        self._checkpoints = WaitingCheckpoints(settings.max_staged_bytes)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log one point of each metric, stamped with the present time.
@@ -137,6 +142,34 @@ class RunVerbs:
         if not source.is_dir():
             raise InputError(f"log_artifacts: expected a folder, got {str(folder)!r}")
         self._log_files(lambda target: snapshot(source, target), "", artifact_path)
+
+    def log_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Log a training's checkpoint, a file or a folder, as it is now, under ``checkpoints/``.
+
+        A store that is away, or slower than the training, must not fill the disk: where the checkpoints that wait for
+        delivery would take more than the tracker's `max_staged_bytes`, the oldest of them are dropped. The report
+        and the run's tag ``tracking_callbacks.dropped_checkpoints`` count them. The latest always stays.
+
+        Args:
+            path: The checkpoint; its name is kept.
+
+        Raises:
+            InputError: There is nothing at `path`.
+        """
+        source = Path(path)
+        if not source.exists():
+            raise InputError(f"log_checkpoint: expected a file or folder, there is nothing at {str(path)!r}")
+        size = size_of(source)
+        if dropped := self._checkpoints.make_room(size, self.journal.root.path):
+            self.journal.withdraw(dropped)
+            logger.warning("too many checkpoints wait for delivery (max_staged_bytes): dropped the oldest %d", dropped)
+        staged = self.journal.stage(
+            source.name or source.resolve().name,
+            lambda target: snapshot(source, target),
+            lambda staged: records.Artifact(staged, "checkpoints", checkpoint=True),
+        )
+        if staged is not None:
+            self._checkpoints.add(staged, size)
 
     def log_text(self, text: str, artifact_file: str) -> None:
         """Log a text as the artifact `artifact_file`, for example ``"notes/readme.txt"``."""

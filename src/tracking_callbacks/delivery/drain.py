@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _SEND_SECONDS = 0.5  # what is logged within it goes into one request, if it fits
 _LOOK_SECONDS = 1.0  # between two looks for what must show itself
 _REJECTED_TAG = "tracking_callbacks.rejected"
+_DROPPED_CHECKPOINTS_TAG = "tracking_callbacks.dropped_checkpoints"
 
 
 class RunDrain:
@@ -235,17 +236,21 @@ class RunDrain:
         return worked
 
     def _deliver_file(self, session: SessionJournal, run_id: str, record: FileRecord, end: int) -> None:
-        refused = False
+        rejected = withdrawn = 0
         try:
-            deliver_file(self._store, self._once, run_id, record, self.folder)
+            if not deliver_file(self._store, self._once, run_id, record, self.folder):
+                withdrawn = 1
+                count = withdrawn + sum(one.withdrawn for one in self.state.sessions.values())
+                self._store.log_batch(run_id, Batch(tags={_DROPPED_CHECKPOINTS_TAG: str(count)}))
         except Refused as error:
             self._store.check_active(run_id)
-            refused = True
+            rejected = entries(record)
             self._reject({"record": type(record).__name__.lower(), "reason": str(error)} | _described(record))
         self._files_backoff.succeed()
         with self._lock:
-            session.state.rejected += entries(record) if refused else 0
-            session.state.delivered += 0 if refused else entries(record)
+            session.state.rejected += rejected
+            session.state.withdrawn += withdrawn
+            session.state.delivered += entries(record) - rejected - withdrawn
             session.state.files = end
             self._write_state()
         discard_staged(record, self.folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+from tracking_callbacks.checkpoints import claim
 from tracking_callbacks.delivery.drawings import deliver_drawing
 from tracking_callbacks.delivery.errors import Refused
 from tracking_callbacks.delivery.models import deliver_model
@@ -17,8 +18,11 @@ __all__ = ["FileRecord", "deliver_file", "discard_staged"]
 FileRecord = Artifact | Automatic | Dataset | Drawing | Model
 
 
-def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord, folder: RunFolder) -> None:
+def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord, folder: RunFolder) -> bool:
     """Bring what `record` describes to the store; harmless when repeated.
+
+    Returns:
+        False where there is nothing to deliver any more: a checkpoint that has made room for later ones.
 
     Raises:
         Refused: The snapshot is gone, or the store will never take it.
@@ -26,13 +30,17 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
     """
     if isinstance(record, Dataset):
         store.log_dataset(run_id, record)
-        return
+        return True
     if isinstance(record, Drawing):
         deliver_drawing(store, run_id, record, folder)
-        return
+        return True
     if record.staged is None:
-        return
+        return True
     snapshot = folder.path / record.staged
+    if _is_checkpoint(record):
+        snapshot = claim(snapshot)
+        if not snapshot.exists():
+            return False
     if not snapshot.exists():
         raise Refused(f"the snapshot {record.staged} is gone")
     if isinstance(record, Model):
@@ -47,10 +55,18 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
     else:
         place = f"{record.artifact_path}/{snapshot.name}" if record.artifact_path else snapshot.name
         store.log_artifacts(run_id, snapshot, place)
+    return True
 
 
 def discard_staged(record: FileRecord, folder: RunFolder) -> None:
     """Remove the snapshot of a record that has been acknowledged."""
-    if not isinstance(record, Dataset) and record.staged is not None:
-        holder = folder.path / record.staged
-        shutil.rmtree(holder if holder.parent == folder.staged else holder.parent, ignore_errors=True)
+    if isinstance(record, Dataset) or record.staged is None:
+        return
+    snapshot = folder.path / record.staged
+    if _is_checkpoint(record):
+        snapshot = claim(snapshot)
+    shutil.rmtree(snapshot if snapshot.parent == folder.staged else snapshot.parent, ignore_errors=True)
+
+
+def _is_checkpoint(record: FileRecord) -> bool:
+    return isinstance(record, Artifact) and record.checkpoint

@@ -176,7 +176,7 @@ class MLflowTrainerCallback(TrainerCallback):
         run = self.run
         checkpoint = _latest_checkpoint(args, state) if self.log_checkpoints else None
         if run is not None and checkpoint is not None:
-            run.log_artifacts(checkpoint, f"checkpoints/{checkpoint.name}")
+            run.log_checkpoint(checkpoint)
 
     @on_main_process
     def on_train_end(

@@ -1,0 +1,144 @@
+"""Checkpoints that wait for delivery: which are dropped, which stay, and what the run says of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from faults.proxy import Fault, running_proxy
+from processes import artifacts, wait_for
+from tracking_callbacks import ConfigError, InputError, MLflowTracker
+from tracking_callbacks.checkpoints import WaitingCheckpoints, claim
+
+DROPPED_TAG = "tracking_callbacks.dropped_checkpoints"
+
+
+def write_checkpoint(folder: Path, step: int, size: int = 1000) -> Path:
+    """A checkpoint of two files, `size` bytes together."""
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(bytes(size // 2))
+    (checkpoint / "optimizer.pt").write_bytes(bytes(size - size // 2))
+    return checkpoint
+
+
+def staged_names(root: Path, run_key: str) -> list[str]:
+    return sorted(path.name for path in (root / run_key / "staged").glob("[!.]*/*"))
+
+
+def only_run(client, experiment: str):
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    return run
+
+
+def test_the_oldest_checkpoints_make_room_and_the_run_says_so(server, client, tmp_path, caplog) -> None:
+    root, name = tmp_path / "journal", tmp_path.name
+    tracker = MLflowTracker(
+        server.uri, name, journal_root=root, offline=True, max_staged_bytes=2500, log_everything=False
+    )
+    with caplog.at_level(logging.WARNING), tracker.start_run() as run:
+        for step in range(5):
+            run.log_checkpoint(write_checkpoint(tmp_path / "output", step))
+        run.log_metrics({"loss": 1.0})
+    staged, report = staged_names(root, run.run_key), run.report()
+    sync = [sys.executable, "-m", "tracking_callbacks.cli", "sync", str(root)]
+    synced = subprocess.run(sync, capture_output=True, text=True, timeout=120, check=False)
+
+    assert staged == ["checkpoint-3", "checkpoint-4"]
+    assert (report.dropped, report.pending) == (3, 3)
+    assert caplog.text.count("too many checkpoints wait for delivery") == 3
+    assert synced.returncode == 0, synced.stderr
+    stored = only_run(client, name)
+    assert (stored.info.status, stored.data.tags[DROPPED_TAG]) == ("FINISHED", "3")
+    assert "tracking_callbacks.rejected" not in stored.data.tags
+    assert artifacts(client, stored.info.run_id, "checkpoints") == [
+        f"checkpoints/checkpoint-{step}/{file}" for step in (3, 4) for file in ("model.safetensors", "optimizer.pt")
+    ]
+    report = run.report()
+    assert (report.delivered, report.dropped, report.pending, report.rejected) == (3, 3, 0, 0)
+    assert report.complete
+
+
+def test_the_latest_stays_however_large_and_other_artifacts_do_too(tmp_path) -> None:
+    tracker = MLflowTracker(
+        "http://127.0.0.1:9", journal_root=tmp_path / "journal", offline=True, max_staged_bytes=0, log_everything=False
+    )
+    with tracker.start_run() as run:
+        run.log_artifacts(write_checkpoint(tmp_path, 1), "by-hand")
+        run.log_checkpoint(write_checkpoint(tmp_path, 2))
+        (tmp_path / "agent.zip").write_bytes(bytes(5000))
+        run.log_checkpoint(tmp_path / "agent.zip")
+
+    assert staged_names(tmp_path / "journal", run.run_key) == ["agent.zip", "model.safetensors", "optimizer.pt"]
+    assert run.report().dropped == 1
+
+
+def test_the_checkpoint_that_is_being_sent_arrives_whole(server, client, tmp_path) -> None:
+    name = tmp_path.name
+    with running_proxy(server.uri) as proxy:
+        root = tmp_path / "journal"
+        tracker = MLflowTracker(proxy.uri, name, journal_root=root, max_staged_bytes=1500, log_everything=False)
+        with tracker.start_run() as run:
+            assert run.run_id is not None
+            proxy.fault(Fault("hang", paths=("optimizer.pt",)))
+            run.log_checkpoint(write_checkpoint(tmp_path / "output", 0))
+            wait_for(lambda: proxy.struck["hang"], "the first checkpoint is on its way")
+            for step in range(1, 5):
+                run.log_checkpoint(write_checkpoint(tmp_path / "output", step))
+            waiting = staged_names(root, run.run_key)
+            proxy.fault()
+        report = run.flush(60)
+
+    assert waiting == ["checkpoint-0", "checkpoint-4"]
+    assert report.complete
+    assert (report.dropped, report.rejected, report.pending) == (3, 0, 0)
+    stored = only_run(client, name)
+    assert (stored.info.status, stored.data.tags[DROPPED_TAG]) == ("FINISHED", "3")
+    assert artifacts(client, stored.info.run_id, "checkpoints") == [
+        f"checkpoints/checkpoint-{step}/{file}" for step in (0, 4) for file in ("model.safetensors", "optimizer.pt")
+    ]
+
+
+def test_by_default_they_take_half_of_the_room_that_the_disk_has(tmp_path) -> None:
+    waiting = WaitingCheckpoints(None)
+    snapshots = [write_checkpoint(tmp_path / f"{step}", step) for step in range(4)]
+    for snapshot in snapshots:
+        waiting.add(snapshot, 1000)
+    claim(snapshots[1])
+
+    assert waiting.make_room(1000, tmp_path) == 0
+    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+    assert waiting.make_room(2 * free, tmp_path) == 3  # all but the claimed one
+    assert [snapshot.exists() for snapshot in snapshots] == [False] * 4
+    assert claim(snapshots[1]).is_dir()
+    assert not claim(snapshots[0]).exists()
+
+
+def test_what_is_delivered_takes_no_room(tmp_path) -> None:
+    waiting = WaitingCheckpoints(2500)
+    first, second = (write_checkpoint(tmp_path / f"{step}", step) for step in range(2))
+    waiting.add(first, 1000)
+    waiting.add(second, 1000)
+    for file in first.iterdir():
+        file.unlink()
+    first.rmdir()
+
+    assert waiting.make_room(1000, tmp_path) == 0
+    assert second.exists()
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path) -> None:
+    tracker = MLflowTracker("http://127.0.0.1:9", journal_root=tmp_path / "journal", offline=True, log_everything=False)
+    with tracker.start_run() as run, pytest.raises(InputError, match=r"log_checkpoint: .* nothing at .*absent"):
+        run.log_checkpoint(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "1 GB"])
+def test_a_wrong_cap_is_named(value) -> None:
+    with pytest.raises(ConfigError, match="max_staged_bytes: expected a number of bytes, 0 or more"):
+        MLflowTracker(max_staged_bytes=value)
