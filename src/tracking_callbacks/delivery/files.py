@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 from tracking_callbacks.checkpoints import claim
 from tracking_callbacks.delivery.drawings import deliver_drawing
@@ -36,12 +37,10 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
         return True
     if record.staged is None:
         return True
-    snapshot = folder.path / record.staged
-    if _is_checkpoint(record):
-        snapshot = claim(snapshot)
-        if not snapshot.exists():
-            return False
+    snapshot = _take(record.staged, record, folder)
     if not snapshot.exists():
+        if _is_checkpoint(record):
+            return False
         raise Refused(f"the snapshot {record.staged} is gone")
     if isinstance(record, Model):
         deliver_model(store, once, run_id, record, snapshot)
@@ -62,10 +61,13 @@ def discard_staged(record: FileRecord, folder: RunFolder) -> None:
     """Remove the snapshot of a record that has been acknowledged."""
     if isinstance(record, Dataset) or record.staged is None:
         return
-    snapshot = folder.path / record.staged
-    if _is_checkpoint(record):
-        snapshot = claim(snapshot)
+    snapshot = _take(record.staged, record, folder)
     shutil.rmtree(snapshot if snapshot.parent == folder.staged else snapshot.parent, ignore_errors=True)
+
+
+def _take(staged: str, record: FileRecord, folder: RunFolder) -> Path:
+    snapshot = folder.path / staged
+    return claim(snapshot) if _is_checkpoint(record) else snapshot
 
 
 def _is_checkpoint(record: FileRecord) -> bool:
