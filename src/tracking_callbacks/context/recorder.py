@@ -28,6 +28,7 @@ __all__ = ["ContextRecorder"]
 logger = logging.getLogger("tracking_callbacks")
 
 _SETTLE_SECONDS = 1.0
+_HEAD_START_SECONDS = 0.5  # of the training: two threads that do little but short I/O hold each other up at the GIL
 _MAX_SCRIPT_BYTES = 1_000_000
 
 
@@ -55,12 +56,14 @@ class ContextRecorder:
         self._log: TrainLog | None = None
         self._git: GitSnapshot | None = None
         self._thread: threading.Thread | None = None
+        self._wanted = threading.Event()
         if self._own:
             self._begin()
 
     def settle(self) -> None:
         """Wait until the pieces are in the journal, a second at most."""
         if self._thread is not None and not self._journal.inert:
+            self._wanted.set()
             self._thread.join(_SETTLE_SECONDS)
 
     def end(self) -> None:
@@ -124,6 +127,7 @@ class ContextRecorder:
     # -- in a thread -------------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
+        self._wanted.wait(_HEAD_START_SECONDS)
         if self._settings.log_environment:
             self._record_environment()
         if self._settings.log_source:
