@@ -70,6 +70,30 @@ def test_the_oldest_checkpoints_make_room_and_the_run_says_so(server, client, tm
     ]
 
 
+FORKED = """
+    import os
+    from pathlib import Path
+    from tracking_callbacks import MLflowTracker
+    Path("checkpoint").write_bytes(bytes(1000))
+    tracker = MLflowTracker("http://127.0.0.1:9", offline=True, max_staged_bytes=0, log_everything=False)
+    with tracker.start_run() as run:
+        run.log_checkpoint("checkpoint")
+        if (child := os.fork()) == 0:
+            run.log_checkpoint("checkpoint")
+            os._exit(0)
+        os.waitpid(child, 0)
+    print(run.run_key, run.report().dropped)
+"""
+
+
+def test_a_forked_child_leaves_its_parents_checkpoints_alone(tmp_path) -> None:
+    done = run_script(FORKED, cwd=tmp_path)
+    run_key, dropped = done.stdout.split()
+
+    assert dropped == "0"
+    assert staged_names(tmp_path / ".tracking_callbacks", run_key) == ["checkpoint"]
+
+
 def test_the_latest_stays_however_large_and_other_artifacts_do_too(tmp_path) -> None:
     tracker = MLflowTracker(
         "http://127.0.0.1:9", journal_root=tmp_path / "journal", offline=True, max_staged_bytes=0, log_everything=False

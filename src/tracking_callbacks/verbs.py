@@ -159,6 +159,8 @@ class RunVerbs:
         source = Path(path)
         if not source.exists():
             raise InputError(f"log_checkpoint: expected a file or folder, there is nothing at {str(path)!r}")
+        if self.journal.inert:  # a forked child must not drop what its parent has logged
+            return
         size = size_of(source)
         if dropped := self._checkpoints.make_room(size, self.journal.root.path):
             self.journal.withdraw(dropped)
