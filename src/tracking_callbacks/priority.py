@@ -21,7 +21,7 @@ def lower(pid: int) -> None:
     At once and from here: until a Python process comes to doing so itself it has worked for a tenth of a second, at
     the priority of the training.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # which Windows has not
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
     weigh(pid, LAST)
 

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +35,9 @@ _MAX_SCRIPT_BYTES = 1_000_000
 class ContextRecorder:
     """The pieces of one run.
 
-    The training thread reads the settings files, starts git and goes on; a thread of this object waits for git, looks
-    at the environment, and writes both to the journal. Whatever is not done one second after the run's end is left
-    out. A piece that fails is reported once and missing.
+    The training thread reads the settings files, starts git and goes on; one thread of this object waits for git,
+    another looks at the environment, and each writes to the journal. Whatever is not done one second after the run's
+    end is left out. A piece that fails is reported once and missing.
 
     Args:
         settings: Which pieces are wanted.
@@ -55,16 +55,19 @@ class ContextRecorder:
         self._ended = False
         self._log: TrainLog | None = None
         self._git: GitSnapshot | None = None
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self._wanted = threading.Event()
         if self._own:
             self._begin()
 
     def settle(self) -> None:
         """Wait until the pieces are in the journal, a second at most."""
-        if self._thread is not None and not self._journal.inert:
-            self._wanted.set()
-            self._thread.join(_SETTLE_SECONDS)
+        if self._journal.inert:
+            return
+        self._wanted.set()
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
     def end(self) -> None:
         """Finish, before the run's journal is sealed."""
@@ -73,7 +76,7 @@ class ContextRecorder:
         self.settle()
         with self._lock:
             self._ended = True
-        if self._git is not None and self._thread is not None and self._thread.is_alive():
+        if self._git is not None and any(thread.is_alive() for thread in self._threads):
             self._git.abandon()
         self._stop_log()
 
@@ -91,9 +94,10 @@ class ContextRecorder:
         self._record_config()
         if self._settings.log_system_metrics and importlib.util.find_spec("psutil") is None:
             logger.warning("no system metrics: they need psutil (pip install 'tracking-callbacks[system]')")
-        if self._settings.log_environment or self._settings.log_source:
-            self._thread = threading.Thread(target=self._collect, name="tracking-callbacks context", daemon=True)
-            self._thread.start()
+        if self._settings.log_source:
+            self._start_thread(self._record_source)
+        if self._settings.log_environment:
+            self._start_thread(self._record_environment)
 
     @never_in_the_way
     def _start_log(self) -> None:
@@ -124,17 +128,16 @@ class ContextRecorder:
         if self._settings.log_config:
             self._record("config", config_files(self._settings))
 
-    # -- in a thread -------------------------------------------------------------------------------------------------
+    def _start_thread(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name="tracking-callbacks context", daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
-    def _collect(self) -> None:
-        self._wanted.wait(_HEAD_START_SECONDS)
-        if self._settings.log_environment:
-            self._record_environment()
-        if self._settings.log_source:
-            self._record_source()
+    # -- in threads --------------------------------------------------------------------------------------------------
 
     @never_in_the_way
     def _record_environment(self) -> None:
+        self._wanted.wait(_HEAD_START_SECONDS)
         self._record("environment", environment_files())
 
     @never_in_the_way
