@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -49,6 +50,8 @@ class MlflowStore:
         """Import what the calls need; from one thread, before others make calls."""
         for module in ("mlflow", "requests", "sqlalchemy.exc", "urllib3.exceptions"):
             importlib.import_module(module)
+        gc.freeze()
+        gc.enable()
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
