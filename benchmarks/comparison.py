@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ class Samples:
         self.taken = taken
 
     def values(self, contender: str, figure: str) -> list[float]:
-        """Return one value a round; none where the contender has no such figure."""
-        return self.taken[contender].get(figure, [])
+        """Return one value a round; none where the contender has no such figure, or has come after the measurement."""
+        return self.taken.get(contender, {}).get(figure, [])
 
     def median(self, contender: str, figure: str) -> float:
-        """Return the median of the rounds."""
-        return statistics.median(self.values(contender, figure))
+        """Return the median of the rounds, NaN where there are none."""
+        return statistics.median(self.values(contender, figure) or [math.nan])
 
     def worst(self, contender: str, figure: str) -> float:
         """Return the largest value of the rounds."""
