@@ -9,6 +9,8 @@ from pathlib import Path
 
 from faults.proxy import Fault, running_proxy
 from processes import free_port, own_artifacts, run_script, script, wait_for
+from tracking_callbacks import pending
+from tracking_callbacks.folders import JournalRoot
 
 OFFLINE = """
     import sys
@@ -97,3 +99,18 @@ def test_wrong_use_exits_with_2(tmp_path) -> None:
         assert command(*arguments, cwd=tmp_path).returncode == 2
     help_text = command("--help", cwd=tmp_path).stdout
     assert all(word in help_text for word in ("status", "sync", "ui"))
+
+
+def test_a_run_that_is_delivered_while_it_is_looked_at_is_no_longer_pending(tmp_path, monkeypatch) -> None:
+    run_script(OFFLINE.format(uri="http://127.0.0.1:9", experiment="e", then="pass"), cwd=tmp_path)
+    (folder,) = JournalRoot(tmp_path / ".tracking_callbacks").runs()
+    read_opened = pending.read_opened
+
+    def read_and_lose(journal: Path) -> object:
+        opened = read_opened(journal)
+        journal.unlink()
+        return opened
+
+    assert pending.pending_run(folder) is not None
+    monkeypatch.setattr(pending, "read_opened", read_and_lose)
+    assert pending.pending_run(folder) is None

@@ -62,9 +62,12 @@ def pending_run(folder: RunFolder) -> PendingRun | None:
     for journal in folder.journals():
         if (opened := read_opened(journal)) is None:
             continue
+        try:
+            pending += _pending_entries(journal, state.sessions.get(session_name(journal), SessionState()))
+            newest = max(newest, journal.stat().st_mtime)
+        except FileNotFoundError:  # delivered by now
+            continue
         headers.append(opened)
-        pending += _pending_entries(journal, state.sessions.get(session_name(journal), SessionState()))
-        newest = max(newest, journal.stat().st_mtime)
     if not headers:
         return None
     return PendingRun(

@@ -8,7 +8,7 @@ from pathlib import Path
 from tracking_callbacks.folders import SessionState, session_name
 from tracking_callbacks.journal import Chunk, read_chunk, read_last_words
 from tracking_callbacks.owner import OwnerWatch
-from tracking_callbacks.records import Metrics, Record, RunEnded, SessionOpened, Status
+from tracking_callbacks.records import Metrics, Record, RunEnded, SessionOpened, Status, now_ms
 
 __all__ = ["Ending", "SessionJournal"]
 
@@ -40,6 +40,7 @@ class SessionJournal:
         self._watch = watch
         self._dead = watch is None
         self._last_point = 0
+        self._open_until = 0
 
     @property
     def known_over(self) -> bool:
@@ -58,13 +59,23 @@ class SessionJournal:
 
     def read(self, offset: int) -> Chunk:
         """Read records from `offset` on."""
+        now = now_ms()
         # Asked before the read: what a process wrote before its death is in the file by then.
         chunk = read_chunk(self.path, offset, complete=self.over())
         for record, _ in chunk.records:
             self._note_end(record)
             if isinstance(record, Metrics):
                 self._last_point = record.timestamp
+        if chunk.at_end and not self.known_over:
+            self._open_until = now
         return chunk
+
+    def open_until(self) -> int:
+        """Return when (ms since the epoch) the session is known to have been open yet: its end may be unread."""
+        now = now_ms()
+        if not self.over() and not self.grew(self.state.points):
+            self._open_until = now
+        return self._open_until
 
     def _note_end(self, record: Record | None) -> None:
         if isinstance(record, RunEnded):

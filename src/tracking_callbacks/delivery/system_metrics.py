@@ -144,10 +144,10 @@ class RunSystemMetrics:
         over = session.over()
         if not over:
             self._sampler.start()
-        samples = self._sampler.since(self._next)
+        last = session.ending().timestamp if over else session.open_until()
+        samples = [sample for sample in self._sampler.since(self._next) if over or sample.timestamp <= last]
         if not samples:
             return
-        last = session.ending().timestamp if over else samples[-1].timestamp
         points = [point for sample in samples for point in self._points(sample, session, last, run_id)]
         for first in range(0, len(points), MAX_METRICS):
             try:

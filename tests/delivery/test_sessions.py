@@ -1,0 +1,35 @@
+"""What delivery knows of a session that may have ended without its noticing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tracking_callbacks.delivery.sessions import SessionJournal
+from tracking_callbacks.folders import SessionState
+from tracking_callbacks.journal import JournalWriter
+from tracking_callbacks.owner import OwnerWatch, current_owner
+from tracking_callbacks.records import Metrics, RunEnded, SessionOpened, Store, now_ms
+
+
+def test_a_session_is_known_to_be_open_as_long_as_nothing_is_unread(tmp_path: Path) -> None:
+    opened = SessionOpened("key", 1, now_ms(), current_owner(), Store("http://127.0.0.1:9", str(tmp_path)), "e")
+    writer = JournalWriter(tmp_path / "1.journal")
+    writer.append(opened)
+    watch = OwnerWatch(current_owner())
+    session = SessionJournal(writer.path, opened, SessionState(), watch)
+
+    assert session.open_until() == 0  # nothing has been read of it
+    began = now_ms()
+    session.state.points = session.read(0).end
+    assert began <= session.open_until() <= now_ms()  # nothing is unread
+    writer.append(Metrics(now_ms(), 1, {"loss": 1.0}))
+    before = session.open_until()
+    session.state.points = session.read(session.state.points).end
+    after_read = session.open_until()
+    writer.append(RunEnded(now_ms(), "FINISHED"))
+
+    assert began <= before <= after_read == session.open_until()  # for all that is known it may have ended since
+    session.read(session.state.points)
+    assert session.over()
+    watch.close()
+    writer.close()
