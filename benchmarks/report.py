@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -127,6 +128,8 @@ def _cell(samples: Samples, contender: str, column: Column) -> str:
 
 def _judged(bar: Bar, samples: Samples) -> list[str]:
     value = bar.value(samples)
+    if math.isnan(value):
+        return [bar.what, "–", "not measured yet"]
     met = bar.met(value)
     return [bar.what, f"{value:.3g}", "no bar" if met is None else "yes" if met else "**no**"]
 
