@@ -82,7 +82,7 @@ def _drop(snapshot: Path) -> bool:
     bin_ = snapshot.parent.with_name(f".{snapshot.parent.name}")
     try:
         os.replace(snapshot.parent, bin_)
-    except FileNotFoundError:
+    except OSError:  # claimed, or delivered by now; what cannot be moved stays
         return False
     shutil.rmtree(bin_, ignore_errors=True)
     return True
