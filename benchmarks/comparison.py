@@ -25,18 +25,27 @@ class Samples:
         """Return one value a round; none where the contender has no such figure, or has come after the measurement."""
         return self.taken.get(contender, {}).get(figure, [])
 
+    def rounds(self) -> int:
+        """Return how often each contender took its turn."""
+        return max((len(values) for figures in self.taken.values() for values in figures.values()), default=0)
+
     def median(self, contender: str, figure: str) -> float:
         """Return the median of the rounds, NaN where there are none."""
         return statistics.median(self.values(contender, figure) or [math.nan])
 
     def worst(self, contender: str, figure: str) -> float:
-        """Return the largest value of the rounds."""
-        return max(self.values(contender, figure))
+        """Return the largest value of the rounds, NaN where there are none."""
+        return max(self.values(contender, figure), default=math.nan)
 
     def ratio(self, figure: str, contender: str, to: str) -> float:
-        """Return the median of the rounds' ratios: what disturbs the machine for a while is in both of a pair."""
-        pairs = zip(self.values(contender, figure), self.values(to, figure), strict=True)
-        return statistics.median(one / other for one, other in pairs)
+        """Return the median of the rounds' ratios, NaN where there are none.
+
+        What disturbs the machine for a while is in both of a pair.
+        """
+        ones, others = self.values(contender, figure), self.values(to, figure)
+        if not ones or not others:
+            return math.nan
+        return statistics.median(one / other for one, other in zip(ones, others, strict=True))
 
 
 @dataclass(frozen=True)
@@ -78,14 +87,12 @@ class Group:
     Attributes:
         title: Heads the table.
         contenders: Each does the work once, in a fresh process, and returns its figures.
-        most_rounds: Where repeating says nothing new.
     """
 
     title: str
     contenders: Mapping[str, Callable[[Bench], Figures]]
     columns: Sequence[Column]
     bars: Sequence[Bar] = ()
-    most_rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,7 @@ class Row:
 def measure(group: Group, bench: Bench, rounds: int, say: Callable[[str], None]) -> Taken:
     """Let the contenders of a group take turns: A B C A B C …"""
     taken: Taken = {contender: {} for contender in group.contenders}
-    for turn in range(min(rounds, group.most_rounds or rounds)):
+    for turn in range(rounds):
         for contender, work in group.contenders.items():
             figures = work(bench)
             for figure, value in figures.items():

@@ -81,6 +81,8 @@ def section(row: Row, result: Result) -> str:
                 for contender in samples.taken
             ),
         )
+        if samples.rounds() != result.rounds:
+            lines += ["", f"Rounds of this table: {samples.rounds()}."]
         if group.bars:
             lines += ["", *_table(["to reach", "reached", "met"], (_judged(bar, samples) for bar in group.bars))]
         lines.append("")

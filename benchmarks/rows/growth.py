@@ -98,7 +98,6 @@ ROW = Row(
                 Column("delivered", "delivered", 0),
             ),
             bars=(Bar("delivery memory flat: grown ≤ 10 MB", lambda of: _largest(of, "growth_mb"), 10),),
-            most_rounds=3,
         ),
     ),
 )

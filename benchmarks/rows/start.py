@@ -126,7 +126,6 @@ ROW = Row(
                 Bar("begin ≤ 150 ms", lambda of: max(of.median(name, "begin_ms") for name in of.taken), 150),
                 Bar("end ≤ 1.5 s", lambda of: max(of.median(name, "end_ms") for name in of.taken), 1500),
             ),
-            most_rounds=2,
         ),
     ),
 )
