@@ -4,7 +4,7 @@ import gc
 import sys
 from pathlib import Path
 
-gc.disable()  # until MLflow is imported (`MlflowStore.load`): a fifth of that time goes into looking at what stays
+gc.disable()  # until MLflow is imported (`DeliveryProcess`): a fifth of that time goes into looking at what stays
 
 try:
     from tracking_callbacks.delivery.process import main

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import logging
@@ -126,6 +127,8 @@ class DeliveryProcess:
             if self._drains and not files.is_alive():
                 # Before there are two threads: mlflow that both import at once stays half imported.
                 self._priority.run_idle(self._store.load)
+                gc.freeze()
+                gc.enable()
                 files.start()
             worked = [drain.step_points() for drain in self._current()]
             self._priority.step_aside(training=any(drain.written_to() for drain in self._current()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -50,8 +49,6 @@ class MlflowStore:
         """Import what the calls need; from one thread, before others make calls."""
         for module in ("mlflow", "requests", "sqlalchemy.exc", "urllib3.exceptions"):
             importlib.import_module(module)
-        gc.freeze()
-        gc.enable()
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
