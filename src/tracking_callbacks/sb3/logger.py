@@ -97,20 +97,28 @@ class RunWriter(KVWriter):
         return {key for key, value in self._written.items() if key in values and values[key] is value}
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
+        if not values:
+            return
+        try:
+            self._run.log_metrics(values, step=step)
+        except (InvalidNameError, MetricValueError):  # one of them is no metric: then none is logged
+            self._run.log_metrics(self._metrics(values, step), step=step)
+
+    def _metrics(self, values: Mapping[str, Any], step: int) -> dict[str, float]:
+        """Log the figures among `values`, and return the metrics; the first time that another comes is a warning."""
         metrics = {}
         for key, value in values.items():
             if isinstance(value, Figure):
                 self._run.log_figure(value.figure, f"figures/{key}/{step:09d}.png")
                 continue
             try:
-                safe_name(key)  # raises: one name without a letter must not cost the rest of the dump
+                safe_name(key)
                 metrics[key] = to_scalar(key, value)
             except (InvalidNameError, MetricValueError) as error:
                 if key not in self._skipped:
                     self._skipped.add(key)
                     log.warning("%s; it is left out of the run", error)
-        if metrics:
-            self._run.log_metrics(metrics, step=step)
+        return metrics
 
 
 def _updates(values: Mapping[str, Any]) -> dict[str, Any]:
