@@ -1,7 +1,7 @@
 """The state of a git repository at one moment: commit, branch, remote, uncommitted changes, untracked files.
 
-``git`` reads the working tree in processes that are started at once and not waited for: in a large repository it takes
-seconds, which the training must not pay. What they say is read by whoever calls `GitSnapshot.finish`.
+``git`` reads the working tree in processes that are all started at once, so that they see one state of it, and may take
+seconds in a large repository. What they say is read by whoever calls `GitSnapshot.finish`.
 """
 
 from __future__ import annotations

@@ -28,15 +28,18 @@ __all__ = ["ContextRecorder"]
 logger = logging.getLogger("tracking_callbacks")
 
 _SETTLE_SECONDS = 1.0
-_HEAD_START_SECONDS = 0.5  # of the training: two threads that do little but short I/O hold each other up at the GIL
+# Of the training, before the threads: two that do little but short I/O hold each other up at the GIL, and so does the
+# start of a process. git's is short, for the user edits on.
+_HEAD_START_SECONDS = 0.5
+_GIT_HEAD_START_SECONDS = 0.05
 _MAX_SCRIPT_BYTES = 1_000_000
 
 
 class ContextRecorder:
     """The pieces of one run.
 
-    The training thread reads the settings files, starts git and goes on; one thread of this object waits for git,
-    another looks at the environment, and each writes to the journal. Whatever is not done one second after the run's
+    The training thread reads the settings files and goes on; one thread of this object asks git, another looks at the
+    environment, and each writes to the journal. Whatever is not done one second after the run's
     end is left out. A piece that fails is reported once and missing.
 
     Args:
@@ -90,7 +93,6 @@ class ContextRecorder:
 
     def _begin(self) -> None:
         self._start_log()
-        self._start_git()
         self._record_config()
         if self._settings.log_system_metrics and importlib.util.find_spec("psutil") is None:
             logger.warning("no system metrics: they need psutil (pip install 'tracking-callbacks[system]')")
@@ -111,19 +113,6 @@ class ContextRecorder:
             self._log = None
 
     @never_in_the_way
-    def _start_git(self) -> None:
-        if not self._settings.log_source:
-            return
-        script = entry_script()
-        beside_script = repository_around(script.parent) if script is not None else None
-        top = beside_script or repository_around(self._settings.working_folder)
-        if top is not None:
-            try:
-                self._git = GitSnapshot(top)
-            except OSError as error:
-                logger.info("the source is recorded without git: %s", error)
-
-    @never_in_the_way
     def _record_config(self) -> None:
         if self._settings.log_config:
             self._record("config", config_files(self._settings))
@@ -142,10 +131,24 @@ class ContextRecorder:
 
     @never_in_the_way
     def _record_source(self) -> None:
-        state = self._git.finish() if self._git is not None else GitState()
+        self._wanted.wait(_GIT_HEAD_START_SECONDS)
+        state = self._git_state()
         tags = {} if self._place else {key: text for key, text in state.tags.items() if key not in self._known_tags}
         files = {"diff.patch": state.patch, "untracked.txt": "".join(f"{path}\n" for path in state.untracked)}
         self._record("source", {name: text for name, text in files.items() if text} | _script(), tags)
+
+    def _git_state(self) -> GitState:
+        script = entry_script()
+        beside_script = repository_around(script.parent) if script is not None else None
+        top = beside_script or repository_around(self._settings.working_folder)
+        if top is None:
+            return GitState()
+        try:
+            self._git = GitSnapshot(top)
+        except OSError as error:
+            logger.info("the source is recorded without git: %s", error)
+            return GitState()
+        return self._git.finish()
 
     # -- both --------------------------------------------------------------------------------------------------------
 
