@@ -146,7 +146,13 @@ class MLflowTrainerCallback(TrainerCallback):
         if SUMMARY_KEY in logs:
             self._completed = True
         run = self._attachment.run if self._attachment is not None else None
-        self._log_metrics(run or self._attached(args).run_for_evaluation(), grouped(logs), state.global_step)
+        if run is None:
+            run = self._attached(args).run_for_evaluation()
+        values = grouped(logs)
+        try:
+            run.log_metrics(values, state.global_step)
+        except MetricValueError:  # one of them is no number: then none is logged
+            run.log_metrics(self._numbers(values), state.global_step)
 
     @on_main_process
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -166,7 +172,7 @@ class MLflowTrainerCallback(TrainerCallback):
     ) -> None:
         """Log the numbers of a prediction, which come through no other hook, and the report behind them."""
         run = self._attached(args).run_for_evaluation()
-        self._log_metrics(run, grouped(metrics), state.global_step)
+        run.log_metrics(self._numbers(grouped(metrics)), state.global_step)
         self._log_report(run, metrics, state.global_step)
         self._log_input(run, evaluation_prefix(metrics) or "test", "test", kwargs)
 
@@ -254,12 +260,6 @@ class MLflowTrainerCallback(TrainerCallback):
         before, self._begun = self._begun, (state.train_batch_size or 0, state.trial_params)
         smaller = before is not None and self._begun[0] < before[0] and self._begun[1] == before[1]
         return args.auto_find_batch_size and smaller
-
-    def _log_metrics(self, run: Run, values: Mapping[str, Any], step: int) -> None:
-        try:
-            run.log_metrics(values, step)
-        except MetricValueError:  # one of them is no number: then none is logged
-            run.log_metrics(self._numbers(values), step)
 
     def _numbers(self, values: Mapping[str, Any]) -> dict[str, float]:
         """Return those of `values` that are numbers; the first time that another comes is a warning."""
