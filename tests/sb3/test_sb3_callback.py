@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import stable_baselines3
 from markets import TINY, Market, Stop, Store, callback_for, market
+from matplotlib.figure import Figure
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.logger import CSVOutputFormat, configure
+from stable_baselines3.common.logger import Figure as LoggedFigure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
@@ -84,6 +87,30 @@ def test_a_name_that_nothing_can_be_made_of_costs_its_own_value_alone(
     assert [step for step, _ in store.points(callback.run, "time/iterations")] == [32, 64, 96]
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning == "expected a name with at least one character that shows, got ' '; it is left out of the run"
+
+
+def test_of_what_a_user_records_figures_are_artifacts_and_texts_cost_only_themselves(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Notes(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.logger.record("note", "seven")
+            self.logger.record("mine/counted", np.int64(7))
+            self.logger.record("mine/plot", LoggedFigure(Figure(), close=True))
+
+    callback = callback_for(store)
+    PPO("MlpPolicy", market(), **TINY).learn(64, callback=[Notes(), callback])
+    run = store.delivered(callback.run)
+
+    assert store.points(callback.run, "mine/counted") == [(32, 7.0), (64, 7.0)]
+    assert [step for step, _ in store.points(callback.run, "time/iterations")] == [32, 64]
+    plots = store.client.list_artifacts(run.info.run_id, "figures/mine/plot")
+    assert [Path(entry.path).name for entry in plots] == ["000000032.png", "000000064.png"]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning == "metric 'note': expected one number, got 'seven'; it is left out of the run"
 
 
 def test_an_early_stop_repeats_no_update(store: Store) -> None:
