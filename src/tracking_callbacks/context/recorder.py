@@ -39,8 +39,8 @@ class ContextRecorder:
     """The pieces of one run.
 
     The training thread reads the settings files and goes on; one thread of this object asks git, another looks at the
-    environment, and each writes to the journal. Whatever is not done one second after the run's
-    end is left out. A piece that fails is reported once and missing.
+    environment, and each writes to the journal. Whatever is not done one second after the run's end is left out. A
+    piece that fails is reported once and missing.
 
     Args:
         settings: Which pieces are wanted.
