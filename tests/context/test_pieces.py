@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,27 @@ def test_of_a_repository_that_git_is_slow_in_the_commit_is_known_and_nothing_is_
     state = GitSnapshot(repository).finish()
 
     assert (state.tags, state.patch) == ({"mlflow.source.git.commit": commit}, "")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_workers_that_are_forked_while_git_starts_do_not_hold_it_up(repository, monkeypatch) -> None:
+    monkeypatch.setattr("tracking_callbacks.context.git._GIT_SECONDS", 5.0)
+    workers = []
+    try:
+        for _ in range(5):
+            with ThreadPoolExecutor(1) as thread:
+                looked = thread.submit(lambda: GitSnapshot(repository).finish())
+                while not looked.done() and len(workers) < 300:
+                    if (pid := os.fork()) == 0:
+                        signal.pause()
+                        os._exit(0)
+                    workers.append(pid)
+                commit = looked.result(20).tags.get("mlflow.source.git.commit")
+            assert commit == git(repository, "rev-parse", "HEAD").strip()
+    finally:
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 @pytest.mark.parametrize("switch", [*SWITCHES, "log_everything"])

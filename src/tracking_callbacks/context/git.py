@@ -11,6 +11,7 @@ import os
 import re
 import selectors
 import subprocess
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -71,6 +72,12 @@ _PROGRAMS = (
     ".java",
     ".jl",
 )
+# git is started beside the training, which may fork workers meanwhile: one that inherits the writing end of a pipe to
+# git keeps it open, and git's last word would be waited for until the worker ends. So a fork waits for the start.
+_starting = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
+
 _FILE_BEGINS = re.compile(r"^(?=diff --git )", re.MULTILINE)
 _NAME = re.compile(r"^diff --git .* \"?b/(.*?)\"?$", re.MULTILINE)
 
@@ -152,13 +159,14 @@ class GitSnapshot:
         self._deadline = max(self._deadline, time.monotonic() + seconds)
         # GIT_OPTIONAL_LOCKS: "status" would otherwise take the index lock and could fail a commit of the user's.
         environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
-        return subprocess.Popen(
-            ["git", "-C", str(self._top), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
+        with _starting:
+            return subprocess.Popen(
+                ["git", "-C", str(self._top), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+            )
 
     def _read(self, process: subprocess.Popen[bytes], limit: int) -> str | None:
         """Return what `process` says, its first `limit` bytes and one more if it says more; None if it fails."""

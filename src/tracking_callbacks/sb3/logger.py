@@ -97,8 +97,6 @@ class RunWriter(KVWriter):
         return {key for key, value in self._written.items() if key in values and values[key] is value}
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
-        if not values:
-            return
         try:
             self._run.log_metrics(values, step=step)
         except (InvalidNameError, MetricValueError):  # one of them is no metric: then none is logged
