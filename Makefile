@@ -4,21 +4,25 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH := .venv-bench
 BENCH_READY := $(BENCH)/.ready
+NEWEST := .venv-newest
+LOCK := requirements.lock
+# The lock also pins what isolated builds use.
+INSTALL := -m pip install --quiet -c $(LOCK) --build-constraint $(LOCK)
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test faults soak check format bench clean
+.PHONY: help setup demo test faults soak check format bench lock newest clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 setup: $(READY) ## make .venv and install everything into it
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]" --group dev
+	$(BIN)/python -m pip install --quiet -c $(LOCK) --upgrade pip
+	$(BIN)/python $(INSTALL) -e ".[all]" --group dev
 	@touch $@
 
 demo: $(READY) ## fine-tune a sentiment model, train a trading agent, load both back from the registry
@@ -49,11 +53,23 @@ format: $(READY) ## mend what ruff can mend
 bench: $(BENCH_READY) ## measure beside wandb, trackio, … and write benchmarks/RESULTS.md (ROWS=1,4 for some rows)
 	$(BENCH)/bin/python -m benchmarks $(if $(ROWS),--rows $(ROWS))
 
-$(BENCH_READY): pyproject.toml constraints.txt
+$(BENCH_READY): pyproject.toml $(LOCK)
 	$(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BENCH)/bin/python -m pip install --quiet -c constraints.txt -e ".[all]" --group bench
+	$(BENCH)/bin/python -m pip install --quiet -c $(LOCK) --upgrade pip
+	$(BENCH)/bin/python $(INSTALL) -e ".[all]" --group bench
 	@touch $@
 
+lock: $(READY) ## write requirements.lock; UPGRADE="peft mlflow" moves these, UPGRADE=all moves everything
+	$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade $(UPGRADE))
+
+newest: ## run the tests on the newest version of everything, and say which versions differ from the lock
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(NEWEST)/bin/python -m pip install --quiet -c constraints.txt -e ".[all]" --group dev
+	@echo "newer than the lock:"
+	$(NEWEST)/bin/python scripts/lock.py --compare
+	$(NEWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not alone"
+	$(NEWEST)/bin/python -m pytest -m alone
+
 clean: ## remove the environments and caches
-	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(BENCH) $(NEWEST) .mypy_cache .ruff_cache .pytest_cache
