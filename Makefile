@@ -41,12 +41,13 @@ soak: $(READY) ## ten minutes of random kills, then count every point; then the 
 	SOAK=1 $(BIN)/python -m pytest tests/faults/test_processes_killed.py tests/faults/test_processes_together.py \
 		tests/faults/test_damaged_journals.py
 
-check: $(READY) ## lint, format check, types
+check: $(READY) ## lint, format check, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-format: $(READY) ## mend what ruff can mend
+format: $(READY) ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

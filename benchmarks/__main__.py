@@ -42,10 +42,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and trainings must not outlive this process
     for name in chosen.rows:
         row = ROWS[name]
-        _say(f"row {name}: {row.title}")
+        _print_line(f"row {name}: {row.title}")
         began = time.monotonic()
         with running_bench(quick=chosen.quick) as bench:
-            groups = {group.title: measure(group, bench, chosen.rounds, _say) for group in row.groups}
+            groups = {group.title: measure(group, bench, chosen.rounds, _print_line) for group in row.groups}
         result = report.Result(
             row=name,
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -56,14 +56,14 @@ def main() -> int:
             versions=surroundings.versions(),
             groups=groups,
         )
-        _say(report.section(row, result))
+        _print_line(report.section(row, result))
         if not chosen.quick:
             report.keep(result)
             report.write(ROWS)
     return 0
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     print(text, flush=True)
 
 

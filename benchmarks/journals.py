@@ -9,9 +9,9 @@ from pathlib import Path
 
 from benchmarks.bench import Bench, Store
 from benchmarks.runs import write_offline
-from tracking_callbacks.folders import JournalRoot, RunState
-from tracking_callbacks.launch import start_sync
-from tracking_callbacks.records import Store as StoreRecord
+from tracking_callbacks._journal.layout import JournalRoot, RunState
+from tracking_callbacks._journal.records import Store as StoreRecord
+from tracking_callbacks._writing.launch import start_sync
 
 __all__ = ["Delivery", "Waiting", "waiting_journal"]
 
@@ -57,7 +57,9 @@ class Delivery:
         self._waiting = waiting
         self._began = time.perf_counter()
         record = StoreRecord(waiting.store.uri, str(waiting.root))
-        self.process: subprocess.Popen[bytes] = start_sync(waiting.root, record, waiting.store.uri, PATIENCE_SECONDS)
+        self.process: subprocess.Popen[bytes] = start_sync(
+            waiting.root, record, waiting.store.uri, None, PATIENCE_SECONDS
+        )
         self.whole_s = self.sending_s = 0.0
         self.sent = 0
 

@@ -26,7 +26,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize
 
-from tracking_callbacks import MLflowTracker
+from tracking_callbacks import Delivery, MLflowTracker
 from tracking_callbacks.sb3 import MLflowSB3Callback
 
 EPISODE_LENGTH = 250
@@ -102,7 +102,9 @@ def main() -> int:
     head = f"{'empty':>9}{'ours p50':>10}{'p99':>8}{'more per env':>14}{'mean with ends':>16}"
     print(f"on_step, {steps} steps, µs  {head}")
     with tempfile.TemporaryDirectory() as folder:
-        tracker = MLflowTracker(f"sqlite:///{folder}/mlflow.db", "on_step", journal_root=Path(folder, "journal"))
+        tracker = MLflowTracker(
+            f"sqlite:///{folder}/mlflow.db", "on_step", delivery=Delivery(journal_root=Path(folder, "journal"))
+        )
         for n_envs, limit in LIMITS.items():
             for kind, wrap in kinds.items():
                 empty = measure(Empty(), n_envs, steps, wrap)

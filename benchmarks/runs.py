@@ -29,7 +29,7 @@ def end_with_pending(uri: str, points: int, everything: bool) -> dict[str, Any]:
     """Log `points` at once while delivery is up, end the run, and time how long its delivery takes from there."""
     from tracking_callbacks import MLflowTracker
 
-    run = MLflowTracker(uri, PROJECT, log_everything=everything).start_run()
+    run = MLflowTracker(uri, PROJECT, record=everything).start_run()
     run.log_metrics({"first": 0.0})
     _arrived(run)
     time.sleep(1.0)  # no batch under way
@@ -69,9 +69,9 @@ def send_raw(uri: str, points: int) -> dict[str, Any]:
 
 def write_offline(uri: str, journal_root: str, points: int) -> dict[str, Any]:
     """Write `points` into a journal that nobody delivers yet."""
-    from tracking_callbacks import MLflowTracker
+    from tracking_callbacks import Delivery, MLflowTracker
 
-    tracker = MLflowTracker(uri, PROJECT, journal_root=journal_root, offline=True, log_everything=False)
+    tracker = MLflowTracker(uri, PROJECT, record=False, delivery=Delivery(journal_root=journal_root, offline=True))
     with tracker.start_run() as run:
         for step in range(points // len(METRICS)):
             run.log_metrics(values_at(step), step)
@@ -84,9 +84,9 @@ def _resident_mb() -> float:
 
 def grow(uri: str, records: int) -> dict[str, Any]:
     """Log records of five metrics, and tell what a call costs and what this process takes on the way."""
-    from tracking_callbacks import MLflowTracker
+    from tracking_callbacks import Delivery, MLflowTracker
 
-    run = MLflowTracker(uri, PROJECT, offline=True, log_everything=False).start_run()
+    run = MLflowTracker(uri, PROJECT, record=False, delivery=Delivery(offline=True)).start_run()
     marks = [mark for mark in (10**3, 10**4, 10**5, 10**6) if mark <= records]
     figures: dict[str, Any] = {}
     recent: list[int] = []
@@ -202,9 +202,9 @@ def stay_idle(uri: str) -> dict[str, Any]:
 
 def start_tracker(uri: str, journal_root: str, everything: bool) -> dict[str, Any]:
     """Start a run and log its first point."""
-    from tracking_callbacks import MLflowTracker
+    from tracking_callbacks import Delivery, MLflowTracker
 
-    tracker = MLflowTracker(uri, PROJECT, journal_root=journal_root, log_everything=everything)
+    tracker = MLflowTracker(uri, PROJECT, record=everything, delivery=Delivery(journal_root=journal_root))
     spent, began = time.thread_time(), time.perf_counter()
     run = tracker.start_run()
     started = time.perf_counter()

@@ -63,7 +63,7 @@ def train_bert(contender: str, uri: str, threads: int, steps: int, everything: b
         from tracking_callbacks import MLflowTracker
         from tracking_callbacks.huggingface import MLflowTrainerCallback
 
-        callback = MLflowTrainerCallback(MLflowTracker(log_everything=everything), log_model=False)
+        callback = MLflowTrainerCallback(MLflowTracker(record=everything), log_model=False)
     elif contender == "transformers":
         import mlflow
 
@@ -136,10 +136,10 @@ def train_example(name: str, examples: str) -> dict[str, Any]:
     import sys
     from pathlib import Path
 
-    from tracking_callbacks import MLflowTracker
+    from tracking_callbacks import MLflowTracker, Recording
 
     sys.path.insert(0, examples)
-    tracker = MLflowTracker(experiment_name=PROJECT, log_sample_rows=True, log_system_metrics=True)
+    tracker = MLflowTracker(experiment_name=PROJECT, record=Recording(sample_rows=True, system_metrics=True))
     whole, saving = Stopwatch(), Stopwatch()
     callback: Any
     if name == "sentiment":
@@ -223,7 +223,7 @@ def train_ppo(contender: str, uri: str, envs: int, rollout: int, steps: int, tim
         if contender == "ours":
             from tracking_callbacks import MLflowTracker
             from tracking_callbacks.sb3 import MLflowSB3Callback
-            from tracking_callbacks.sb3.logger import RunWriter
+            from tracking_callbacks.sb3.run_writer import RunWriter
 
             callback = MLflowSB3Callback(MLflowTracker(uri, PROJECT), log_model=False)
             if timed:

@@ -26,7 +26,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from tracking_callbacks import MLflowTracker, finance
+from tracking_callbacks import MLflowTracker, Recording, finance
 from tracking_callbacks.sb3 import MLflowSB3Callback
 
 EXPERIMENT = "RLAgentTraining_PPO"
@@ -110,8 +110,7 @@ def main() -> None:
     tracker = MLflowTracker(
         experiment_name=EXPERIMENT,
         config=options.config,
-        log_sample_rows=True,  # the prices are public
-        log_system_metrics=True,
+        record=Recording(sample_rows=True, system_metrics=True),  # the prices are public
     )
     agent, callback = train(tracker, options.timesteps, options.seed)
     observations, actions, wealth = play(agent, (WINDOW, len(PRICES)))

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from sentiment_data import DATA_FOLDER, LABELS, Sentence, load
-from tracking_callbacks import MLflowTracker
+from tracking_callbacks import MLflowTracker, Recording
 from tracking_callbacks.huggingface import ClassificationMetrics, MLflowTrainerCallback
 
 EXPERIMENT = "SentimentModelTraining"
@@ -115,8 +115,7 @@ def main() -> None:
     tracker = MLflowTracker(
         experiment_name=None if options.config else EXPERIMENT,
         config=options.config,
-        log_sample_rows=True,  # the reviews are public
-        log_system_metrics=True,
+        record=Recording(sample_rows=True, system_metrics=True),  # the reviews are public
     )
     callback = train(
         tracker,

@@ -16,7 +16,7 @@ import pytest
 from faults.trainers import Trainers
 from processes import free_port, stop_delivery, wait_for
 from servers import Server, start_server, stop_server
-from tracking_callbacks import MLflowTracker
+from tracking_callbacks import Delivery, MLflowTracker
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -119,4 +119,4 @@ def client(server: Server):
 @pytest.fixture
 def tracker(server: Server, shared_journal: Path) -> MLflowTracker:
     """A tracker on the real server, with an experiment of its own."""
-    return MLflowTracker(server.uri, f"test-{uuid.uuid4().hex[:8]}", journal_root=shared_journal)
+    return MLflowTracker(server.uri, f"test-{uuid.uuid4().hex[:8]}", delivery=Delivery(journal_root=shared_journal))

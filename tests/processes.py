@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from tracking_callbacks.context import AUTOMATIC_ARTIFACTS
+from tracking_callbacks._contents import AUTOMATIC_ARTIFACTS
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def delivery_processes(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if any(part.endswith("delivery/__main__.py") for part in line) and Path(line[-1]).is_relative_to(folder):
+        if any(part.endswith("_delivery/__main__.py") for part in line) and Path(line[-1]).is_relative_to(folder):
             found.append(process)
     return found
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from processes import run_script
-from tracking_callbacks import MLflowTracker
-from tracking_callbacks.attach import Attachment
+from tracking_callbacks import Delivery, MLflowTracker
+from tracking_callbacks._callbacks.callback_run import CallbackRun
 
 
 @pytest.fixture
-def attachment(tracker: MLflowTracker) -> Attachment:
-    return Attachment(tracker, run_name="of the callback", tags={"by": "callback"})
+def attachment(tracker: MLflowTracker) -> CallbackRun:
+    return CallbackRun(tracker, run_name="of the callback", tags={"by": "callback"})
 
 
 def test_a_training_is_a_run_of_its_own(attachment, client) -> None:
@@ -48,11 +48,11 @@ def test_a_training_that_continues_is_the_same_run(attachment, client) -> None:
 
 
 def test_a_run_is_resumed_by_its_key_from_another_process(tracker, client) -> None:
-    first = Attachment(tracker).begin_training()
+    first = CallbackRun(tracker).begin_training()
     first.log_metrics({"loss": 2.0}, step=1)
     first.end("KILLED")
     assert first.flush().complete
-    other = Attachment(tracker)
+    other = CallbackRun(tracker)
     second = other.begin_training(resume_key=first.run_key)
     second.log_metrics({"loss": 1.0}, step=2)
     other.end_training()
@@ -85,7 +85,7 @@ def test_a_training_that_never_ended_is_failed_when_the_next_begins(attachment, 
 
 
 def test_a_run_that_the_user_entered_is_joined_and_not_ended(tracker, client) -> None:
-    attachment = Attachment(None)
+    attachment = CallbackRun(None)
     with tracker.start_run("of the user") as users:
         joined = attachment.begin_training()
         attachment.end_training()
@@ -101,9 +101,9 @@ def test_a_run_that_the_user_entered_is_joined_and_not_ended(tracker, client) ->
 
 
 def test_a_run_of_another_tracker_is_not_joined(tracker, server, shared_journal) -> None:
-    other = MLflowTracker(server.uri, "another experiment", journal_root=shared_journal)
+    other = MLflowTracker(server.uri, "another experiment", delivery=Delivery(journal_root=shared_journal))
     with tracker.start_run() as users:
-        run = Attachment(other).begin_training()
+        run = CallbackRun(other).begin_training()
         run.end()
 
     assert run is not users
@@ -112,7 +112,7 @@ def test_a_run_of_another_tracker_is_not_joined(tracker, server, shared_journal)
 def test_the_run_named_by_the_environment_is_joined_and_not_ended(tracker, client, monkeypatch) -> None:
     outer = client.create_run(client.create_experiment(f"of the environment {tracker.settings.experiment_name}"))
     monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
-    attachment = Attachment(tracker)
+    attachment = CallbackRun(tracker)
     run = attachment.begin_training()
     run.log_metrics({"loss": 1.0})
     attachment.end_training()
@@ -128,8 +128,8 @@ def test_an_active_mlflow_run_is_joined_where_it_lives(server, client, shared_jo
 
     mlflow.set_tracking_uri(server.uri)
     try:
-        elsewhere = MLflowTracker(f"sqlite:///{tmp_path}/other.db", journal_root=shared_journal)
-        attachment = Attachment(elsewhere)
+        elsewhere = MLflowTracker(f"sqlite:///{tmp_path}/other.db", delivery=Delivery(journal_root=shared_journal))
+        attachment = CallbackRun(elsewhere)
         with mlflow.start_run() as active:
             run = attachment.begin_training()
             run.log_metrics({"loss": 1.0})
@@ -146,9 +146,9 @@ def test_an_active_mlflow_run_is_joined_where_it_lives(server, client, shared_jo
 
 
 BEGINNING = """
-    from tracking_callbacks import MLflowTracker
-    from tracking_callbacks.attach import Attachment
-    attachment = Attachment(MLflowTracker(experiment_name={experiment!r}), run_name="first")
+    from tracking_callbacks import Delivery, MLflowTracker
+    from tracking_callbacks._callbacks.callback_run import CallbackRun
+    attachment = CallbackRun(MLflowTracker(experiment_name={experiment!r}), run_name="first")
 """
 
 
@@ -176,10 +176,10 @@ def test_what_is_open_when_the_program_ends(tracker, client, server, tmp_path, r
 
 
 def test_a_training_that_resumes_another_run_ends_that_of_an_evaluation(tracker, client) -> None:
-    before = Attachment(tracker)
+    before = CallbackRun(tracker)
     earlier = before.begin_training()
     before.end_training()
-    attachment = Attachment(tracker)
+    attachment = CallbackRun(tracker)
     evaluation = attachment.run_for_evaluation()
     resumed = attachment.begin_training(resume_key=earlier.run_key)
     attachment.end_training()
@@ -190,7 +190,7 @@ def test_a_training_that_resumes_another_run_ends_that_of_an_evaluation(tracker,
 
 
 def test_a_training_after_a_search_is_a_run_of_its_own(tracker, client) -> None:
-    attachment = Attachment(tracker)
+    attachment = CallbackRun(tracker)
     trial, search = attachment.begin_trial("only")
     attachment.end_training()
     after = attachment.begin_training()

@@ -11,8 +11,8 @@ import pytest
 
 from faults.proxy import Fault, running_proxy
 from processes import artifacts, run_script, wait_for
-from tracking_callbacks import ConfigError, InputError, MLflowTracker
-from tracking_callbacks.checkpoints import WaitingCheckpoints, claim
+from tracking_callbacks import ConfigError, Delivery, InputError, MLflowTracker
+from tracking_callbacks._journal.checkpoints import WaitingCheckpoints, claim
 
 DROPPED_TAG = "tracking_callbacks.dropped_checkpoints"
 
@@ -37,8 +37,9 @@ def only_run(client, experiment: str):
 
 OFFLINE = """
     from pathlib import Path
-    from tracking_callbacks import MLflowTracker
-    tracker = MLflowTracker({uri!r}, {experiment!r}, offline=True, max_staged_bytes=2500, log_everything=False)
+    from tracking_callbacks import Delivery, MLflowTracker
+    delivery = Delivery(offline=True, max_checkpoint_bytes=2500)
+    tracker = MLflowTracker({uri!r}, {experiment!r}, record=False, delivery=delivery)
     with tracker.start_run() as run:
         for step in range(5):
             checkpoint = Path(f"checkpoint-{{step}}")
@@ -73,9 +74,9 @@ def test_the_oldest_checkpoints_make_room_and_the_run_says_so(server, client, tm
 FORKED = """
     import os
     from pathlib import Path
-    from tracking_callbacks import MLflowTracker
+    from tracking_callbacks import Delivery, MLflowTracker
     Path("checkpoint").write_bytes(bytes(1000))
-    tracker = MLflowTracker("http://127.0.0.1:9", offline=True, max_staged_bytes=0, log_everything=False)
+    tracker = MLflowTracker("http://127.0.0.1:9", record=False, delivery=Delivery(offline=True, max_checkpoint_bytes=0))
     with tracker.start_run() as run:
         run.log_checkpoint("checkpoint")
         if (child := os.fork()) == 0:
@@ -96,7 +97,9 @@ def test_a_forked_child_leaves_its_parents_checkpoints_alone(tmp_path) -> None:
 
 def test_the_latest_stays_however_large_and_other_artifacts_do_too(tmp_path) -> None:
     tracker = MLflowTracker(
-        "http://127.0.0.1:9", journal_root=tmp_path / "journal", offline=True, max_staged_bytes=0, log_everything=False
+        "http://127.0.0.1:9",
+        record=False,
+        delivery=Delivery(journal_root=tmp_path / "journal", offline=True, max_checkpoint_bytes=0),
     )
     with tracker.start_run() as run:
         run.log_artifacts(write_checkpoint(tmp_path, 1), "by-hand")
@@ -112,7 +115,9 @@ def test_the_checkpoint_that_is_being_sent_arrives_whole(server, client, tmp_pat
     name = tmp_path.name
     with running_proxy(server.uri) as proxy:
         root = tmp_path / "journal"
-        tracker = MLflowTracker(proxy.uri, name, journal_root=root, max_staged_bytes=1500, log_everything=False)
+        tracker = MLflowTracker(
+            proxy.uri, name, record=False, delivery=Delivery(journal_root=root, max_checkpoint_bytes=1500)
+        )
         with tracker.start_run() as run:
             assert run.run_id is not None
             proxy.fault(Fault("hang", paths=("optimizer.pt",)))
@@ -163,12 +168,14 @@ def test_what_is_delivered_takes_no_room(tmp_path) -> None:
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path) -> None:
-    tracker = MLflowTracker("http://127.0.0.1:9", journal_root=tmp_path / "journal", offline=True, log_everything=False)
+    tracker = MLflowTracker(
+        "http://127.0.0.1:9", record=False, delivery=Delivery(journal_root=tmp_path / "journal", offline=True)
+    )
     with tracker.start_run() as run, pytest.raises(InputError, match=r"log_checkpoint: .* nothing at .*absent"):
         run.log_checkpoint(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "1 GB"])
 def test_a_wrong_cap_is_named(value) -> None:
-    with pytest.raises(ConfigError, match="max_staged_bytes: expected a number of bytes, 0 or more"):
-        MLflowTracker(max_staged_bytes=value)
+    with pytest.raises(ConfigError, match="max_checkpoint_bytes: expected a number of bytes, 0 or more"):
+        MLflowTracker(delivery=Delivery(max_checkpoint_bytes=value))

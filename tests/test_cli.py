@@ -9,13 +9,13 @@ from pathlib import Path
 
 from faults.proxy import Fault, running_proxy
 from processes import free_port, own_artifacts, run_script, script, wait_for
-from tracking_callbacks import pending
-from tracking_callbacks.folders import JournalRoot
+from tracking_callbacks._journal import pending
+from tracking_callbacks._journal.layout import JournalRoot
 
 OFFLINE = """
     import sys
-    from tracking_callbacks import MLflowTracker
-    with MLflowTracker({uri!r}, {experiment!r}, offline=True).start_run("night run") as run:
+    from tracking_callbacks import Delivery, MLflowTracker
+    with MLflowTracker({uri!r}, {experiment!r}, delivery=Delivery(offline=True)).start_run("night run") as run:
         for step in range(100):
             run.log_metrics({{"loss": float(step)}}, step=step)
         run.log_text("hello", "hello.txt")
@@ -49,7 +49,7 @@ def test_offline_runs_are_shown_and_synced(server, client, tmp_path) -> None:
 def test_a_store_that_does_not_answer_leaves_everything_and_exits_with_1(tmp_path) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     run_script(OFFLINE.format(uri=uri, experiment="e", then="pass"), cwd=tmp_path)
-    synced = command("sync", "--patience", "2", cwd=tmp_path)
+    synced = command("sync", "--stall-timeout", "2", cwd=tmp_path)
 
     assert synced.returncode == 1
     assert "night run: 101 left" in synced.stderr
@@ -72,7 +72,7 @@ def test_a_run_under_way_is_shown_and_left_to_its_own_delivery(tmp_path) -> None
     with script(code, cwd=tmp_path) as trainer:
         assert trainer.stdout.readline() == "up\n"
         shown = command("status", cwd=tmp_path)
-        synced = command("sync", "--patience", "1", cwd=tmp_path)
+        synced = command("sync", "--stall-timeout", "1", cwd=tmp_path)
 
     assert "running" in shown.stdout
     assert synced.returncode == 0
@@ -95,7 +95,7 @@ def test_what_another_process_delivers_is_waited_for(server, client, tmp_path) -
 
 
 def test_wrong_use_exits_with_2(tmp_path) -> None:
-    for arguments in (["sync", "absent"], ["sync", "--patience", "x"], ["frobnicate"]):
+    for arguments in (["sync", "absent"], ["sync", "--stall-timeout", "x"], ["frobnicate"]):
         assert command(*arguments, cwd=tmp_path).returncode == 2
     help_text = command("--help", cwd=tmp_path).stdout
     assert all(word in help_text for word in ("status", "sync", "ui"))

@@ -17,9 +17,9 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
-from tracking_callbacks import InputError, InvalidNameError, MLflowTracker
-from tracking_callbacks.datasets import describe_dataset, summarize, table_text
-from tracking_callbacks.inputs import log_input
+from tracking_callbacks import Delivery, InputError, InvalidNameError, MLflowTracker, Recording
+from tracking_callbacks._callbacks.dataset_inputs import log_input
+from tracking_callbacks._contents.datasets import describe_dataset, summarize, table_text
 
 LONGS = {"type": "array", "items": {"type": "long"}}
 
@@ -132,7 +132,7 @@ def test_what_has_no_rows_to_show_still_has_a_digest(dataset: Any) -> None:
 
 
 def test_of_large_rows_few_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tracking_callbacks.datasets.summary._MAX_BYTES", 100_000)
+    monkeypatch.setattr("tracking_callbacks._contents.datasets.summary._MAX_BYTES", 100_000)
 
     def digest(changed: int) -> str | None:
         rows = [b"x" * 5_000 if row != changed else b"y" * 5_000 for row in range(100)]
@@ -264,7 +264,9 @@ def test_tables_are_shown_as_tables_beside_those_of_others(tracker: MLflowTracke
 
 def test_a_sample_of_rows_is_logged_where_the_tracker_was_told_to(server, shared_journal, client, tmp_path) -> None:
     rows = [{"text": "x" * 5000, "ids": list(range(100)), "raw": b"abc", "pixels": np.zeros((3, 3))} for _ in range(50)]
-    tracker = MLflowTracker(server.uri, "samples", journal_root=shared_journal, log_sample_rows=True)
+    tracker = MLflowTracker(
+        server.uri, "samples", record=Recording(sample_rows=True), delivery=Delivery(journal_root=shared_journal)
+    )
     with tracker.start_run() as run:
         log_input(run, rows, "train", context="training")
     assert run.flush().complete
@@ -278,7 +280,10 @@ def test_a_sample_of_rows_is_logged_where_the_tracker_was_told_to(server, shared
 
 def test_no_dataset_is_recorded_where_that_is_switched_off(server, shared_journal, client) -> None:
     tracker = MLflowTracker(
-        server.uri, "samples", journal_root=shared_journal, log_datasets=False, log_sample_rows=True
+        server.uri,
+        "samples",
+        record=Recording(datasets=False, sample_rows=True),
+        delivery=Delivery(journal_root=shared_journal),
     )
     with tracker.start_run() as run:
         log_input(run, made("rows"), "train", context="training")

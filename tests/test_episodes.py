@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 
 from tracking_callbacks import finance
-from tracking_callbacks.episodes import Episode, EpisodeBook, EpisodeTable, PointBudget, StepBuffer, Summary
-from tracking_callbacks.returns import choose_source
+from tracking_callbacks._episodes.episode_tracker import (
+    Episode,
+    EpisodeTable,
+    EpisodeTracker,
+    PointBudget,
+    RunningStats,
+    StepBuffer,
+)
+from tracking_callbacks._episodes.returns import choose_source
 
 
 def test_a_buffer_that_grows_and_shifts_loses_nothing() -> None:
@@ -44,7 +51,7 @@ def test_an_episode_longer_than_the_limit_keeps_its_sum_and_length() -> None:
     assert buffer.total_reward() == 100.0
 
 
-def play(book: EpisodeBook, equities: list[Any], **last: Any) -> Episode | None:
+def play(book: EpisodeTracker, equities: list[Any], **last: Any) -> Episode | None:
     infos = [{"net_worth": equity} for equity in equities]
     for info in infos:
         book.add_step([1.0], [info])
@@ -52,48 +59,48 @@ def play(book: EpisodeBook, equities: list[Any], **last: Any) -> Episode | None:
 
 
 def test_equity_starts_at_the_reset_and_is_not_carried_on() -> None:
-    book = EpisodeBook(1, choose_source("auto", {"net_worth": 1.0}), 252)
+    book = EpisodeTracker(1, choose_source("auto", {"net_worth": 1.0}), 252)
     book.begin(0, {"net_worth": 100.0})
     first, second = play(book, [110.0, 99.0, 100.0]), play(book, [55.0, 44.0, 50.0])
 
     for episode, equity in ((first, [100.0, 110.0, 99.0, 100.0]), (second, [50.0, 55.0, 44.0, 50.0])):
         assert episode is not None
-        assert episode.figures["sharpe_ratio"] == finance.sharpe_ratio(finance.returns_from_equity(equity))
-        assert episode.figures["total_return"] == pytest.approx(0.0)
+        assert episode.statistics["sharpe_ratio"] == finance.sharpe_ratio(finance.returns_from_equity(equity))
+        assert episode.statistics["total_return"] == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("odd", [None, "much", math.nan, math.inf, [1, 2], {}])
 def test_a_value_that_is_no_number_costs_only_its_episode_the_figures(odd: Any) -> None:
-    book = EpisodeBook(1, choose_source("net_worth", {}), 252)
+    book = EpisodeTracker(1, choose_source("net_worth", {}), 252)
     book.begin(0, {"net_worth": 100.0})
     spoilt, sound = play(book, [110.0, odd, 100.0]), play(book, [55.0, 44.0, 50.0])
 
     assert spoilt is not None
-    assert (spoilt.reward, spoilt.figures, spoilt.left_out) == (3.0, {}, "missing or infinite values")
+    assert (spoilt.reward, spoilt.statistics, spoilt.skipped) == (3.0, {}, "missing or infinite values")
     assert sound is not None
-    assert sound.left_out is None
+    assert sound.skipped is None
 
 
 def test_an_episode_that_was_joined_midway_counts_only_with_a_monitor() -> None:
     monitor = {"episode": {"r": 7.0, "l": 9}}
 
-    joined = EpisodeBook(1, choose_source("reward", {}), 252)
+    joined = EpisodeTracker(1, choose_source("reward", {}), 252)
     assert play(joined, [1.0, 2.0]) is None
-    monitored = EpisodeBook(1, choose_source("reward", {}), 252)
+    monitored = EpisodeTracker(1, choose_source("reward", {}), 252)
     episode = play(monitored, [1.0, 2.0], **monitor)
     assert episode is not None
-    assert (episode.reward, episode.length, episode.left_out) == (7.0, 9, "seen only in part")
+    assert (episode.reward, episode.length, episode.skipped) == (7.0, 9, "seen only in part")
 
 
 def test_the_monitor_confirms_an_episode_across_a_pause() -> None:
-    book = EpisodeBook(1, choose_source("reward", {}), 252)
+    book = EpisodeTracker(1, choose_source("reward", {}), 252)
     book.begin(0, None)
     book.add_step([1.0], [{}])
     book.interrupt()
     episode = play(book, [1.0, 2.0], episode={"r": 3.0, "l": 3})
 
     assert episode is not None
-    assert episode.left_out is None
+    assert episode.skipped is None
 
 
 def test_points_are_bounded_however_long_a_run_is_continued() -> None:
@@ -113,7 +120,7 @@ def test_a_run_with_few_episodes_shows_all_of_them() -> None:
 
 def test_a_summary_equals_numpys() -> None:
     values = np.random.default_rng(0).normal(1e6, 1.0, 1000)
-    summary = Summary()
+    summary = RunningStats()
     for value in (*values, math.nan):
         summary.add(float(value))
     expected = {"x_mean": values.mean(), "x_min": values.min(), "x_max": values.max(), "x_std": values.std()}
@@ -121,7 +128,7 @@ def test_a_summary_equals_numpys() -> None:
 
     assert summary.count == 1000
     assert summary.metrics("x") == pytest.approx(expected, rel=1e-12, abs=1e-9)
-    assert Summary().metrics("x") == {}
+    assert RunningStats().metrics("x") == {}
 
 
 def test_the_table_has_a_line_for_every_episode(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from tracking_callbacks import figures, finance
-from tracking_callbacks.figures import canvas, learning
+from tracking_callbacks import finance
+from tracking_callbacks._delivery import pictures as figures
+from tracking_callbacks._delivery.pictures import canvas, learning
 
 RANDOM = np.random.default_rng(11)
 TRAIN_LOSS = [(step, 2.0 * math.exp(-step / 300) + 0.2) for step in range(1, 1001)]
@@ -380,7 +381,7 @@ def test_the_last_episodes_are_drawn_and_a_long_one_is_thinned() -> None:
 def test_drawing_imports_no_pyplot_and_changes_no_setting() -> None:
     code = """
 import sys
-from tracking_callbacks import figures
+from tracking_callbacks._delivery import pictures as figures
 assert "matplotlib" not in sys.modules, "importing the package imports matplotlib"
 import matplotlib
 # Reading the setting "backend" chooses one.

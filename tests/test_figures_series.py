@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from tracking_callbacks import figures
-from tracking_callbacks.figures import canvas, series
+from tracking_callbacks._delivery import pictures as figures
+from tracking_callbacks._delivery.pictures import canvas, series
 
 RANDOM = np.random.default_rng(12)
 

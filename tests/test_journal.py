@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracking_callbacks.journal import JournalWriter, read_chunk, read_last_words
-from tracking_callbacks.records import Metrics, Params, Record, RunEnded, decode, encode
+from tracking_callbacks._journal.frames import JournalWriter, read_chunk, read_last_words
+from tracking_callbacks._journal.records import Metrics, Params, Record, RunEnded, decode, encode
 
 
 def write(path: Path, records: list[Record]) -> list[int]:

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from tracking_callbacks.masking import is_secret, mask_command, mask_text, mask_uri, without_credentials
-from tracking_callbacks.values import plain
+from tracking_callbacks._values.conversion import to_jsonable
+from tracking_callbacks._values.secrets import is_secret, mask_command, mask_text, mask_uri, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,13 @@ from tracking_callbacks.values import plain
     ],
 )
 def test_secrets_are_known_by_their_key(key: str) -> None:
-    assert plain({key: "hidden", "outer": {key: "hidden"}}) == {key: "***", "outer": {key: "***"}}
+    assert to_jsonable({key: "hidden", "outer": {key: "hidden"}}) == {key: "***", "outer": {key: "***"}}
 
 
 @pytest.mark.parametrize("key", ["pad_token", "eos_token_id", "tokenizer", "num_input_tokens_seen", "key", "monkey"])
 def test_what_only_looks_like_a_secret_is_kept(key: str) -> None:
     assert not is_secret(key)
-    assert plain({key: "shown"}) == {key: "shown"}
+    assert to_jsonable({key: "shown"}) == {key: "shown"}
 
 
 def test_credentials_in_uris_and_tokens_in_texts_are_masked() -> None:

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from processes import wait_for
-from tracking_callbacks import MLflowTracker
-from tracking_callbacks.owner import Owner, OwnerWatch, current_owner
-from tracking_callbacks.session import MetricClock
-from tracking_callbacks.staging import snapshot
+from tracking_callbacks import Delivery, MLflowTracker
+from tracking_callbacks._journal.owner import Owner, OwnerWatch, current_owner
+from tracking_callbacks._writing.session import MetricClock
+from tracking_callbacks._writing.snapshots import snapshot
 
 values = st.sampled_from([0.0, 1.0, -0.0, math.nan, math.inf])
 
@@ -34,14 +34,14 @@ def test_no_two_points_are_identical_to_the_store(calls: list[tuple[int, dict[st
 
 
 def test_stamps_follow_the_clock_when_it_is_set_back(monkeypatch) -> None:
-    import tracking_callbacks.session as session
+    import tracking_callbacks._writing.clock as clock_module
 
     clock = MetricClock()
-    monkeypatch.setattr(session, "now_ms", lambda: 10_000_000)
+    monkeypatch.setattr(clock_module, "now_ms", lambda: 10_000_000)
     first = clock.stamp(0, {"a": 1.0})
-    monkeypatch.setattr(session, "now_ms", lambda: 9_999_500)
+    monkeypatch.setattr(clock_module, "now_ms", lambda: 9_999_500)
     slightly_back = clock.stamp(1, {"a": 1.0})
-    monkeypatch.setattr(session, "now_ms", lambda: 1_000_000)
+    monkeypatch.setattr(clock_module, "now_ms", lambda: 1_000_000)
     an_hour_back = clock.stamp(2, {"a": 1.0})
 
     assert (first, slightly_back, an_hour_back) == (10_000_000, 10_000_000, 1_000_000)
@@ -70,7 +70,9 @@ def test_safetensors_cost_no_copy(tmp_path: Path) -> None:
 def test_a_journal_root_that_cannot_be_used_is_replaced_with_a_warning(tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "file").touch()
-    run = MLflowTracker("http://127.0.0.1:9", journal_root=tmp_path / "file" / "below", offline=True).start_run()
+    run = MLflowTracker(
+        "http://127.0.0.1:9", delivery=Delivery(journal_root=tmp_path / "file" / "below", offline=True)
+    ).start_run()
     run.log_metrics({"loss": 1.0})
     run.end()
 
@@ -92,7 +94,7 @@ def test_a_process_is_known_by_more_than_its_pid() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="zombies are told by pidfd on Linux")
 def test_a_zombie_counts_as_dead() -> None:
-    import tracking_callbacks.owner as owner
+    import tracking_callbacks._journal.owner as owner
 
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     identity = owner._owner_of(child.pid)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tracking_callbacks import ConfigError, MLflowTracker
+from tracking_callbacks import ConfigError, Delivery, MLflowTracker, Recording
 from tracking_callbacks.settings import resolve_settings
 
 
@@ -42,10 +42,10 @@ def test_old_runs_of_the_file_store_are_followed_with_a_word(tmp_path, caplog) -
 
 
 def test_environment_goes_before_argument_before_file(config, monkeypatch, caplog) -> None:
-    file = config("tracking_uri: http://from-file\ndefault_experiment_name: from-file\nflush_timeout: 5\n")
+    file = config("tracking_uri: http://from-file\ndefault_experiment_name: from-file\ndelivery: {flush_timeout: 5}\n")
 
     assert resolve_settings(config=file).tracking_uri == "http://from-file"
-    assert resolve_settings(config=file).flush_timeout == 5.0
+    assert resolve_settings(config=file).delivery.flush_timeout == 5.0
     assert resolve_settings("http://from-argument", config=file).tracking_uri == "http://from-argument"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@from-environment")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "from-environment")
@@ -60,7 +60,7 @@ def test_environment_goes_before_argument_before_file(config, monkeypatch, caplo
 def test_the_journal_root_comes_from_the_environment_first(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TRACKING_CALLBACKS_JOURNAL", str(tmp_path / "elsewhere"))
 
-    assert resolve_settings(journal_root="argument").journal_root == tmp_path / "elsewhere"
+    assert resolve_settings(delivery=Delivery(journal_root="argument")).journal_root == tmp_path / "elsewhere"
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_a_malformed_uri_is_named_without_its_password(uri, expected) -> None:
     [
         ("tracking_url: http://x", "unknown key 'tracking_url'; expected one of: .*tracking_uri"),
         ("tracking_uri: 5", "tracking_uri: expected a text"),
-        ("flush_timeout: soon", "flush_timeout: expected a number of seconds"),
-        ("offline: 'yes'", "offline: expected true or false"),
+        ("delivery: {flush_timeout: soon}", "flush_timeout: expected a number of seconds"),
+        ("delivery: {offline: 'yes'}", "offline: expected true or false"),
         ("tags: [a]", "tags: expected a mapping"),
         ("- a\n- b", "expected keys and values, got list"),
         ("a: [", "expected YAML"),
@@ -119,14 +119,49 @@ def test_an_absent_config_file_is_named(tmp_path) -> None:
         MLflowTracker(config=tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("argument", [{"flush_timeout": -1}, {"offline": 1}, {"tags": "x"}, {"experiment_name": ""}])
-def test_a_wrong_argument_is_named(argument) -> None:
-    with pytest.raises(ConfigError, match=next(iter(argument))):
-        MLflowTracker(**argument)
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda: MLflowTracker(delivery=Delivery(flush_timeout=-1)), "flush_timeout"),
+        (lambda: MLflowTracker(delivery=Delivery(offline=1)), "offline"),
+        (lambda: MLflowTracker(tags="x"), "tags"),
+        (lambda: MLflowTracker(experiment_name=""), "experiment_name"),
+        (lambda: MLflowTracker(record="all"), "record"),
+        (lambda: MLflowTracker(record=Recording(source=0)), "source"),
+        (lambda: MLflowTracker(delivery={"graze": 1}), "unknown key 'delivery.graze'; expected one of: .*grace"),
+        (lambda: MLflowTracker(registry_uri="htp://host"), "registry_uri"),
+    ],
+)
+def test_a_wrong_argument_is_named(build, named) -> None:
+    with pytest.raises(ConfigError, match=named):
+        build()
+
+
+def test_groups_are_merged_field_by_field(config) -> None:
+    file = config("record: {source: false}\ndelivery: {flush_timeout: 5, grace: 7}\n")
+    settings = resolve_settings(config=file, record=Recording(sample_rows=True), delivery=Delivery(flush_timeout=9))
+
+    assert (settings.record.source, settings.record.sample_rows, settings.record.pictures) == (False, True, True)
+    assert (settings.delivery.flush_timeout, settings.delivery.grace) == (9.0, 7.0)
+    assert resolve_settings(config=file, record=True).record.source
+    assert not resolve_settings(config=config("record: false"), record=Recording(source=True)).record.environment
+
+
+def test_the_registry_comes_from_the_environment_first(config, monkeypatch, tmp_path) -> None:
+    file = config("registry_uri: http://from-file\n")
+
+    assert resolve_settings().registry_uri is None
+    assert resolve_settings(config=file).registry_uri == "http://from-file"
+    assert resolve_settings(config=file, registry_uri="sqlite:///r.db").registry_uri == f"sqlite:///{tmp_path}/r.db"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://user:secret@from-environment")
+    settings = resolve_settings(config=file)
+    assert settings.registry_uri == "http://user:secret@from-environment"
+    assert settings.store.registry_uri == "http://***@from-environment"
+    assert "secret" not in repr(settings)
 
 
 def test_construction_touches_nothing(tmp_path) -> None:
     before = sorted(tmp_path.iterdir())
-    MLflowTracker("sqlite:///x.db", "e", journal_root="j")
+    MLflowTracker("sqlite:///x.db", "e", delivery=Delivery(journal_root="j"))
 
     assert sorted(tmp_path.iterdir()) == before

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from processes import own_artifacts
-from tracking_callbacks import InputError, InvalidNameError, MetricValueError, MLflowTracker, Run
+from tracking_callbacks import Delivery, InputError, InvalidNameError, MetricValueError, MLflowTracker, Run
 
 
 def history(client, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -255,7 +255,9 @@ class TestBadInput:
 
     @pytest.fixture
     def run(self, tmp_path) -> Run:
-        return MLflowTracker("http://127.0.0.1:9", journal_root=tmp_path / "journal", offline=True).start_run()
+        return MLflowTracker(
+            "http://127.0.0.1:9", delivery=Delivery(journal_root=tmp_path / "journal", offline=True)
+        ).start_run()
 
     @pytest.mark.parametrize("name", ["", "  ", None, 3])
     def test_a_name_that_is_no_name(self, run: Run, name) -> None:

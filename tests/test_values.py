@@ -14,15 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracking_callbacks import ConfigError, InvalidNameError, MetricValueError
-from tracking_callbacks.names import SafeNames
-from tracking_callbacks.values import (
-    check_aliases,
-    flatten,
-    param_text,
-    plain,
-    safe_name,
-    to_scalar,
-)
+from tracking_callbacks._values.conversion import flatten, param_text, to_jsonable, to_scalar
+from tracking_callbacks._values.names import SafeNames, check_aliases, safe_name
 
 
 class Color(enum.Enum):
@@ -99,7 +92,7 @@ def test_plain_is_json_and_the_same_each_time(tmp_path) -> None:
         "nan": math.nan,
     }
 
-    text = json.dumps(plain(value), allow_nan=False)
+    text = json.dumps(to_jsonable(value), allow_nan=False)
     assert json.loads(text) == {
         "settings": {"path": str(tmp_path), "colors": ["red"]},
         "set": ["a", "b"],
@@ -116,7 +109,7 @@ def test_plain_survives_a_structure_that_contains_itself() -> None:
     loop: dict[str, object] = {}
     loop["self"] = loop
 
-    assert plain(loop) == {"self": "<dict: contains itself>"}
+    assert to_jsonable(loop) == {"self": "<dict: contains itself>"}
 
 
 def test_param_texts_of_containers_are_plain() -> None:

@@ -1,5 +1,8 @@
 """Complete, truthful MLflow runs from Hugging Face and Stable-Baselines3 trainings that are never held up by them."""
 
+from tracking_callbacks._runs.run import Run
+from tracking_callbacks._runs.tracker import MLflowTracker
+from tracking_callbacks._writing.report import DeliveryReport
 from tracking_callbacks.errors import (
     ConfigError,
     InputError,
@@ -7,17 +10,17 @@ from tracking_callbacks.errors import (
     MetricValueError,
     TrackingError,
 )
-from tracking_callbacks.report import DeliveryReport
-from tracking_callbacks.run import Run
-from tracking_callbacks.tracker import MLflowTracker
+from tracking_callbacks.settings import Delivery, Recording
 
 __all__ = [
     "ConfigError",
+    "Delivery",
     "DeliveryReport",
     "InputError",
     "InvalidNameError",
     "MLflowTracker",
     "MetricValueError",
+    "Recording",
     "Run",
     "TrackingError",
     "__version__",

@@ -12,13 +12,14 @@ from pathlib import Path
 import click
 
 from tracking_callbacks import __version__
+from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE
+from tracking_callbacks._journal.layout import JournalRoot
+from tracking_callbacks._journal.pending import PendingRun, journal_root_at, pending_run, pending_runs
+from tracking_callbacks._journal.records import Store
+from tracking_callbacks._values.secrets import MASK, mask_uri
+from tracking_callbacks._writing.launch import start_sync
 from tracking_callbacks.errors import ConfigError
-from tracking_callbacks.folders import JournalRoot
-from tracking_callbacks.launch import start_sync
-from tracking_callbacks.masking import MASK, mask_uri
-from tracking_callbacks.pending import PendingRun, journal_roots, pending_run, pending_runs
-from tracking_callbacks.records import Store
-from tracking_callbacks.settings import TRACKING_URI_VARIABLE, Settings, resolve_settings
+from tracking_callbacks.settings import Settings, resolve_settings
 
 __all__ = ["main"]
 
@@ -72,13 +73,13 @@ def status(paths: tuple[Path, ...]) -> None:
     help="Deliver to this store instead of the one that the runs were made for.",
 )
 @click.option(
-    "--patience",
+    "--stall-timeout",
     type=click.FloatRange(min=0),
     default=60.0,
     show_default=True,
     help="Seconds without any progress after which it gives up.",
 )
-def sync(paths: tuple[Path, ...], tracking_uri: str | None, patience: float) -> None:
+def sync(paths: tuple[Path, ...], tracking_uri: str | None, stall_timeout: float) -> None:
     """Deliver what is left in journals, and wait until it has arrived.
 
     PATHS are journal folders or the projects that hold them; without one, this project's. Runs whose training still
@@ -89,7 +90,7 @@ def sync(paths: tuple[Path, ...], tracking_uri: str | None, patience: float) -> 
     for root in _roots(paths):
         waiting = [run for run in pending_runs(root) if not run.alive]
         if waiting:
-            left += _deliver(root, waiting, tracking_uri, patience)
+            left += _deliver(root, waiting, tracking_uri, stall_timeout)
     for run in left:
         name = run.opened.run_name or run.folder.run_key
         click.echo(f"{name}: {run.pending} left; {run.last_error or 'the store did not answer'}", err=True)
@@ -108,7 +109,7 @@ def ui(config: str | None, arguments: tuple[str, ...]) -> None:
     """
     settings = _settings(config)
     if settings.tracking_uri.startswith(("http://", "https://")):
-        click.echo(f"The runs are on a server: open {settings.shown_uri}")
+        click.echo(f"The runs are on a server: open {settings.masked_uri}")
         return
     environment = os.environ | {TRACKING_URI_VARIABLE: settings.tracking_uri, "MLFLOW_ALLOW_FILE_STORE": "true"}
     command = [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", settings.tracking_uri, *arguments]
@@ -119,7 +120,7 @@ def ui(config: str | None, arguments: tuple[str, ...]) -> None:
 
 
 def _roots(paths: Iterable[Path]) -> list[JournalRoot]:
-    given = [journal_roots(path.absolute()) for path in paths]
+    given = [journal_root_at(path.absolute()) for path in paths]
     return given or [JournalRoot(_settings(None).journal_root)]
 
 
@@ -131,23 +132,25 @@ def _settings(config: str | None) -> Settings:
 
 
 def _deliver(
-    root: JournalRoot, waiting: list[PendingRun], tracking_uri: str | None, patience: float
+    root: JournalRoot, waiting: list[PendingRun], tracking_uri: str | None, stall_timeout: float
 ) -> list[PendingRun]:
     """Deliver runs of one root, store by store, each in a process of its own, and return what is left."""
     total = sum(run.pending for run in waiting)
     with click.progressbar(length=max(total, 1), label=f"Delivering {len(waiting)} runs", file=sys.stderr) as bar:
         shown = 0
         for store in {run.opened.store for run in waiting}:
-            process = start_sync(root.path, store, tracking_uri or _reachable_uri(store), patience)
+            process = start_sync(
+                root.path, store, tracking_uri or _reachable_uri(store.uri), _reachable_registry(store), stall_timeout
+            )
             try:
                 while process.poll() is None:
                     time.sleep(_POLL_SECONDS)
-                    shown = _advance(bar.update, total - sum(run.pending for run in _left(waiting)), shown)
+                    shown = _advance(bar.update, total - sum(run.pending for run in _remaining(waiting)), shown)
             finally:
                 if process.poll() is None:  # interrupted: what is acknowledged stays acknowledged
                     process.kill()
         _advance(bar.update, total, shown)
-    return _left(waiting)
+    return _remaining(waiting)
 
 
 def _advance(update: Callable[[int], None], done: int, shown: int) -> int:
@@ -155,21 +158,24 @@ def _advance(update: Callable[[int], None], done: int, shown: int) -> int:
     return max(done, shown)
 
 
-def _left(runs: list[PendingRun]) -> list[PendingRun]:
+def _remaining(runs: list[PendingRun]) -> list[PendingRun]:
     return [now for run in runs if (now := pending_run(run.folder)) is not None]
 
 
-def _reachable_uri(store: Store) -> str:
-    """Return the store's URI with the credentials that the journal does not hold, where the environment has them."""
-    now = os.environ.get(TRACKING_URI_VARIABLE, "")
-    if now and mask_uri(now) == store.uri:
+def _reachable_uri(masked: str, variable: str = TRACKING_URI_VARIABLE) -> str:
+    """Return a URI with the credentials that the journal does not hold, where the environment has them."""
+    now = os.environ.get(variable, "")
+    if now and mask_uri(now) == masked:
         return now
-    uri = store.uri.replace(f"{MASK}@", "", 1)
-    if MASK in uri or (uri != store.uri and not uri.startswith("http")):
-        raise click.UsageError(
-            f"{store.uri}: the journal keeps no credentials; give --tracking-uri or {TRACKING_URI_VARIABLE}"
-        )
+    uri = masked.replace(f"{MASK}@", "", 1)
+    if MASK in uri or (uri != masked and not uri.startswith("http")):
+        option = "--tracking-uri or " if variable == TRACKING_URI_VARIABLE else ""
+        raise click.UsageError(f"{masked}: the journal keeps no credentials; give {option}{variable}")
     return uri
+
+
+def _reachable_registry(store: Store) -> str | None:
+    return None if store.registry_uri is None else _reachable_uri(store.registry_uri, REGISTRY_URI_VARIABLE)
 
 
 def _duration(seconds: float) -> str:

@@ -1,88 +1,190 @@
-"""Where configuration comes from: environment, then argument, then YAML file, then MLflow's own local default."""
+"""Where runs go, what they record and how they are delivered; checked when a tracker is built.
+
+Environment variables take precedence over arguments, arguments over the config file, and that over the defaults. One
+declaration checks arguments and config files alike: the structs below.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import msgspec
+from msgspec import Meta
+
+from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE
+from tracking_callbacks._journal.records import Store
+from tracking_callbacks._values.checking import check_fields, struct_from
+from tracking_callbacks._values.secrets import mask_uri
+from tracking_callbacks._values.store_uri import absolute_uri, check_uri
 from tracking_callbacks.errors import ConfigError
-from tracking_callbacks.masking import mask_uri
 
-__all__ = ["Settings", "project_root", "resolve_settings"]
+__all__ = ["Delivery", "Recording", "Settings", "resolve_settings"]
 
-logger = logging.getLogger("tracking_callbacks")
+logger = logging.getLogger(__name__)
 
-TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 JOURNAL_VARIABLE = "TRACKING_CALLBACKS_JOURNAL"
 SYSTEM_METRICS_VARIABLE = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 
 DEFAULT_EXPERIMENT = "Default"  # MLflow's own name for experiment 0
-DEFAULT_FLUSH_TIMEOUT = 60.0
-DEFAULT_DELIVERY_GRACE = 600.0
 JOURNAL_FOLDER = ".tracking_callbacks"
 
-_DATABASE_SCHEMES = {"sqlite", "mysql", "postgresql", "mssql"}
-_MLFLOW_SCHEMES = {"http", "https", "file", "databricks", "databricks-uc", "uc"} | _DATABASE_SCHEMES
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?=:)")
+Struct = TypeVar("Struct", bound=msgspec.Struct)
+
+# The descriptions are what an error message says was expected.
+Flag = Annotated[bool, Meta(description="true or false")]
+Seconds = Annotated[float, Meta(ge=0, description="a number of seconds, 0 or more")]
+Bytes = Annotated[int, Meta(ge=0, description="a number of bytes, 0 or more")]
+Text = Annotated[str, Meta(pattern=r"\S", description="a text that is not empty")]
+Tags = Annotated[dict[Text, Any], Meta(description="a mapping of tag names to values")]
+if TYPE_CHECKING:
+    PathText = str | os.PathLike[str]
+    Paths = Iterable[PathText]
+else:  # paths become texts before they are checked
+    PathText = Annotated[str, Meta(pattern=r"\S", description="a text or path that is not empty")]
+    Paths = Annotated[tuple[PathText, ...], Meta(description="a list of paths")]
+
+# The default of every field: not given here. `resolve_settings` fills it in, so no resolved setting is None.
+_NOT_GIVEN: Any = None
+
+
+class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a run records automatically. A field that is left out comes from the config file, else is the default.
+
+    Attributes:
+        config: The command line, the resolved settings and the config files, under ``config/``. Default True.
+        config_files: Paths of further config files that runs are made from, logged under ``config/files/`` with
+            secrets masked. Default none.
+        source: Git commit, branch, remote and dirty flag as tags; the uncommitted changes and the entry script under
+            ``source/``. Default True.
+        environment: Python, platform, hardware and installed versions under ``environment/``; the framework and its
+            version as tags. Default True.
+        python_logging: What passes through `logging`, under ``logs/``. Default True.
+        pictures: Pictures of the run, under ``figures/`` and next to an evaluation's report. Default True.
+        reports: The tables behind the metrics: classification reports, episodes, equity curves. Default True.
+        system_metrics: CPU, memory, disk, network and GPUs as MLflow's ``system/…`` metrics. Default as
+            ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` says. Needs psutil, and nvidia-ml-py for GPUs.
+        datasets: The datasets that a training run is given, as inputs of the run. Default True.
+        sample_rows: Twenty rows of each dataset, as tables under ``data/``. Default False, because data may be
+            private.
+        models: The model that a callback has trained, also where no argument of the callback asks for it. Default
+            True.
+
+    Raises:
+        ConfigError: A value has the wrong type; the message names the field and what was expected.
+    """
+
+    config: Flag = _NOT_GIVEN
+    config_files: Paths = _NOT_GIVEN
+    source: Flag = _NOT_GIVEN
+    environment: Flag = _NOT_GIVEN
+    python_logging: Flag = _NOT_GIVEN
+    pictures: Flag = _NOT_GIVEN
+    reports: Flag = _NOT_GIVEN
+    system_metrics: Flag = _NOT_GIVEN
+    datasets: Flag = _NOT_GIVEN
+    sample_rows: Flag = _NOT_GIVEN
+    models: Flag = _NOT_GIVEN
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Recording")
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a run reaches the store. A field that is left out comes from the config file, else is the default.
+
+    Attributes:
+        journal_root: Folder that keeps what is not delivered yet. ``TRACKING_CALLBACKS_JOURNAL`` takes precedence.
+            Default ``.tracking_callbacks`` at the project root.
+        offline: Keep everything in the journal until ``tracking-callbacks sync``. Default False.
+        flush_timeout: Seconds that `Run.flush` and the interpreter's exit wait for delivery at most. Default 60.
+        grace: Seconds that delivery goes on trying after the training process has ended. Default 600.
+        max_checkpoint_bytes: Bytes that the waiting checkpoints of a run may take on the disk; beyond it the oldest
+            are dropped (`Run.log_checkpoint`). Default half of the room that the disk has for them.
+
+    Raises:
+        ConfigError: A value has the wrong type; the message names the field and what was expected.
+    """
+
+    journal_root: PathText = _NOT_GIVEN
+    offline: Flag = _NOT_GIVEN
+    flush_timeout: Seconds = _NOT_GIVEN
+    grace: Seconds = _NOT_GIVEN
+    max_checkpoint_bytes: Bytes | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Delivery")
+
+
+class _Given(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a config file may hold, and what a tracker's arguments are."""
+
+    tracking_uri: PathText = _NOT_GIVEN
+    experiment_name: Text = _NOT_GIVEN
+    default_experiment_name: Text = _NOT_GIVEN  # the config file's own word for it
+    registry_uri: PathText = _NOT_GIVEN
+    tags: Tags = _NOT_GIVEN
+    record: Annotated[Flag | Recording, Meta(description="true, false, or the fields of Recording")] = _NOT_GIVEN
+    delivery: Annotated[Delivery, Meta(description="the fields of Delivery")] = _NOT_GIVEN
+
+
+_GROUPS: dict[str, type[msgspec.Struct]] = {"record": Recording, "delivery": Delivery}
+
+_EVERYTHING = Recording(
+    config=True, config_files=(), source=True, environment=True, python_logging=True, pictures=True, reports=True,
+    system_metrics=False, datasets=True, sample_rows=False, models=True,
+)  # fmt: skip
+_NOTHING = Recording(
+    config=False, config_files=(), source=False, environment=False, python_logging=False, pictures=False,
+    reports=False, system_metrics=False, datasets=False, sample_rows=False, models=False,
+)  # fmt: skip
+_DELIVERY = Delivery(offline=False, flush_timeout=60.0, grace=600.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a tracker was told, resolved.
+    """What a tracker was given, resolved: no field of `record` and `delivery` is left open.
 
     Attributes:
-        tracking_uri: Absolute, with its credentials; show `shown_uri` instead.
+        tracking_uri: Absolute, with its credentials; show `masked_uri` instead.
+        registry_uri: URI of the model registry, where it is not the tracking store's own; with its credentials.
         experiment_name: The experiment that new runs belong to.
-        journal_root: The folder that holds a folder per run.
         working_folder: Where MLflow resolves a local artifact root (``./mlruns``) of a database store.
-        offline: Keep the journal; deliver only by an explicit ``tracking-callbacks sync``.
-        flush_timeout: Seconds that ``flush`` and the interpreter's exit wait at most.
-        delivery_grace: Seconds that delivery goes on trying after the training process has gone.
-        max_staged_bytes: Bytes that a run's waiting checkpoints may take; None: half of the room that there is.
         tags: Tags that every run of the tracker carries.
-        config_files: Absolute paths of the settings files that runs were made from, the tracker's own among them.
-        log_everything: Record what nobody asked for; callbacks ask this before they log more than params and metrics.
-        log_config: Record the command line, the settings and the `config_files`.
-        log_source: Record git's state, the uncommitted changes and the entry script.
-        log_environment: Record Python, platform, hardware and the versions of installed packages.
-        log_logs: Record what passes through `logging`.
-        log_figures: Have pictures drawn of the run.
-        log_system_metrics: Sample the machine.
-        log_datasets: Record the datasets that a training is given, as inputs.
-        log_sample_rows: Log some of their rows.
+        config_file: Absolute path of the tracker's own config file.
+        record: What runs record automatically; `config_files` are absolute paths.
+        delivery: How runs are delivered; `journal_root` is an absolute path.
     """
 
     tracking_uri: str = field(repr=False)
+    registry_uri: str | None = field(repr=False)
     experiment_name: str
-    journal_root: Path
     working_folder: Path
-    offline: bool
-    flush_timeout: float
-    delivery_grace: float
-    max_staged_bytes: int | None
     tags: Mapping[str, str]
-    config_files: tuple[Path, ...] = ()
-    log_everything: bool = True
-    log_config: bool = True
-    log_source: bool = True
-    log_environment: bool = True
-    log_logs: bool = True
-    log_figures: bool = True
-    log_system_metrics: bool = False
-    log_datasets: bool = True
-    log_sample_rows: bool = False
+    config_file: Path | None
+    record: Recording
+    delivery: Delivery
 
     @property
-    def shown_uri(self) -> str:
+    def masked_uri(self) -> str:
         """The tracking URI without its credentials."""
         return mask_uri(self.tracking_uri)
+
+    @property
+    def journal_root(self) -> Path:
+        """The folder that holds a folder per run."""
+        return Path(self.delivery.journal_root)
+
+    @property
+    def store(self) -> Store:
+        """Where runs are delivered, as journals name it."""
+        registry = None if self.registry_uri is None else mask_uri(self.registry_uri)
+        return Store(self.masked_uri, str(self.working_folder), registry)
 
 
 def resolve_settings(
@@ -90,22 +192,10 @@ def resolve_settings(
     experiment_name: str | None = None,
     *,
     config: str | os.PathLike[str] | None = None,
-    journal_root: str | os.PathLike[str] | None = None,
-    offline: bool | None = None,
-    flush_timeout: float | None = None,
-    delivery_grace: float | None = None,
-    max_staged_bytes: int | None = None,
+    registry_uri: str | os.PathLike[str] | None = None,
     tags: Mapping[str, object] | None = None,
-    config_files: Iterable[str | os.PathLike[str]] | None = None,
-    log_everything: bool | None = None,
-    log_config: bool | None = None,
-    log_source: bool | None = None,
-    log_environment: bool | None = None,
-    log_logs: bool | None = None,
-    log_figures: bool | None = None,
-    log_system_metrics: bool | None = None,
-    log_datasets: bool | None = None,
-    log_sample_rows: bool | None = None,
+    record: bool | Recording | None = None,
+    delivery: Delivery | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """Resolve a tracker's settings; see `MLflowTracker` for the arguments.
@@ -114,63 +204,32 @@ def resolve_settings(
         ConfigError: A value has the wrong type or form, or the config file is absent, unreadable, or holds an
             unknown key; the message names the file, the key and what was expected.
     """
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "tracking_uri": tracking_uri,
         "experiment_name": experiment_name,
-        "journal_root": journal_root,
-        "offline": offline,
-        "flush_timeout": flush_timeout,
-        "delivery_grace": delivery_grace,
-        "max_staged_bytes": max_staged_bytes,
+        "registry_uri": registry_uri,
         "tags": tags,
-        "config_files": config_files,
-        "log_everything": log_everything,
-        "log_config": log_config,
-        "log_source": log_source,
-        "log_environment": log_environment,
-        "log_logs": log_logs,
-        "log_figures": log_figures,
-        "log_system_metrics": log_system_metrics,
-        "log_datasets": log_datasets,
-        "log_sample_rows": log_sample_rows,
+        "record": record,
+        "delivery": delivery,
     }
-    chosen = _read_config(Path(config)) if config is not None else {}
-    for name, value in given.items():
-        if value is not None:
-            chosen[name] = _CHECKS[name](value, name, "argument")
-    _override(chosen, "tracking_uri", TRACKING_URI_VARIABLE, environ, show=mask_uri)
-    _override(chosen, "experiment_name", EXPERIMENT_VARIABLE, environ)
-    _override(chosen, "journal_root", JOURNAL_VARIABLE, environ)
+    given = struct_from(_Given, arguments, "argument", _GROUPS)
+    in_file = _read_config(Path(config)) if config is not None else _Given()
 
-    everything = chosen.get("log_everything", True)
-    own_config = [Path(os.path.abspath(config))] if config is not None else []
-    root = project_root(Path.cwd())
-    uri, working_folder = (
-        (_absolute(_check_uri(chosen["tracking_uri"])), Path.cwd())
-        if "tracking_uri" in chosen
-        else (_local_default(root), root)
-    )
+    project = project_root(Path.cwd())
+    uri = _chosen("tracking_uri", TRACKING_URI_VARIABLE, environ, given.tracking_uri, in_file.tracking_uri)
+    registry = _chosen("registry_uri", REGISTRY_URI_VARIABLE, environ, given.registry_uri, in_file.registry_uri)
+    name = _chosen("experiment_name", EXPERIMENT_VARIABLE, environ, given.experiment_name, in_file.experiment_name)
+    resolved_uri = _default_store(project) if uri is None else absolute_uri(check_uri(uri, "tracking_uri"))
+    resolved_registry = None if registry is None else absolute_uri(check_uri(registry, "registry_uri"))
     return Settings(
-        tracking_uri=uri,
-        experiment_name=chosen.get("experiment_name", DEFAULT_EXPERIMENT),
-        journal_root=Path(os.path.abspath(chosen.get("journal_root", root / JOURNAL_FOLDER))),
-        working_folder=working_folder,
-        offline=chosen.get("offline", False),
-        flush_timeout=chosen.get("flush_timeout", DEFAULT_FLUSH_TIMEOUT),
-        delivery_grace=chosen.get("delivery_grace", DEFAULT_DELIVERY_GRACE),
-        max_staged_bytes=chosen.get("max_staged_bytes"),
-        tags=chosen.get("tags", {}),
-        config_files=(*own_config, *chosen.get("config_files", ())),
-        log_everything=everything,
-        log_config=chosen.get("log_config", everything),
-        log_source=chosen.get("log_source", everything),
-        log_environment=chosen.get("log_environment", everything),
-        log_logs=chosen.get("log_logs", everything),
-        log_figures=chosen.get("log_figures", everything),
-        # As mlflow.start_run does it: the variable stands where no argument was given.
-        log_system_metrics=chosen.get("log_system_metrics", everything and _is_on(environ, SYSTEM_METRICS_VARIABLE)),
-        log_datasets=chosen.get("log_datasets", everything),
-        log_sample_rows=chosen.get("log_sample_rows", False),
+        tracking_uri=resolved_uri,
+        registry_uri=None if resolved_registry == resolved_uri else resolved_registry,
+        experiment_name=name or DEFAULT_EXPERIMENT,
+        working_folder=project if uri is None else Path.cwd(),
+        tags={key: str(value) for key, value in (given.tags or in_file.tags or {}).items()},
+        config_file=None if config is None else Path(os.path.abspath(config)),
+        record=_resolve_recording(given.record, in_file.record, environ),
+        delivery=_resolve_delivery(given.delivery, in_file.delivery, project, environ),
     )
 
 
@@ -182,198 +241,89 @@ def project_root(start: Path) -> Path:
     return start
 
 
-def _is_on(environ: Mapping[str, str], variable: str) -> bool:
-    return environ.get(variable, "").lower() in ("true", "1")  # as MLflow reads it
+# -- from environment, argument, file and default to one value -------------------------------------------------------
 
 
-def _override(
-    chosen: dict[str, Any],
-    name: str,
-    variable: str,
-    environ: Mapping[str, str],
-    show: Callable[[str], str] = str,
-) -> None:
-    value = environ.get(variable)
-    if not value:
-        return
-    if name in chosen and str(chosen[name]) != value:
-        logger.warning(
-            "%s=%s from the environment overrides %s=%s", variable, show(value), name, show(str(chosen[name]))
-        )
-    chosen[name] = value
+def _chosen(name: str, variable: str, environ: Mapping[str, str], *given: Any) -> str | None:
+    """Return the value of a setting that an environment variable can override; None where nothing gives it."""
+    value = next((str(one) for one in given if one is not None), None)
+    override = environ.get(variable)
+    if not override:
+        return value
+    if value is not None and value != override:
+        show: Callable[[str], str] = mask_uri if name.endswith("uri") else str
+        logger.warning("%s=%s from the environment overrides %s=%s", variable, show(override), name, show(value))
+    return override
 
 
-# -- types -----------------------------------------------------------------------------------------------------------
+def _resolve_recording(given: bool | Recording | None, in_file: bool | Recording | None, environ: Any) -> Recording:
+    # As mlflow.start_run does it: the variable counts where nothing was said.
+    sampled = environ.get(SYSTEM_METRICS_VARIABLE, "").lower() in ("true", "1")
+    default = msgspec.structs.replace(_EVERYTHING, system_metrics=sampled)
+    groups: list[Recording] = []
+    for group in (given, in_file, True):
+        if isinstance(group, bool):
+            groups.append(default if group else _NOTHING)
+            break
+        if group is not None:
+            groups.append(group)
+    chosen = _first_given(groups)
+    files = [os.path.abspath(path) for path in chosen.config_files]
+    for path in files:
+        if not os.path.isfile(path):
+            raise ConfigError(
+                f"record.config_files: expected files, there is none at {path!r}", setting="record.config_files"
+            )
+    return msgspec.structs.replace(chosen, config_files=tuple(files))
 
 
-def _wrong(value: object, name: str, where: str, expected: str) -> ConfigError:
-    return ConfigError(f"{where}: {name}: expected {expected}, got {value!r} ({type(value).__name__})", setting=name)
+def _resolve_delivery(
+    given: Delivery | None, in_file: Delivery | None, project: Path, environ: Mapping[str, str]
+) -> Delivery:
+    default = msgspec.structs.replace(_DELIVERY, journal_root=str(project / JOURNAL_FOLDER))
+    chosen = _first_given([group for group in (given, in_file, default) if group is not None])
+    said = None if chosen.journal_root == default.journal_root else chosen.journal_root
+    root = _chosen("journal_root", JOURNAL_VARIABLE, environ, said) or default.journal_root
+    return msgspec.structs.replace(chosen, journal_root=os.path.abspath(root))
 
 
-def _text(value: object, name: str, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise _wrong(value, name, where, "a text that is not empty")
-    return value
+def _first_given(groups: list[Struct]) -> Struct:
+    """Return the struct whose every field has the first value that one of `groups` gives it."""
+    names = groups[0].__struct_fields__
+    values = {
+        name: next((found for group in groups if (found := getattr(group, name)) is not None), None) for name in names
+    }
+    return type(groups[0])(**values)
 
 
-def _path(value: object, name: str, where: str) -> str:
-    return _text(os.fspath(value) if isinstance(value, os.PathLike) else value, name, where)
-
-
-def _flag(value: object, name: str, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise _wrong(value, name, where, "true or false")
-    return value
-
-
-def _seconds(value: object, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise _wrong(value, name, where, "a number of seconds, 0 or more")
-    return float(value)
-
-
-def _bytes(value: object, name: str, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise _wrong(value, name, where, "a number of bytes, 0 or more")
-    return value
-
-
-def _tags(value: object, name: str, where: str) -> dict[str, str]:
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
-        raise _wrong(value, name, where, "a mapping of tag names to values")
-    return {key: str(inner) for key, inner in value.items()}
-
-
-def _files(value: object, name: str, where: str) -> tuple[Path, ...]:
-    if isinstance(value, (str, os.PathLike)) or not isinstance(value, Iterable):
-        raise _wrong(value, name, where, "a list of paths")
-    paths = tuple(Path(os.path.abspath(_path(one, name, where))) for one in value)
-    for path in paths:
-        if not path.is_file():
-            raise ConfigError(f"{where}: {name}: expected files, there is none at {str(path)!r}", setting=name)
-    return paths
-
-
-_CHECKS: dict[str, Callable[[object, str, str], Any]] = {
-    "tracking_uri": _path,
-    "experiment_name": _text,
-    "journal_root": _path,
-    "offline": _flag,
-    "flush_timeout": _seconds,
-    "delivery_grace": _seconds,
-    "max_staged_bytes": _bytes,
-    "tags": _tags,
-    "config_files": _files,
-    "log_everything": _flag,
-    "log_config": _flag,
-    "log_source": _flag,
-    "log_environment": _flag,
-    "log_logs": _flag,
-    "log_figures": _flag,
-    "log_system_metrics": _flag,
-    "log_datasets": _flag,
-    "log_sample_rows": _flag,
-}
-# The config file's own word for the experiment; the constructor's word is understood as well.
-_CONFIG_KEYS = {"default_experiment_name": "experiment_name"} | {name: name for name in _CHECKS}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    import yaml  # 15 ms that only users of a config file pay
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config file {path}: {error.strerror or error}", setting="config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path}: expected YAML, got: {error}", setting="config") from error
-    where = f"config file {path}"
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where}: expected keys and values, got {type(content).__name__}", setting="config")
-    chosen: dict[str, Any] = {}
-    for key, value in content.items():
-        if key not in _CONFIG_KEYS:
-            known = ", ".join(sorted(_CONFIG_KEYS))
-            raise ConfigError(f"{where}: unknown key {key!r}; expected one of: {known}", setting=str(key))
-        name = _CONFIG_KEYS[key]
-        if name in chosen:
-            raise ConfigError(f"{where}: {key!r} gives {name} a second time", setting=key)
-        if value is not None:
-            chosen[name] = _CHECKS[name](value, key, where)
-    return chosen
-
-
-# -- tracking URI ----------------------------------------------------------------------------------------------------
-
-
-def _check_uri(uri: str) -> str:
-    def malformed(expected: str) -> ConfigError:
-        return ConfigError(f"tracking_uri: expected {expected}, got {mask_uri_safely(uri)!r}", setting="tracking_uri")
-
-    scheme = _scheme_of(uri)
-    if scheme is None:
-        return uri  # a folder, or the plain word "databricks"
-    base = scheme.split("+")[0]
-    if base not in _MLFLOW_SCHEMES and base not in _plugin_schemes():
-        raise malformed(f"a scheme that MLflow knows ({', '.join(sorted(_MLFLOW_SCHEMES))}) or a folder")
-    try:
-        parts = urlsplit(uri)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise malformed(f"a well-formed URI ({error})") from error
-    if base in ("http", "https") and not host:
-        raise malformed(f"a host after {scheme}://")
-    if base in _DATABASE_SCHEMES and "://" not in uri:
-        raise malformed(f"{scheme}:// and a database")
-    if base == "sqlite" and not _sqlite_path(uri):
-        raise malformed("a file, as in sqlite:///mlflow.db (a database in memory cannot be shared with delivery)")
-    return uri
-
-
-def mask_uri_safely(uri: str) -> str:
-    """Return `uri` masked, also where it is too malformed to be split into parts."""
-    try:
-        return mask_uri(uri)
-    except ValueError:
-        return re.sub(r"//[^/]*@", "//***@", uri)
-
-
-def _scheme_of(uri: str) -> str | None:
-    match = _SCHEME.match(uri)
-    return match.group().lower() if match and len(match.group()) > 1 else None  # one letter: a Windows drive
-
-
-def _plugin_schemes() -> set[str]:
-    from importlib.metadata import entry_points
-
-    return {entry.name for entry in entry_points(group="mlflow.tracking_store")}
-
-
-def _sqlite_path(uri: str) -> str:
-    path = unquote(urlsplit(uri).path.removeprefix("/"))
-    return "" if path == ":memory:" else path
-
-
-def _absolute(uri: str) -> str:
-    """Return `uri` with a relative local path resolved now: the trainer may change its folder, delivery has its own."""
-    scheme = _scheme_of(uri)
-    if scheme is None:
-        return uri if uri in ("databricks", "databricks-uc", "uc") else Path(os.path.abspath(uri)).as_uri()
-    if scheme == "file" and not uri.startswith("file:/"):
-        return Path(os.path.abspath(unquote(uri.removeprefix("file:")))).as_uri()
-    if scheme.split("+")[0] == "sqlite":
-        path = _sqlite_path(uri)
-        if not os.path.isabs(path):
-            head, _, query = uri.partition("?")
-            return f"{head.split('://')[0]}:///{os.path.abspath(path)}" + (f"?{query}" if query else "")
-    return uri
-
-
-def _local_default(root: Path) -> str:
-    old_store = root / "mlruns"
+def _default_store(project: Path) -> str:
+    old_store = project / "mlruns"
     if any(old_store.glob("[0-9]*/meta.yaml")):
         logger.warning("%s holds runs of MLflow's file store: new runs go there too, as with MLflow itself", old_store)
         return old_store.as_uri()
-    return f"sqlite:///{root / 'mlflow.db'}"
+    return f"sqlite:///{project / 'mlflow.db'}"
+
+
+# -- the config file -------------------------------------------------------------------------------------------------
+
+
+def _read_config(path: Path) -> _Given:
+    import yaml  # 15 ms that only users of a config file pay
+
+    where = f"config file {path}"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{where}: {error.strerror or error}", setting="config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: expected YAML, got: {error}", setting="config") from error
+    if not isinstance(content, (dict, type(None))):
+        raise ConfigError(f"{where}: expected keys and values, got {type(content).__name__}", setting="config")
+    found = struct_from(_Given, content or {}, where, _GROUPS)
+    if found.default_experiment_name is None:
+        return found
+    if found.experiment_name is not None:
+        raise ConfigError(
+            f"{where}: 'default_experiment_name' gives experiment_name a second time", setting="experiment_name"
+        )
+    return msgspec.structs.replace(found, experiment_name=found.default_experiment_name)

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from processes import artifacts, own_artifacts, run_script, wait_for
-from tracking_callbacks import ConfigError, MLflowTracker
-from tracking_callbacks.context.environment import installed_packages
-from tracking_callbacks.context.git import GitSnapshot, repository_around
+from tracking_callbacks import ConfigError, Delivery, MLflowTracker, Recording
+from tracking_callbacks._contents.environment import installed_packages
+from tracking_callbacks._contents.git import GitSnapshot, find_repository
 
-SWITCHES = {"log_config": "config/", "log_source": "source/", "log_environment": "environment/", "log_logs": "logs/"}
+SWITCHES = {"config": "config/", "source": "source/", "environment": "environment/", "python_logging": "logs/"}
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -46,7 +46,7 @@ def text(client, run_id: str, path: str, folder: Path) -> str:
 
 
 def tracker_of(server, shared_journal, **arguments) -> MLflowTracker:
-    return MLflowTracker(server.uri, "pieces", journal_root=shared_journal, **arguments)
+    return MLflowTracker(server.uri, "pieces", **arguments, delivery=Delivery(journal_root=shared_journal))
 
 
 def test_a_run_holds_its_pieces(server, shared_journal, client, repository, tmp_path) -> None:
@@ -55,7 +55,7 @@ def test_a_run_holds_its_pieces(server, shared_journal, client, repository, tmp_
     (repository / "new.py").write_text("")
     (repository / "conf").mkdir()
     (repository / "conf" / "a.yaml").write_text("lr: 3\npassword: hidden words\n")
-    tracker = tracker_of(server, shared_journal, config_files=["conf/a.yaml"])
+    tracker = tracker_of(server, shared_journal, record=Recording(config_files=["conf/a.yaml"]))
     with tracker.start_run(tags={"dataset_version": "3"}) as run:
         (repository / "train.py").write_text("lr = 4\n")  # edited while it trains
         logging.getLogger("my.code").warning("step %d", 7)
@@ -101,7 +101,7 @@ def test_a_large_change_is_cut(repository) -> None:
 
 
 def test_a_repository_without_a_commit_and_none_at_all(tmp_path) -> None:
-    assert repository_around(tmp_path) is None
+    assert find_repository(tmp_path) is None
     git(tmp_path, "init")
     state = GitSnapshot(tmp_path).finish()
     assert (state.patch, state.tags.get("mlflow.source.git.commit")) == ("", None)
@@ -118,7 +118,7 @@ def test_of_a_repository_that_git_is_slow_in_the_commit_is_known_and_nothing_is_
     slow.write_text(f'#!/bin/sh\ncase "$*" in *status*|*diff*) exec sleep 60;; *) exec {real} "$@";; esac\n')
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{slow.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr("tracking_callbacks.context.git._GIT_SECONDS", 0.5)
+    monkeypatch.setattr("tracking_callbacks._contents.git._GIT_SECONDS", 0.5)
     state = GitSnapshot(repository).finish()
 
     assert (state.tags, state.patch) == ({"mlflow.source.git.commit": commit}, "")
@@ -126,7 +126,7 @@ def test_of_a_repository_that_git_is_slow_in_the_commit_is_known_and_nothing_is_
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_workers_that_are_forked_while_git_starts_do_not_hold_it_up(repository, monkeypatch) -> None:
-    monkeypatch.setattr("tracking_callbacks.context.git._GIT_SECONDS", 5.0)
+    monkeypatch.setattr("tracking_callbacks._contents.git._GIT_SECONDS", 5.0)
     workers = []
     try:
         for _ in range(5):
@@ -145,33 +145,35 @@ def test_workers_that_are_forked_while_git_starts_do_not_hold_it_up(repository, 
             os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize("switch", [*SWITCHES, "log_everything"])
+@pytest.mark.parametrize("switch", [*SWITCHES, "everything"])
 def test_each_piece_has_a_switch(server, shared_journal, client, repository, switch) -> None:
     (repository / "train.py").write_text("lr = 3\n")
-    with tracker_of(server, shared_journal, **{switch: False}).start_run() as run:
+    record = False if switch == "everything" else Recording(**{switch: False})
+    with tracker_of(server, shared_journal, record=record).start_run() as run:
         run.log_text("x", "mine.txt")
         logging.getLogger("my.code").warning("said")
     run.flush()
 
     there = {place.split("/")[0] + "/" for place in artifacts(client, run.run_id) if "/" in place}
-    assert there == (set() if switch == "log_everything" else set(SWITCHES.values()) - {SWITCHES[switch]})
+    assert there == (set() if switch == "everything" else set(SWITCHES.values()) - {SWITCHES[switch]})
     assert own_artifacts(client, run.run_id) == ["mine.txt"]
     has_commit = "mlflow.source.git.commit" in client.get_run(run.run_id).data.tags
-    assert has_commit == (switch not in ("log_source", "log_everything"))
+    assert has_commit == (switch not in ("source", "everything"))
 
 
-def test_a_piece_may_be_named_beside_log_everything_false() -> None:
-    settings = MLflowTracker(log_everything=False, log_environment=True).settings
+def test_a_piece_may_be_switched_on_where_the_config_file_records_nothing(tmp_path) -> None:
+    (tmp_path / "c.yaml").write_text("record: false\n")
+    record = MLflowTracker(config=tmp_path / "c.yaml", record=Recording(environment=True)).settings.record
 
-    assert settings.log_environment
-    others = (settings.log_source, settings.log_config, settings.log_logs, settings.log_system_metrics)
+    assert record.environment
+    others = (record.source, record.config, record.python_logging, record.system_metrics)
     assert not any(others)
 
 
 def test_a_piece_that_fails_stops_neither_the_others_nor_training(
     server, shared_journal, client, repository, monkeypatch, caplog
 ) -> None:
-    import tracking_callbacks.context.environment as environment
+    import tracking_callbacks._contents.environment as environment
 
     monkeypatch.setattr(environment, "_VARIABLES", 3)  # a fault of the package's own
     with tracker_of(server, shared_journal).start_run() as run:
@@ -179,7 +181,7 @@ def test_a_piece_that_fails_stops_neither_the_others_nor_training(
     report = run.flush()
 
     assert (report.complete, report.delivered) == (True, 1)
-    assert "tracking failed in ContextRecorder._record_environment" in caplog.text
+    assert "tracking failed in ContentsRecorder._record_environment" in caplog.text
     folders = {place.split("/")[0] for place in artifacts(client, run.run_id)}
     assert folders >= {"config", "source"}
     assert "environment" not in folders
@@ -188,7 +190,7 @@ def test_a_piece_that_fails_stops_neither_the_others_nor_training(
 def test_a_continued_run_keeps_its_first_pieces_and_a_joined_one_gets_none(
     server, shared_journal, client, repository
 ) -> None:
-    tracker = tracker_of(server, shared_journal, log_logs=False)
+    tracker = tracker_of(server, shared_journal, record=Recording(python_logging=False))
     with tracker.start_run() as first:
         pass
     first.flush()
@@ -211,7 +213,7 @@ def test_a_continued_run_keeps_its_first_pieces_and_a_joined_one_gets_none(
 def test_the_log_is_there_while_the_run_goes_on_and_a_reopened_run_has_another(
     server, shared_journal, client, tmp_path
 ) -> None:
-    run = tracker_of(server, shared_journal, log_source=False, log_environment=False).start_run()
+    run = tracker_of(server, shared_journal, record=Recording(source=False, environment=False)).start_run()
     logging.getLogger("my.code").warning("first")
     wait_for(lambda: run.run_id and "logs/train.log" in artifacts(client, run.run_id), "the log arrives")
     logging.getLogger("my.code").warning("second")
@@ -232,7 +234,7 @@ def test_the_log_is_there_while_the_run_goes_on_and_a_reopened_run_has_another(
 def test_what_a_killed_trainer_said_arrives(server, client, tmp_path) -> None:
     code = """
         import logging, os, signal
-        from tracking_callbacks import MLflowTracker
+        from tracking_callbacks import Delivery, MLflowTracker, Recording
         run = MLflowTracker().start_run()
         for number in range(1000):
             logging.getLogger("my.code").warning("line %d", number)
@@ -252,11 +254,11 @@ def test_what_a_killed_trainer_said_arrives(server, client, tmp_path) -> None:
 
 def test_config_files_that_are_not_there_are_named(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"config_files.*absent\.yaml"):
-        MLflowTracker(config_files=["absent.yaml"])
+        MLflowTracker(record=Recording(config_files=["absent.yaml"]))
     with pytest.raises(ConfigError, match="config_files: expected a list of paths"):
-        MLflowTracker(config_files="a.yaml")
-    (tmp_path / "c.yaml").write_text("log_source: 3\n")
-    with pytest.raises(ConfigError, match="log_source: expected true or false"):
+        MLflowTracker(record=Recording(config_files="a.yaml"))
+    (tmp_path / "c.yaml").write_text("record: {source: 3}\n")
+    with pytest.raises(ConfigError, match=r"record\.source: expected true or false"):
         MLflowTracker(config=tmp_path / "c.yaml")
 
 
@@ -275,7 +277,7 @@ def test_installed_packages_are_those_that_pip_would_name() -> None:
 def test_the_machine_is_sampled_under_mlflows_names(server, client, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
-    tracker = MLflowTracker(server.uri, "machine", journal_root=tmp_path / "journal")
+    tracker = MLflowTracker(server.uri, "machine", delivery=Delivery(journal_root=tmp_path / "journal"))
     with tracker.start_run() as run:
         names = wait_for(
             lambda: (
@@ -297,4 +299,4 @@ def test_the_machine_is_sampled_under_mlflows_names(server, client, tmp_path, mo
     assert all(info.start_time <= point.timestamp <= info.end_time for point in points)
     assert [point.step for point in points] == sorted(point.step for point in points)
     assert (report.complete, report.delivered) == (True, 0)  # nobody has logged them
-    assert MLflowTracker(log_system_metrics=False).settings.log_system_metrics is False
+    assert MLflowTracker(record=Recording(system_metrics=False)).settings.record.system_metrics is False

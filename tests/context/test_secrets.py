@@ -35,7 +35,7 @@ SECRETS = {
 
 TRAINING = """
 import argparse, dataclasses, logging, sys
-from tracking_callbacks import MLflowTracker
+from tracking_callbacks import MLflowTracker, Recording
 
 my_api_key = "plantedliteral17"
 '''
@@ -47,7 +47,8 @@ class Arguments:
     hub_token: str = "plantednested02"
     hub: dict = dataclasses.field(default_factory=lambda: {"accessToken": "plantednested02", "url": "u"})
 
-tracker = MLflowTracker(config="settings.yaml", config_files=["extra.json"], tags={"deploy_key": "plantedtag14"})
+record = Recording(config_files=["extra.json"])
+tracker = MLflowTracker(config="settings.yaml", tags={"deploy_key": "plantedtag14"}, record=record)
 run = tracker.start_run("name", tags={"note": "password=plantedtag14"})
 run.log_params({
     "api_key": "plantedparam01",
@@ -130,7 +131,7 @@ def test_no_secret_is_written_down(server, client, project, tmp_path, delivered)
         sys.orig_argv = ["python", *sys.argv]
         runpy.run_path("train.py", run_name="__main__")
     """
-    settings = f"flush_timeout: {60 if delivered else 1}\ntags:\n  my_secret: plantedconfig13\n"
+    settings = f"delivery: {{flush_timeout: {60 if delivered else 1}}}\ntags:\n  my_secret: plantedconfig13\n"
     (project / "settings.yaml").write_text(settings)
     done = run_script(start, cwd=project, env=environment)
     stop_delivery(tmp_path)  # which removes what it has delivered, or writes its state, while the test reads it

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tracking_callbacks.context import train_log
-from tracking_callbacks.context.train_log import TrainLog
+from tracking_callbacks._contents import python_log
+from tracking_callbacks._contents.python_log import TrainLog
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_forked_child_writes_nothing(log, tmp_path) -> None:
 
 
 def test_the_end_of_a_long_log_is_kept(log, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(train_log, "MAX_LOG_BYTES", 2000)
+    monkeypatch.setattr(python_log, "MAX_LOG_BYTES", 2000)
     for number in range(200):
         logging.getLogger("x").warning("line %03d", number)
 

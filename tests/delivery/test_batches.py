@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracking_callbacks.delivery.batches import Batch, coalesce
-from tracking_callbacks.records import Artifact, Metrics, Params, Record, RunEnded, Tags, entries
+from tracking_callbacks._delivery.batches import Batch, coalesce
+from tracking_callbacks._journal.records import Artifact, Metrics, Params, Record, RunEnded, Tags, count_entries
 
 
 def numbered(records: list[Record]) -> list[tuple[Record, int]]:
@@ -79,7 +79,7 @@ def test_nothing_is_lost_or_reordered_within_the_limits(records: list[Record]) -
     for batch in batches:
         check_limits(batch)
     sent = [record for record in records if isinstance(record, (Metrics, Params, Tags))]
-    assert sum(batch.entries for batch in batches) == sum(entries(record) for record in sent)
+    assert sum(batch.entries for batch in batches) == sum(count_entries(record) for record in sent)
     points = [(p.key, p.step) for batch in batches for p in batch.metrics]
     assert points == [(key, r.step) for r in records if isinstance(r, Metrics) for key in r.metrics]
     ends = [batch.end for batch in batches if batch.end is not None]

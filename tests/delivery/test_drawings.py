@@ -9,7 +9,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from processes import own_artifacts, run_script
-from tracking_callbacks import MLflowTracker
+from tracking_callbacks import Delivery, MLflowTracker, Recording
 
 EPISODES = "timestep,reward,length,sharpe_ratio\n" + "".join(f"{10 * n},{n},10,{n / 10}\n" for n in range(1, 40))
 EQUITY = "episode,step,equity\n" + "".join(f"{n // 50 + 3},{n % 50},{100 + n % 7}\n" for n in range(150))
@@ -56,7 +56,9 @@ def test_a_picture_that_cannot_be_drawn_stops_nothing(tracker: MLflowTracker, cl
 
 
 def test_pictures_can_be_switched_off(server, shared_journal, client: MlflowClient) -> None:
-    tracker = MLflowTracker(server.uri, "plain", journal_root=shared_journal, log_figures=False)
+    tracker = MLflowTracker(
+        server.uri, "plain", record=Recording(pictures=False), delivery=Delivery(journal_root=shared_journal)
+    )
     with tracker.start_run() as run:
         run.log_metrics({"train/loss": 1.0}, step=1)
         run.draw("learning_curves")
@@ -68,14 +70,14 @@ def test_pictures_can_be_switched_off(server, shared_journal, client: MlflowClie
 def test_a_continued_run_is_drawn_from_its_beginning(server, tmp_path: Path) -> None:
     code = """
         import json
-        from tracking_callbacks import MLflowTracker
-        from tracking_callbacks.delivery.drawings import points_of
-        from tracking_callbacks.delivery.store import MlflowStore
+        from tracking_callbacks import Delivery, MLflowTracker, Recording
+        from tracking_callbacks._delivery.pictures.drawing import points_of
+        from tracking_callbacks._delivery.stores.client import MlflowStore
         with MLflowTracker().start_run() as run:
             for step in range(10):
                 run.log_metrics({"train/loss": step / 7, "system/cpu": 1.0}, step=step)
         run.flush(60)
-        again = MLflowTracker(offline=True).resume_run(run.run_key)
+        again = MLflowTracker(delivery=Delivery(offline=True)).resume_run(run.run_key)
         for step in range(10, 20):
             again.log_metrics({"train/loss": step / 7}, step=step)
         folder = again.journal.root.run(run.run_key)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tracking_callbacks import ConfigError, InputError, MLflowTracker
+from tracking_callbacks import ConfigError, Delivery, InputError, MLflowTracker
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_the_next_run_makes_the_next_version_and_takes_the_alias(tracker, client
 
 
 def test_bad_names_and_aliases_are_named_at_the_call(tmp_path, mlmodel) -> None:
-    run = MLflowTracker("http://127.0.0.1:9", journal_root=tmp_path / "j", offline=True).start_run()
+    run = MLflowTracker("http://127.0.0.1:9", delivery=Delivery(journal_root=tmp_path / "j", offline=True)).start_run()
     with pytest.raises(ConfigError, match="latest"):
         run.log_model(mlmodel, registered_model_name="m", aliases=["latest"])
     with pytest.raises(InputError, match="registered_model_name"):

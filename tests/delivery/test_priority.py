@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from processes import delivery_processes, wait_for
-from tracking_callbacks import MLflowTracker
-from tracking_callbacks.delivery.priority import Priority, _is_grouped
+from tracking_callbacks import Delivery, MLflowTracker
+from tracking_callbacks._delivery.priority import Priority, _is_grouped
 
 
 def test_delivery_is_last_while_a_run_is_written_to_and_less_so_afterwards(server, tmp_path: Path) -> None:
-    run = MLflowTracker(server.uri, "priority", journal_root=tmp_path).start_run()
+    run = MLflowTracker(server.uri, "priority", delivery=Delivery(journal_root=tmp_path)).start_run()
     run.log_metrics({"loss": 1.0})
     (delivery,) = wait_for(lambda: delivery_processes(tmp_path), "delivery has started")
     wait_for(lambda: delivery.nice() == 10, "delivery has lowered itself")

@@ -14,7 +14,7 @@ from servers import start_server, stop_server
 
 TRAIN = """
     import sys, time
-    from tracking_callbacks import MLflowTracker
+    from tracking_callbacks import Delivery, MLflowTracker
     tracker = MLflowTracker()
     with tracker.start_run("trained") as run:
         run.log_params({"lr": 1})
@@ -93,7 +93,7 @@ def test_the_status_is_true_however_the_trainer_ends(server, client, tmp_path, t
 
 def test_an_exception_outside_of_any_with_block_is_failed_with_its_traceback(server, client, tmp_path) -> None:
     code = """
-        from tracking_callbacks import MLflowTracker
+        from tracking_callbacks import Delivery, MLflowTracker
         run = MLflowTracker().start_run()
         run.log_metrics({"loss": 1.0})
         raise RuntimeError("outside")
@@ -107,7 +107,7 @@ def test_an_exception_outside_of_any_with_block_is_failed_with_its_traceback(ser
 
 def test_an_absent_server_holds_nothing_up_and_gets_everything_later(tmp_path) -> None:
     port = free_port()
-    code = train().replace("MLflowTracker()", "MLflowTracker(flush_timeout=1)")
+    code = train().replace("MLflowTracker()", "MLflowTracker(delivery=Delivery(flush_timeout=1))")
     env = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", "MLFLOW_EXPERIMENT_NAME": "late"}
     done = run_script(code, cwd=tmp_path, env=env, timeout=30)
 
@@ -128,7 +128,9 @@ def test_an_absent_server_holds_nothing_up_and_gets_everything_later(tmp_path) -
 
 def test_what_a_dead_machine_left_is_picked_up_by_the_next_run(server, client, tmp_path) -> None:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
-    offline = train("import os; os._exit(0)").replace("MLflowTracker()", "MLflowTracker(offline=True)")
+    offline = train("import os; os._exit(0)").replace(
+        "MLflowTracker()", "MLflowTracker(delivery=Delivery(offline=True))"
+    )
     run_script(offline, cwd=tmp_path, env=env)
     assert not delivery_processes(tmp_path)
     run_script(train(), cwd=tmp_path, env=env)
@@ -210,8 +212,8 @@ def test_the_training_process_never_imports_mlflow_to_log(server, tmp_path) -> N
 def test_a_run_begun_right_before_its_trainers_death_is_found(server, client, tmp_path) -> None:
     code = """
         import os, signal, time
-        from tracking_callbacks import MLflowTracker
-        from tracking_callbacks.launch import launcher_for
+        from tracking_callbacks import Delivery, MLflowTracker
+        from tracking_callbacks._writing.launch import launcher_for
         tracker = MLflowTracker()
         tracker.settings.journal_root.mkdir()
         launcher_for(tracker.settings, tracker.settings.journal_root).ensure_running()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tracking_callbacks.delivery.sessions import SessionJournal
-from tracking_callbacks.folders import SessionState
-from tracking_callbacks.journal import JournalWriter
-from tracking_callbacks.owner import OwnerWatch, current_owner
-from tracking_callbacks.records import Metrics, RunEnded, SessionOpened, Store, now_ms
+from tracking_callbacks._delivery.session_journal import SessionJournal
+from tracking_callbacks._journal.frames import JournalWriter
+from tracking_callbacks._journal.layout import SessionState
+from tracking_callbacks._journal.owner import OwnerWatch, current_owner
+from tracking_callbacks._journal.records import Metrics, RunEnded, SessionOpened, Store, now_ms
 
 
 def test_a_session_is_known_to_be_open_as_long_as_nothing_is_unread(tmp_path: Path) -> None:
@@ -30,6 +30,6 @@ def test_a_session_is_known_to_be_open_as_long_as_nothing_is_unread(tmp_path: Pa
 
     assert began <= before <= after_read == session.open_until()  # for all that is known it may have ended since
     session.read(session.state.points)
-    assert session.over()
+    assert session.finished()
     watch.close()
     writer.close()

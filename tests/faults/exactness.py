@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from faults.ledger import Ledger, fingerprints, model_files
-from tracking_callbacks.context import AUTOMATIC_ARTIFACTS, AUTOMATIC_TAGS
-from tracking_callbacks.records import Metrics, Model, RunEnded, SessionOpened
-from tracking_callbacks.values import MAX_KEY_LENGTH
+from tracking_callbacks._contents import AUTOMATIC_ARTIFACTS, AUTOMATIC_TAGS
+from tracking_callbacks._journal.records import Metrics, Model, RunEnded, SessionOpened
+from tracking_callbacks._values.names import MAX_KEY_LENGTH
 
 __all__ = ["check_exact", "check_nothing_waited", "journaled_points", "stored_points", "stored_runs"]
 

@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from tracking_callbacks import Run, TrackingError
-from tracking_callbacks.datasets import describe_dataset
-from tracking_callbacks.names import SafeNames
-from tracking_callbacks.records import Record, decode, encode
-from tracking_callbacks.session import Session
-from tracking_callbacks.values import MAX_PARAM_LENGTH, MAX_TAG_LENGTH, cut_text, param_text, to_scalar
+from tracking_callbacks._contents.datasets import describe_dataset
+from tracking_callbacks._journal.records import Record, decode, encode
+from tracking_callbacks._values.conversion import MAX_PARAM_LENGTH, MAX_TAG_LENGTH, cut_text, param_text, to_scalar
+from tracking_callbacks._values.names import SafeNames
+from tracking_callbacks._writing.session import Session
 
 Kind = TypeVar("Kind", bound=Record)
 
@@ -40,6 +40,7 @@ def keep_ledger(path: Path) -> LedgerWriter:
     ledger = LedgerWriter(path)
     for name in _DESCRIPTIONS:
         setattr(Run, name, ledger.recorded(getattr(Run, name)))
+    Run.save_model = ledger.recorded_saving(Run.save_model)  # type: ignore[method-assign]
     Session.append = ledger.journaled(Session.append)  # type: ignore[method-assign]
     ledger.mark("begin")
     return ledger
@@ -95,6 +96,28 @@ class LedgerWriter:
             started = time.perf_counter()
             answer = verb(run, *args, **kwargs)
             self._write(returned=number, timed=verb.__name__, seconds=time.perf_counter() - started)
+            return answer
+
+        return record
+
+    def recorded_saving(self, save_model: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `Run.save_model` with the lines of ``log_model``, the first one when the files have been saved."""
+
+        @functools.wraps(save_model)
+        def record(run: Run, save: Callable[[Path], object], *args: Any, **kwargs: Any) -> Any:
+            number = next(self._numbers)
+            bound = inspect.signature(save_model).bind(run, save, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = {key: value for key, value in bound.arguments.items() if key not in ("self", "save")}
+
+            def save_and_note(folder: Path) -> None:
+                save(folder)
+                content = _DESCRIPTIONS["log_model"](None, folder, **arguments)
+                self._write(call=number, run=run.run_key, verb="log_model", content=content)
+
+            started = time.perf_counter()
+            answer = save_model(run, save_and_note, *args, **kwargs)
+            self._write(returned=number, timed="log_model", seconds=time.perf_counter() - started)
             return answer
 
         return record

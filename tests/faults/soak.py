@@ -84,7 +84,7 @@ class Soak:
     def _start(self, scenario: str) -> None:
         number = len(self.trainings)
         environment = {"TRACKING_CALLBACKS_JOURNAL": str(self.folder / "journal")}
-        plan = {"model": f"model-{number}", "flush": 0, "tracker": {"flush_timeout": 1}} | PLANS[scenario]
+        plan = {"model": f"model-{number}", "flush": 0, "tracker": {"delivery": {"flush_timeout": 1}}} | PLANS[scenario]
         folder = self.folder / f"{scenario}-{number}"
         self._running[scenario] = self._trainers.start(
             scenario, folder, self.server.uri, environment=environment, **plan

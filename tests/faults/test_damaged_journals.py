@@ -15,14 +15,14 @@ from pathlib import Path
 from faults.exactness import stored_runs
 from faults.trainers import SOAK
 from processes import run_script
-from tracking_callbacks.folders import JournalRoot
-from tracking_callbacks.journal import read_chunk
-from tracking_callbacks.records import Metrics, Params, Record, RunEnded, SessionOpened, Tags
+from tracking_callbacks._journal.frames import read_chunk
+from tracking_callbacks._journal.layout import JournalRoot
+from tracking_callbacks._journal.records import Metrics, Params, Record, RunEnded, SessionOpened, Tags
 
 JOURNALS = 200 if SOAK else 40
 WRITE = f"""
-    from tracking_callbacks import MLflowTracker
-    tracker = MLflowTracker(offline=True)
+    from tracking_callbacks import Delivery, MLflowTracker
+    tracker = MLflowTracker(delivery=Delivery(offline=True))
     for number in range({JOURNALS}):
         with tracker.start_run(f"run {{number}}") as run:
             for step in range(12):

@@ -15,8 +15,8 @@ from faults.exactness import stored_runs
 from processes import delivery_processes, free_port, run_script, wait_for
 
 LOG = """
-    from tracking_callbacks import MLflowTracker
-    run = MLflowTracker(flush_timeout=30).start_run()
+    from tracking_callbacks import Delivery, MLflowTracker
+    run = MLflowTracker(delivery=Delivery(flush_timeout=30)).start_run()
     for step in range(200):
         run.log_metrics({"loss": 1 / (step + 1)}, step=step)
 """
@@ -58,7 +58,7 @@ def test_an_exit_with_a_pending_flush_waits_for_it_and_leaves_nobody(end, client
 
 def test_an_exit_without_a_server_takes_the_flush_timeout_and_no_longer(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    code = textwrap.dedent(LOG).replace("flush_timeout=30", "flush_timeout=1, delivery_grace=1")
+    code = textwrap.dedent(LOG).replace("flush_timeout=30", "flush_timeout=1, grace=1")
     code += "run.end()\nimport time\nprint(time.monotonic(), flush=True)\n"
     done = run_script(code, cwd=tmp_path, timeout=60)
 

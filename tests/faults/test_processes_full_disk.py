@@ -17,8 +17,8 @@ from processes import delivery_processes, run_script, wait_for
 # Logs until the disk is full and on; `limit` fills it or takes it away. Says in the end what the report says.
 TRAIN = """
     import json, os, resource, signal, sys
-    from tracking_callbacks import MLflowTracker
-    run = MLflowTracker(journal_root={root!r}).start_run()
+    from tracking_callbacks import Delivery, MLflowTracker
+    run = MLflowTracker(delivery=Delivery(journal_root={root!r})).start_run()
     run.log_metrics({{"loss": -1.0}}, step=-1)
     {limit}
     for step in range(20_000):

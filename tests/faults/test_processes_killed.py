@@ -17,7 +17,7 @@ from faults.exactness import check_exact
 from faults.proxy import Fault, running_proxy
 from faults.trainers import KILLS, SCENARIOS, SOAK, Trainer, let_pass
 from processes import wait_for
-from tracking_callbacks.folders import JournalRoot
+from tracking_callbacks._journal.layout import JournalRoot
 
 pytestmark = pytest.mark.timeout(900 if SOAK else 180)
 

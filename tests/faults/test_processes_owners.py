@@ -15,12 +15,12 @@ import psutil
 
 from faults.exactness import stored_runs
 from processes import run_script, script, wait_for
-from tracking_callbacks.folders import JournalRoot
+from tracking_callbacks._journal.layout import JournalRoot
 
 LOG = """
     import os, sys
-    from tracking_callbacks import MLflowTracker
-    tracker = MLflowTracker(offline={offline}, delivery_grace=60)
+    from tracking_callbacks import Delivery, MLflowTracker
+    tracker = MLflowTracker(delivery=Delivery(offline={offline}, grace=60))
     run = tracker.resume_run({key!r}) if {key!r} else tracker.start_run(tags={{"team": "blue"}})
     for step in range({first}, {first} + 50):
         run.log_metrics({{"loss": 1 / (step + 1)}}, step=step)

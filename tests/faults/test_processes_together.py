@@ -83,11 +83,11 @@ def test_kills_during_the_cold_start_of_eight_trainers_break_neither_store_nor_r
 MANY = 1_000_000 if SOAK else 100_000
 ABSENT = f"""
     import os
-    from tracking_callbacks import MLflowTracker
+    from tracking_callbacks import Delivery, MLflowTracker
     def rss():
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
-    run = MLflowTracker(flush_timeout=0.1).start_run()
+    run = MLflowTracker(delivery=Delivery(flush_timeout=0.1)).start_run()
     run.log_metrics({{"warm": 1.0}})
     before = rss()
     for step in range({MANY} // 5):

@@ -16,7 +16,7 @@ from processes import run_script
 LOGGED = """
     import math
     from tracking_callbacks import MLflowTracker
-    from tracking_callbacks.records import Metrics, Tags, now_ms
+    from tracking_callbacks._journal.records import Metrics, Tags, now_ms
 
     run = MLflowTracker().start_run()
     run.log_params({"lr": 0.1, "long": "ü" + 6000 * "x"})

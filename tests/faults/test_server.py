@@ -18,10 +18,10 @@ from faults.trainers import SCENARIOS, Trainer, wait_for_all
 from processes import delivery_processes, free_port, run_script, stop_delivery, wait_for
 from servers import start_server, stop_server
 from tracking_callbacks import ConfigError, MLflowTracker
-from tracking_callbacks.records import now_ms
+from tracking_callbacks._journal.records import now_ms
 
 UNTIL_STOPPED = {"steps": 100_000, "pace": 0.05}
-SHORT_FLUSH: dict[str, Any] = {"tracker": {"flush_timeout": 1}, "flush": 0}
+SHORT_FLUSH: dict[str, Any] = {"tracker": {"delivery": {"flush_timeout": 1}}, "flush": 0}
 STARTING_TO_WAIT = 1000  # milliseconds of a busy machine, beside those that an exit waits for delivery
 
 

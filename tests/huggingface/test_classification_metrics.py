@@ -8,7 +8,7 @@ from transformers import EvalPrediction
 
 from tracking_callbacks import InputError
 from tracking_callbacks.huggingface import ClassificationMetrics
-from tracking_callbacks.huggingface.classification import claim_report
+from tracking_callbacks.huggingface.classification import take_report
 
 RANDOM = np.random.default_rng(0)
 TWO_CLASSES = RANDOM.integers(0, 2, 200)
@@ -32,10 +32,10 @@ def test_two_classes_are_scored_by_the_second() -> None:
 def test_more_classes_are_averaged() -> None:
     predicted = THREE_LOGITS.argmax(axis=-1)
 
-    figures = ClassificationMetrics(("a", "b", "c"))(EvalPrediction(THREE_LOGITS, THREE_CLASSES))
+    statistics = ClassificationMetrics(("a", "b", "c"))(EvalPrediction(THREE_LOGITS, THREE_CLASSES))
 
-    assert figures["f1"] == f1_score(THREE_CLASSES, predicted, average="macro")
-    assert figures["precision"] == precision_score(THREE_CLASSES, predicted, average="macro")
+    assert statistics["f1"] == f1_score(THREE_CLASSES, predicted, average="macro")
+    assert statistics["precision"] == precision_score(THREE_CLASSES, predicted, average="macro")
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def test_more_classes_are_averaged() -> None:
 def test_every_form_of_predictions_gives_the_same_figures(predictions: object) -> None:
     exact = torch.tensor(TWO_LOGITS).bfloat16().float().numpy() if isinstance(predictions, torch.Tensor) else TWO_LOGITS
 
-    figures = ClassificationMetrics()(EvalPrediction(predictions, TWO_CLASSES))
+    statistics = ClassificationMetrics()(EvalPrediction(predictions, TWO_CLASSES))
 
-    assert figures["accuracy"] == accuracy_score(TWO_CLASSES, exact.argmax(axis=-1))
+    assert statistics["accuracy"] == accuracy_score(TWO_CLASSES, exact.argmax(axis=-1))
 
 
 def test_labels_of_minus_100_are_left_out() -> None:
@@ -78,9 +78,9 @@ def test_batches_give_the_figures_of_the_whole() -> None:
 def test_a_class_that_is_never_predicted_counts_as_zero_without_a_warning(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
-    figures = ClassificationMetrics()(EvalPrediction(np.array([0, 0, 0]), np.array([0, 1, 1])))
+    statistics = ClassificationMetrics()(EvalPrediction(np.array([0, 0, 0]), np.array([0, 1, 1])))
 
-    assert (figures["f1"], figures["precision"]) == (0.0, 0.0)
+    assert (statistics["f1"], statistics["precision"]) == (0.0, 0.0)
     assert not recwarn.list
 
 
@@ -95,13 +95,13 @@ def test_a_class_without_a_name_is_an_error() -> None:
 
 
 def test_a_report_belongs_to_the_evaluation_with_its_figures() -> None:
-    figures = ClassificationMetrics(("no", "yes"))(EvalPrediction(np.array([0, 1, 1]), np.array([0, 0, 1])))
-    metrics = {f"eval_{key}": value for key, value in figures.items()}
+    statistics = ClassificationMetrics(("no", "yes"))(EvalPrediction(np.array([0, 1, 1]), np.array([0, 0, 1])))
+    metrics = {f"eval_{key}": value for key, value in statistics.items()}
 
-    assert claim_report({**metrics, "eval_accuracy": 0.1}, "eval") is None
-    report = claim_report(metrics, "eval")
+    assert take_report({**metrics, "eval_accuracy": 0.1}, "eval") is None
+    report = take_report(metrics, "eval")
     assert report is not None
     assert report.matrix == ((1, 1), (0, 1))
     assert report.labels == ("no", "yes")
     assert "yes" in report.table
-    assert claim_report(metrics, "eval") is None
+    assert take_report(metrics, "eval") is None

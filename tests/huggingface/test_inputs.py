@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import Trainer
 
 from huggingface.reading import artifacts, finished_run
-from tracking_callbacks import MLflowTracker
+from tracking_callbacks import Delivery, MLflowTracker, Recording
 from tracking_callbacks.huggingface import MLflowTrainerCallback
 
 TrainerFactory = Callable[..., Trainer]
@@ -59,7 +59,9 @@ def test_a_sample_shows_the_text_and_the_label_behind_the_numbers(
     lora_model: PeftModel,
     tmp_path: Path,
 ) -> None:
-    tracker = MLflowTracker(server.uri, "samples", journal_root=shared_journal, log_sample_rows=True)
+    tracker = MLflowTracker(
+        server.uri, "samples", record=Recording(sample_rows=True), delivery=Delivery(journal_root=shared_journal)
+    )
     callback = MLflowTrainerCallback(tracker, log_model=False)
     make_trainer(lora_model, callback, max_steps=1).train()
     run = finished_run(callback)
@@ -74,7 +76,7 @@ def test_a_sample_shows_the_text_and_the_label_behind_the_numbers(
 def test_with_log_everything_off_there_are_params_and_metrics_alone(
     server: Any, shared_journal: Path, client: MlflowClient, make_trainer: TrainerFactory, lora_model: PeftModel
 ) -> None:
-    tracker = MLflowTracker(server.uri, "bare", journal_root=shared_journal, log_everything=False)
+    tracker = MLflowTracker(server.uri, "bare", record=False, delivery=Delivery(journal_root=shared_journal))
     callback = MLflowTrainerCallback(tracker)
     trainer = make_trainer(lora_model, callback, eval_strategy="steps", eval_steps=3)
     trainer.train()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tracking_callbacks.huggingface.metrics import evaluation_prefix, grouped
+from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
 
 
 def test_the_training_loop_logs_to_train() -> None:

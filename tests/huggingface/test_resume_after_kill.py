@@ -11,7 +11,7 @@ from transformers import BertForSequenceClassification, Trainer, TrainingArgumen
 from faults.trainers import Trainers
 from huggingface.reading import finished_run, runs_of
 from processes import wait_for
-from tracking_callbacks import MLflowTracker
+from tracking_callbacks import Delivery, MLflowTracker
 from tracking_callbacks.huggingface import MLflowTrainerCallback
 
 ROWS = [{"input_ids": [2 + number % 2, 4], "attention_mask": [1, 1], "labels": number % 2} for number in range(16)]
@@ -25,7 +25,7 @@ def test_a_killed_training_goes_on_in_its_run_with_the_drift_of_its_params(
     wait_for(lambda: killed.reached("paused"), "the training is in its third step")
     killed.send(signal.SIGKILL)
     killed.delivered()
-    tracker = MLflowTracker(server.uri, killed.experiment, journal_root=killed.journal)
+    tracker = MLflowTracker(server.uri, killed.experiment, delivery=Delivery(journal_root=killed.journal))
     (before,) = runs_of(client, tracker)
     steps_before = [point.step for point in client.get_metric_history(before.info.run_id, "train/loss")]
 

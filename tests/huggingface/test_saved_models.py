@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from tracking_callbacks import ConfigError, TrackingError
-from tracking_callbacks.huggingface.model import (
+from tracking_callbacks.huggingface.saving import (
     ModelForm,
     SavedForm,
     check_choice,
@@ -176,7 +176,7 @@ from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers import TrainingArguments
-from tracking_callbacks.huggingface.model import choose_form, save_mlmodel
+from tracking_callbacks.huggingface.saving import choose_form, save_mlmodel
 from tracking_callbacks.huggingface.params import describe
 torch.manual_seed(0)
 model = AutoModelForSequenceClassification.from_pretrained("tiny/bert")

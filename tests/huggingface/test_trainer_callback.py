@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
 from huggingface.reading import artifacts, finished_run, points, runs_of
-from tracking_callbacks import ConfigError, MLflowTracker
+from tracking_callbacks import ConfigError, Delivery, MLflowTracker
 from tracking_callbacks.huggingface import MLflowTrainerCallback
 
 TrainerFactory = Callable[..., Trainer]
@@ -135,7 +135,9 @@ def test_a_checkpoint_of_another_store_begins_a_new_run(
     saving = {"save_strategy": "steps", "save_steps": 3}
     first = MLflowTrainerCallback(tracker, log_model=False)
     make_trainer(full_model, first, **saving).train()
-    elsewhere = MLflowTracker(tracker.settings.tracking_uri, "elsewhere", journal_root=tracker.settings.journal_root)
+    elsewhere = MLflowTracker(
+        tracker.settings.tracking_uri, "elsewhere", delivery=Delivery(journal_root=tracker.settings.journal_root)
+    )
 
     second = MLflowTrainerCallback(elsewhere, log_model=False)
     make_trainer(full_model, second, **saving).train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-3"))

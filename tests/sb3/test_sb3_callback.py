@@ -301,12 +301,13 @@ def test_a_process_that_turns_warnings_into_errors_keeps_its_model(tmp_path: Pat
     script = """if True:
         import warnings
         from stable_baselines3 import PPO
-        from tracking_callbacks import MLflowTracker
+        from tracking_callbacks import Delivery, MLflowTracker
         from tracking_callbacks.sb3 import MLflowSB3Callback
 
         agent = PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32)
         warnings.filterwarnings("error")  # as gym_trading_env does when it is imported
-        agent.learn(32, callback=MLflowSB3Callback(MLflowTracker("sqlite:///m.db", journal_root="j", offline=True)))
+        tracker = MLflowTracker("sqlite:///m.db", delivery=Delivery(journal_root="j", offline=True))
+        agent.learn(32, callback=MLflowSB3Callback(tracker))
     """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
 

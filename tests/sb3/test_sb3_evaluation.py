@@ -1,4 +1,4 @@
-"""Evaluations by an ``EvalCallback``: their trading figures, and the best agent as the one that is registered."""
+"""Evaluations by an ``EvalCallback``: their trading statistics, and the best agent as the one that is registered."""
 
 from __future__ import annotations
 

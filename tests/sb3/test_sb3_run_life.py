@@ -14,7 +14,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 
-from tracking_callbacks import MLflowTracker
+from tracking_callbacks import Delivery, MLflowTracker
 from tracking_callbacks.flavors import sb3 as flavor
 
 
@@ -54,7 +54,9 @@ def test_a_reloaded_model_begins_a_new_run_where_it_does_not_continue(
     reloaded = PPO.load(tmp_path / "agent.zip", env=Market())
     reloaded.learn(32, callback=anew)
     other = MLflowTracker(
-        store.tracker.settings.tracking_uri, "elsewhere", journal_root=store.tracker.settings.journal_root
+        store.tracker.settings.tracking_uri,
+        "elsewhere",
+        delivery=Delivery(journal_root=store.tracker.settings.journal_root),
     )
     elsewhere = callback_for(Store(other, store.client))
     reloaded.learn(32, callback=elsewhere, reset_num_timesteps=False)

@@ -23,10 +23,10 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from tracking_callbacks import MLflowTracker
+from tracking_callbacks import Delivery, MLflowTracker, Recording
 from tracking_callbacks.sb3 import MLflowSB3Callback
 
-FIGURES = {
+STATISTICS = {
     "sharpe_ratio": empyrical.sharpe_ratio,
     "sortino_ratio": empyrical.sortino_ratio,
     "max_drawdown": empyrical.max_drawdown,
@@ -117,7 +117,7 @@ def test_every_figure_of_every_episode_equals_empyricals(
     for env_index, witness in enumerate(witnesses):
         own = [row for row in rows if row["env"] == str(env_index)]
         for row, series in zip(own, witness.series, strict=False):
-            for name, figure in FIGURES.items():
+            for name, figure in STATISTICS.items():
                 expected = figure(np.array(series))
                 if row[name]:
                     assert float(row[name]) == pytest.approx(expected, rel=1e-9, abs=1e-9), name
@@ -211,8 +211,8 @@ def test_an_episode_without_a_number_for_a_reward_is_said(store: Store) -> None:
 def test_the_table_of_a_training_that_is_killed_later_has_been_logged_already(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tracking_callbacks.episode_log._TABLE_SECONDS", 0.0)
-    tracker = MLflowTracker("sqlite:///m.db", journal_root="journal", offline=True)
+    monkeypatch.setattr("tracking_callbacks._episodes.episode_log._TABLE_SECONDS", 0.0)
+    tracker = MLflowTracker("sqlite:///m.db", delivery=Delivery(journal_root="journal", offline=True))
     found: list[int] = []
 
     class Look(BaseCallback):
@@ -247,7 +247,9 @@ def prices(first: int, last: int) -> DummyVecEnv:
 def test_the_prices_of_training_and_evaluation_are_inputs_and_their_equity_curves_are_kept(
     server: Any, shared_journal: Path, store: Store, tmp_path: Path
 ) -> None:
-    tracker = MLflowTracker(server.uri, "prices", journal_root=shared_journal, log_sample_rows=True)
+    tracker = MLflowTracker(
+        server.uri, "prices", record=Recording(sample_rows=True), delivery=Delivery(journal_root=shared_journal)
+    )
     callback = MLflowSB3Callback(tracker, log_model=False)
     evaluation = EvalCallback(prices(60, 100), n_eval_episodes=3, eval_freq=32, verbose=0)
     PPO("MlpPolicy", prices(5, 60), **TINY).learn(64, callback=[callback, evaluation])
@@ -278,7 +280,7 @@ def test_the_prices_of_training_and_evaluation_are_inputs_and_their_equity_curve
 def test_with_log_everything_off_there_are_params_and_metrics_alone(
     server: Any, shared_journal: Path, store: Store
 ) -> None:
-    tracker = MLflowTracker(server.uri, "bare-agents", journal_root=shared_journal, log_everything=False)
+    tracker = MLflowTracker(server.uri, "bare-agents", record=False, delivery=Delivery(journal_root=shared_journal))
     callback = MLflowSB3Callback(tracker)
     PPO("MlpPolicy", prices(5, 60), **TINY).learn(64, callback=callback)
     run = store.delivered(callback.run)

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FLAVOR_NAME", "_load_pyfunc", "load_model", "log_model", "save_model", "save_snapshot"]
 
-logger = logging.getLogger("tracking_callbacks")
+logger = logging.getLogger(__name__)
 
 _AGENT_FILE = "model.zip"
 _STATISTICS_FILE = "vecnormalize.pkl"

@@ -3,45 +3,40 @@
 # ruff: noqa: ARG002 - the hooks have Trainer's signature
 from __future__ import annotations
 
-import contextlib
 import functools
 import glob
 import json
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tracking_callbacks.attach import Attachment, address_of, run_key_at
-from tracking_callbacks.errors import ConfigError, MetricValueError, TrackingError
-from tracking_callbacks.guard import never_in_the_way
-from tracking_callbacks.huggingface.classification import claim_report
-from tracking_callbacks.huggingface.inputs import log_dataset_of
-from tracking_callbacks.huggingface.metrics import evaluation_prefix, grouped
-from tracking_callbacks.huggingface.model import ModelForm, check_choice, choose_form, processor_of, save_mlmodel
-from tracking_callbacks.huggingface.params import Description, describe, describe_search
-from tracking_callbacks.run import Run
-from tracking_callbacks.tracker import MLflowTracker
-from tracking_callbacks.values import check_aliases, check_model_name, safe_name, to_scalar
-
-if TYPE_CHECKING:
-    from torch import nn
+from tracking_callbacks._callbacks.callback_run import CallbackRun, run_key_from, run_reference
+from tracking_callbacks._callbacks.description import evaluation_folder, log_description, role_name, tag_framework
+from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel
+from tracking_callbacks._runs.run import Run
+from tracking_callbacks._runs.tracker import MLflowTracker
+from tracking_callbacks._values.conversion import to_scalar
+from tracking_callbacks._writing.guard import never_in_the_way
+from tracking_callbacks.errors import MetricValueError, TrackingError
+from tracking_callbacks.huggingface.classification import take_report
+from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
+from tracking_callbacks.huggingface.params import describe, describe_search
+from tracking_callbacks.huggingface.saving import ModelForm, check_choice, choose_form, processor_of, save_mlmodel
+from tracking_callbacks.huggingface.trainer_datasets import log_dataset_of
 
 __all__ = ["MLflowTrainerCallback"]
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 
-logger = logging.getLogger("tracking_callbacks")
+logger = logging.getLogger(__name__)
 
 STATE_KEY = "tracking_callbacks"  # in TrainerState.stateful_callbacks, and so in every checkpoint
 SUMMARY_KEY = "total_flos"  # in the summary at the end of a training, in no other log
-MODEL_ERROR_TAG = "tracking_callbacks.model_error"
 
 
 def on_main_process(hook: Hook) -> Hook:
@@ -99,17 +94,18 @@ class MLflowTrainerCallback(TrainerCallback):
     ) -> None:
         check_choice(log_model)
         self.log_model = log_model
-        self.registered_model_name = registered_model_name
-        self.aliases = check_aliases(aliases)
-        if registered_model_name is not None:
-            check_model_name(registered_model_name, "registered_model_name")
-        elif self.aliases:
-            raise ConfigError(f"aliases: {self.aliases!r} need a registered_model_name", setting="aliases")
+        self._model_logger = ModelLogger(
+            log_model,
+            default="auto",
+            registered_model_name=registered_model_name,
+            aliases=aliases,
+            tags=tags or {},
+        )
         self.log_checkpoints = log_checkpoints
         self._tracker = tracker
         self._run_name = run_name
         self._tags = dict(tags or {})
-        self._attachment: Attachment | None = None
+        self._callback_run: CallbackRun | None = None
         self._begun: tuple[int, dict[str, Any] | None] | None = None  # batch size and trial of the last training
         self._attempts = 0
         self._trials = 0
@@ -121,11 +117,11 @@ class MLflowTrainerCallback(TrainerCallback):
     @property
     def run(self) -> Run | None:
         """The run that the callback writes to; None before the first training event."""
-        return self._attachment.run if self._attachment else None
+        return self._callback_run.run if self._callback_run else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the run behind: it belongs to this process, and to this object."""
-        return self.__dict__ | {"_attachment": None}
+        return self.__dict__ | {"_callback_run": None}
 
     # -- hooks ---------------------------------------------------------------------------------------------
 
@@ -145,7 +141,7 @@ class MLflowTrainerCallback(TrainerCallback):
         logs = kwargs["logs"]
         if SUMMARY_KEY in logs:
             self._completed = True
-        run = self._attachment.run if self._attachment is not None else None
+        run = self._callback_run.run if self._callback_run is not None else None
         if run is None:
             run = self._attached(args).run_for_evaluation()
         values = grouped(logs)
@@ -198,18 +194,18 @@ class MLflowTrainerCallback(TrainerCallback):
             attachment.end_training("KILLED")
             return
         run.draw("learning_curves")
-        if self._wants_model(run):
-            self._save_model(run, args, state, kwargs)
+        prepare = functools.partial(self._prepare_model, args, state, kwargs)
+        self._model_logger.log(run, prepare, register=not state.is_hyper_param_search)
         attachment.end_training()
 
     # -- what they do --------------------------------------------------------------------------------------
 
-    def _attached(self, args: TrainingArguments) -> Attachment:
-        if self._attachment is None:
+    def _attached(self, args: TrainingArguments) -> CallbackRun:
+        if self._callback_run is None:
             # Older versions of transformers give the output folder as the name.
             trainer_name = args.run_name if args.run_name != args.output_dir else None
-            self._attachment = Attachment(self._tracker, run_name=self._run_name or trainer_name, tags=self._tags)
-        return self._attachment
+            self._callback_run = CallbackRun(self._tracker, run_name=self._run_name or trainer_name, tags=self._tags)
+        return self._callback_run
 
     @on_main_process
     def _begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -224,7 +220,7 @@ class MLflowTrainerCallback(TrainerCallback):
                     "tracking_callbacks.train_batch_size": state.train_batch_size,
                 }
             )
-            _carry(state, attachment.run)
+            _write_run_reference(state, attachment.run)
             return
         self._attempts = 1
         if "mlflow" in (args.report_to or ()):
@@ -235,22 +231,23 @@ class MLflowTrainerCallback(TrainerCallback):
         if state.is_hyper_param_search:
             run = self._begin_trial(attachment, args, state)
         else:
-            resume_key = run_key_at(_carried(state).get(STATE_KEY), attachment.settings, owner="the checkpoint")
+            resume_key = run_key_from(
+                _checkpoint_state(state).get(STATE_KEY), attachment.settings, owner="the checkpoint"
+            )
             run = attachment.begin_training(resume_key=resume_key)
-        _carry(state, run)
-        if run.settings.log_everything:
-            run.set_tags(_tags(model))
+        _write_run_reference(state, run)
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        tag_framework(run, "transformers", transformers.__version__, model_type=model_type)
         run.log_params({f"trial.{key}": value for key, value in (state.trial_params or {}).items()})
-        _log_description(run, describe(args, model))
+        log_description(run, describe(args, model))
         self._log_input(run, "train", "training", kwargs)
 
-    def _begin_trial(self, attachment: Attachment, args: TrainingArguments, state: TrainerState) -> Run:
+    def _begin_trial(self, attachment: CallbackRun, args: TrainingArguments, state: TrainerState) -> Run:
         number = 0 if attachment.search is None else self._trials
         run, search = attachment.begin_trial(state.trial_name or f"trial-{number}")
         if number == 0:
-            if search.settings.log_everything:
-                search.set_tags({"framework": "transformers"})
-            _log_description(search, describe_search(args, varied=state.trial_params or {}))
+            tag_framework(search, "transformers")
+            log_description(search, describe_search(args, varied=state.trial_params or {}))
         self._trials = number + 1
         search.set_tags({"tracking_callbacks.trials": self._trials})
         return run
@@ -275,7 +272,7 @@ class MLflowTrainerCallback(TrainerCallback):
 
     def _log_input(self, run: Run, role: str, context: str, given: Mapping[str, Any]) -> None:
         """Record the dataset of a training or an evaluation, the first time that it is used for this run."""
-        role = safe_name(role).replace("/", "_")
+        role = role_name(role)
         if (run.run_key, role) not in self._inputs:
             self._inputs.add((run.run_key, role))
             dataloader = given.get("train_dataloader" if context == "training" else "eval_dataloader")
@@ -284,50 +281,33 @@ class MLflowTrainerCallback(TrainerCallback):
 
     def _log_report(self, run: Run, metrics: Mapping[str, Any], step: int) -> None:
         prefix = evaluation_prefix(metrics) or ""
-        report = claim_report(metrics, prefix)
+        report = take_report(metrics, prefix)
         if report is None:
             return
-        evaluated = safe_name(prefix or "unnamed").replace("/", "_")
-        folder = f"evaluation/{evaluated}/step-{step}"
+        folder = evaluation_folder(prefix or "unnamed", step)
         self._reports[run.run_key, folder] += 1
         if (count := self._reports[run.run_key, folder]) > 1:  # not over the report of an earlier one at this step
             folder += f"-{count}"
         counts = {"labels": report.labels, "matrix": report.matrix}
-        if run.settings.log_everything:
-            run.log_text(report.table, f"{folder}/classification_report.txt")
-            run.log_dict(counts, f"{folder}/confusion_matrix.json")
+        run.record("reports", lambda: run.log_text(report.table, f"{folder}/classification_report.txt"))
+        run.record("reports", lambda: run.log_dict(counts, f"{folder}/confusion_matrix.json"))
         run.draw("confusion_matrix", folder, json.dumps(counts), note=f"{prefix or 'evaluation'}, step {step}")
 
-    def _wants_model(self, run: Run) -> bool:
-        unasked = self.log_model in ("auto", True) and self.registered_model_name is None
-        return self.log_model is not False and (run.settings.log_everything or not unasked)
-
-    @never_in_the_way(default=None)
-    def _save_model(self, run: Run, args: TrainingArguments, state: TrainerState, context: Mapping[str, Any]) -> None:
+    def _prepare_model(self, args: TrainingArguments, state: TrainerState, context: Mapping[str, Any]) -> PreparedModel:
         model = context["model"]
-        with contextlib.ExitStack() as stack:
-            stack.push(functools.partial(_tag_model_error, run))
-            if args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3()):
-                raise TrackingError("the weights are spread over processes; save them with trainer.save_model()")
-            chosen = choose_form(str(self.log_model), model)
-            if chosen.notice:
-                # An adapter's is a limit of what was asked for, a merged model's only says why it is one.
-                level = logging.WARNING if chosen.form is ModelForm.ADAPTER else logging.INFO
-                logger.log(level, "model: %s", chosen.notice)
-            processor = processor_of(context.get("processing_class"), context.get("train_dataloader"), model)
-            _output_folder(args).mkdir(parents=True, exist_ok=True)  # on a disk that has room for checkpoints
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".mlmodel-", dir=_output_folder(args)))
-            save_mlmodel(model, processor, Path(folder, "model"), chosen)
-            registered = None if state.is_hyper_param_search else self.registered_model_name
-            run.log_model(
-                Path(folder, "model"),
-                registered_model_name=registered,
-                aliases=self.aliases if registered else (),
-                step=_model_step(args, state),
-                tags=self._tags
-                | {"form": str(chosen.form)}
-                | ({"form_notice": chosen.notice} if chosen.notice else {}),
-            )
+        if args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3()):
+            raise TrackingError("the weights are spread over processes; save them with trainer.save_model()")
+        chosen = choose_form(str(self.log_model), model)
+        if chosen.notice:
+            # An adapter's is a limit of what was asked for, a merged model's only says why it is one.
+            level = logging.WARNING if chosen.form is ModelForm.ADAPTER else logging.INFO
+            logger.log(level, "model: %s", chosen.notice)
+        processor = processor_of(context.get("processing_class"), context.get("train_dataloader"), model)
+        return PreparedModel(
+            lambda folder: save_mlmodel(model, processor, folder, chosen),
+            step=_model_step(args, state),
+            tags={"form": str(chosen.form)} | ({"form_notice": chosen.notice} if chosen.notice else {}),
+        )
 
 
 def _output_folder(args: TrainingArguments) -> Path:
@@ -344,36 +324,16 @@ def _latest_checkpoint(args: TrainingArguments, state: TrainerState) -> Path | N
     return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
-def _log_description(run: Run, description: Description) -> None:
-    run.log_params(description.params)
-    for name, document in description.documents.items() if run.settings.log_config else ():
-        run.log_dict(document, f"config/{name}")
-
-
-def _carry(state: TrainerState, run: Run) -> None:
+def _write_run_reference(state: TrainerState, run: Run) -> None:
     """Let every checkpoint of this training say which run it belongs to."""
-    _carried(state)[STATE_KEY] = address_of(run)
+    _checkpoint_state(state)[STATE_KEY] = run_reference(run)
 
 
-def _carried(state: TrainerState) -> dict[str, Any]:
+def _checkpoint_state(state: TrainerState) -> dict[str, Any]:
     """Return what checkpoints carry for callbacks; a dict, whatever its annotation in transformers says."""
     return cast(dict[str, Any], state.stateful_callbacks)
-
-
-def _tags(model: nn.Module) -> dict[str, str]:
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    return {"framework": "transformers", "framework_version": transformers.__version__} | (
-        {"model_type": model_type} if model_type else {}
-    )
 
 
 def _model_step(args: TrainingArguments, state: TrainerState) -> int:
     best = state.best_global_step if args.load_best_model_at_end else None
     return best or state.global_step
-
-
-def _tag_model_error(
-    run: Run, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-) -> None:
-    if kind is not None:
-        run.set_tags({MODEL_ERROR_TAG: f"{kind.__name__}: {error}"})

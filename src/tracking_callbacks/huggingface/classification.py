@@ -14,7 +14,7 @@ from tracking_callbacks.errors import InputError
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
-__all__ = ["ClassificationMetrics", "ClassificationReport", "claim_report"]
+__all__ = ["ClassificationMetrics", "ClassificationReport", "take_report"]
 
 IGNORED_LABEL = -100  # what transformers' collators give to tokens that carry no label
 
@@ -23,16 +23,16 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class ClassificationReport:
-    """One evaluation: its figures, and what they were computed from.
+    """One evaluation: its statistics, and what they were computed from.
 
     Attributes:
-        figures: ``accuracy``, ``f1``, … as returned to ``Trainer``.
+        statistics: ``accuracy``, ``f1``, … as returned to ``Trainer``.
         labels: The classes' names, in the order of the matrix.
         matrix: How often class ``i`` (row) was predicted as class ``j`` (column).
         table: scikit-learn's classification report as text.
     """
 
-    figures: dict[str, float]
+    statistics: dict[str, float]
     labels: tuple[str, ...]
     matrix: tuple[tuple[int, ...], ...]
     table: str
@@ -82,10 +82,10 @@ class ClassificationMetrics:
             classes=_number_of_classes(prediction.predictions, references),
         )
         ClassificationMetrics._latest = report
-        return dict(report.figures)
+        return dict(report.statistics)
 
 
-def claim_report(metrics: Mapping[str, Any], prefix: str) -> ClassificationReport | None:
+def take_report(metrics: Mapping[str, Any], prefix: str) -> ClassificationReport | None:
     """Return the report behind `metrics` and forget it, or None when `metrics` have none.
 
     ``Trainer`` hands a callback the numbers of an evaluation and nothing else, so the report waits in the
@@ -96,7 +96,7 @@ def claim_report(metrics: Mapping[str, Any], prefix: str) -> ClassificationRepor
         prefix: The evaluation's ``metric_key_prefix``.
     """
     report = ClassificationMetrics._latest
-    if report is None or any(metrics.get(f"{prefix}_{key}") != value for key, value in report.figures.items()):
+    if report is None or any(metrics.get(f"{prefix}_{key}") != value for key, value in report.statistics.items()):
         return None
     ClassificationMetrics._latest = None
     return report
@@ -124,7 +124,7 @@ def _report(
     precision, recall, f1, _ = precision_recall_fscore_support(references, predicted, average=average, zero_division=0)
     weighted = precision_recall_fscore_support(references, predicted, average="weighted", zero_division=0)
     return ClassificationReport(
-        figures={
+        statistics={
             "accuracy": float(accuracy_score(references, predicted)),
             "f1": float(f1),
             "precision": float(precision),

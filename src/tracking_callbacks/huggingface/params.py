@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tracking_callbacks._callbacks.description import Description
+from tracking_callbacks._values.conversion import flatten, to_jsonable
 from tracking_callbacks.huggingface.adapters import adapter_configs
-from tracking_callbacks.huggingface.origin import base_model_of, hub_snapshot_of
-from tracking_callbacks.values import flatten, plain
+from tracking_callbacks.huggingface.base_model import base_model_of, hub_snapshot_of
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainingArguments
 
-__all__ = ["Description", "describe", "describe_search"]
+__all__ = ["describe", "describe_search"]
 
 # Mappings by label or by module name: one param each, for their keys differ from model to model.
 _ONE_PARAM = frozenset({"id2label", "rank_pattern", "alpha_pattern"})
 _MIRROR_OF_ANOTHER = frozenset({"label2id"})
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a training is made of.
-
-    Attributes:
-        params: Flat names and values, for MLflow's params.
-        documents: File name to the whole of a configuration, as JSON can hold it.
-    """
-
-    params: dict[str, Any]
-    documents: dict[str, Any]
 
 
 def describe(args: TrainingArguments, model: nn.Module) -> Description:
@@ -41,13 +28,13 @@ def describe(args: TrainingArguments, model: nn.Module) -> Description:
     configuration with its type (``lora.r``), and with the adapter's name where there are several
     (``lora.default.r``).
     """
-    arguments = plain(_as_mapping(args))
+    arguments = to_jsonable(_as_mapping(args))
     params = _flat(arguments) | {"world_size": args.world_size}
     documents = {"training_args.json": arguments}
     if model_config := _as_mapping(getattr(model, "config", None)):
-        documents["model_config.json"] = plain(model_config)
+        documents["model_config.json"] = to_jsonable(model_config)
         params |= _flat(documents["model_config.json"], "model.")
-    if adapters := {name: plain(config.to_dict()) for name, config in adapter_configs(model).items()}:
+    if adapters := {name: to_jsonable(config.to_dict()) for name, config in adapter_configs(model).items()}:
         documents["peft_config.json"] = adapters
         for adapter, config in adapters.items():
             peft_type = str(config["peft_type"]).lower()
@@ -62,7 +49,7 @@ def describe_search(args: TrainingArguments, varied: Container[str]) -> Descript
         args: As one of the trials has them.
         varied: Names of those that differ from trial to trial.
     """
-    arguments = {key: value for key, value in plain(_as_mapping(args)).items() if key not in varied}
+    arguments = {key: value for key, value in to_jsonable(_as_mapping(args)).items() if key not in varied}
     return Description(
         params=_flat(arguments) | {"world_size": args.world_size}, documents={"training_args.json": arguments}
     )

@@ -3,47 +3,44 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import logging
 import math
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import stable_baselines3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from tracking_callbacks.attach import Attachment
+from tracking_callbacks._callbacks.callback_run import CallbackRun
+from tracking_callbacks._callbacks.description import Description, evaluation_folder, log_description, tag_framework
+from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel
+from tracking_callbacks._episodes.returns import Returns, check_returns
+from tracking_callbacks._journal.records import Status
+from tracking_callbacks._runs.run import Run
+from tracking_callbacks._runs.tracker import MLflowTracker
+from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import ConfigError
 from tracking_callbacks.flavors import sb3 as flavor
-from tracking_callbacks.guard import never_in_the_way
-from tracking_callbacks.records import Status
-from tracking_callbacks.returns import Returns, check_returns
-from tracking_callbacks.run import Run
+from tracking_callbacks.sb3.episode_recorder import EpisodeRecorder
 from tracking_callbacks.sb3.evaluation import BestAgent, Evaluation, EvaluationWatch, evaluations_in
-from tracking_callbacks.sb3.logger import RunWriter
-from tracking_callbacks.sb3.origin import note_run, noted_run_key
 from tracking_callbacks.sb3.params import describe
 from tracking_callbacks.sb3.prices import log_prices
-from tracking_callbacks.sb3.recorder import EpisodeRecorder
 from tracking_callbacks.sb3.relay import EventRelay, outermost
-from tracking_callbacks.tracker import MLflowTracker
-from tracking_callbacks.values import check_aliases, check_model_name
+from tracking_callbacks.sb3.run_note import note_run, noted_run_key
+from tracking_callbacks.sb3.run_writer import RunWriter
 
 __all__ = ["MLflowSB3Callback"]
 
-log = logging.getLogger("tracking_callbacks")
+logger = logging.getLogger(__name__)
 
 LogModel = bool | Literal["best"]
 
-MODEL_ERROR_TAG = "tracking_callbacks.model_error"
 MODEL_CHOICE_TAG = "tracking_callbacks.model_choice"
 STOPPED_EARLY_TAG = "tracking_callbacks.stopped_early"
 
@@ -67,7 +64,7 @@ class MLflowSB3Callback(BaseCallback):
             environment puts into its infos under a known key, else the raw rewards; ``"reward"``: the raw
             rewards, taken as returns; another text: the info key of an account value, whose relative changes are
             the returns; a callable ``(info, reward) -> return`` of one step.
-        periods_per_year: Steps of the environment in a year, for annualised figures: 252 for daily bars.
+        periods_per_year: Steps of the environment in a year, for annualised statistics: 252 for daily bars.
         verbose: With 1 or more, say where the run goes.
 
     Raises:
@@ -89,16 +86,17 @@ class MLflowSB3Callback(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         self.log_model = _check_log_model(log_model)
-        self.registered_model_name = registered_model_name
-        self.aliases = check_aliases(aliases)
         self.returns = check_returns(returns)
         self.periods_per_year = _check_periods(periods_per_year)
-        if registered_model_name is not None:
-            check_model_name(registered_model_name, "registered_model_name")
-        elif self.aliases:
-            raise ConfigError(f"aliases: {self.aliases!r} need a registered_model_name", setting="aliases")
         self.tags = dict(tags or {})
-        self._attachment = Attachment(tracker, run_name=run_name, tags=self.tags)
+        self._model_logger = ModelLogger(
+            log_model,
+            default=True,
+            registered_model_name=registered_model_name,
+            aliases=aliases,
+            tags=self.tags,
+        )
+        self._callback_run = CallbackRun(tracker, run_name=run_name, tags=self.tags)
         self._learn_started: float | None = None  # model.start_time of the learn() that was begun last
         self._training = False
         self._learning_pid = 0
@@ -113,7 +111,7 @@ class MLflowSB3Callback(BaseCallback):
     @property
     def run(self) -> Run | None:
         """The run that the callback writes to; None before the first training event."""
-        return self._attachment.run
+        return self._callback_run.run
 
     @property
     def parent(self) -> BaseCallback | None:
@@ -156,15 +154,15 @@ class MLflowSB3Callback(BaseCallback):
     @never_in_the_way
     def _on_rollout_end(self) -> None:
         if not self._off_policy:  # whose rollouts are single steps
-            self._log_window(self.model.num_timesteps)
+            self._log_rollout(self.model.num_timesteps)
 
     def _on_training_end(self) -> None:
         if not self._training:  # rl-baselines3-zoo announces the end twice
             return
         interrupted = not self._training_has_finished()
         self._wind_up()
-        if self.run is not None and not interrupted and self._wants_model(self.run):
-            self._save_model(self.run)
+        if self.run is not None and not interrupted:
+            self._model_logger.log(self.run, self._prepare_model)
         self._end(interrupted)
 
     # -- begin and end -------------------------------------------------------------------------------------
@@ -178,8 +176,8 @@ class MLflowSB3Callback(BaseCallback):
         self._learn_started = model.start_time
         continues = model._num_timesteps_at_start > 0
         before = self.run
-        resume_key = noted_run_key(model, self._attachment.settings) if continues else None
-        run = self._attachment.begin_training(resume_key=resume_key, continues=continues)
+        resume_key = noted_run_key(model, self._callback_run.settings) if continues else None
+        run = self._callback_run.begin_training(resume_key=resume_key, continues=continues)
         self._training, self._learning_pid = True, os.getpid()
         if run is not before or self._recorder is None:
             if self._recorder is not None:
@@ -196,19 +194,15 @@ class MLflowSB3Callback(BaseCallback):
         atexit.register(self._wind_up)  # before the run is closed, if the training never ends
         if self.verbose >= 1:
             settings = run.settings
-            self.logger.info(f"Tracking to {settings.shown_uri}, experiment {settings.experiment_name!r}")
+            self.logger.info(f"Tracking to {settings.masked_uri}, experiment {settings.experiment_name!r}")
         self._describe(run)
 
     @never_in_the_way
     def _describe(self, run: Run) -> None:
         described = describe(self.model)
-        framework = {"framework": "stable_baselines3", "framework_version": stable_baselines3.__version__}
-        if run.settings.log_everything:
-            run.set_tags(framework | {"model_type": described["algorithm"]})
-        run.log_params(described)
+        tag_framework(run, "stable_baselines3", stable_baselines3.__version__, model_type=described["algorithm"])
+        log_description(run, Description(described, {"sb3.json": described}))
         log_prices(run, self.training_env, "train", context="training")
-        if run.settings.log_config:
-            run.log_dict(described, "config/sb3.json")
 
     @never_in_the_way
     def _listen_to_parent(self) -> None:
@@ -254,72 +248,62 @@ class MLflowSB3Callback(BaseCallback):
         step = self.model.num_timesteps
         if self._writer is not None:
             self._writer.remove(self.logger)
-            self._writer.write_rest(self.logger, step)
-        self._log_window(step)
+            self._writer.write_remaining(self.logger, step)
+        self._log_rollout(step)
         if self._recorder is not None:
             self._recorder.log_artifacts()
         self._log_last_evaluations()
 
-    def _wants_model(self, run: Run) -> bool:
-        unasked = self.log_model is True and self.registered_model_name is None
-        return self.log_model is not False and (run.settings.log_everything or not unasked)
+    def _prepare_model(self) -> PreparedModel:
+        best = self._best if self.log_model == "best" and self._best.mean_reward is not None else None
+        step = self.model.num_timesteps if best is None else best.timestep
+        choice = "last"
+        if best is not None:
+            choice = f"best: mean reward {best.mean_reward} in the evaluation at step {step}"
+        elif self.log_model == "best":
+            choice = "last, because there was no evaluation"
+            logger.warning("log_model='best': no EvalCallback has evaluated the agent; it is saved as it is now")
+        snapshot = None if best is None else best.snapshot
 
-    @never_in_the_way
-    def _save_model(self, run: Run) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.push(functools.partial(_tag_model_error, run))
+        def save(folder: Path) -> None:
             # gym_trading_env turns all warnings into errors when it is imported, and importing mlflow warns.
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("default")
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tracking_callbacks-")))
-            best = self._best if self.log_model == "best" and self._best.mean_reward is not None else None
-            step = self.model.num_timesteps if best is None else best.timestep
-            choice = "last"
-            if best is not None:
-                choice = f"best: mean reward {best.mean_reward} in the evaluation at step {step}"
-            elif self.log_model == "best":
-                choice = "last, for want of an evaluation"
-                log.warning("log_model='best': no EvalCallback has evaluated the agent; it is saved as it is now")
-            flavor.save_model(self.model, folder / "model", snapshot=None if best is None else best.snapshot)
-            run.log_model(
-                folder / "model",
-                registered_model_name=self.registered_model_name,
-                aliases=self.aliases,
-                step=step,
-                tags=self.tags | {MODEL_CHOICE_TAG: choice},
-            )
-            run.set_tags({MODEL_CHOICE_TAG: choice})
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")
+                flavor.save_model(self.model, folder, snapshot=snapshot)
+
+        chosen = {MODEL_CHOICE_TAG: choice}
+        return PreparedModel(save, step, tags=chosen, run_tags=chosen)
 
     @never_in_the_way
     def _end(self, interrupted: bool) -> None:
         error = sys.exception() if interrupted else None
         if interrupted:
             status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            self._attachment.end_training(status, error)
+            self._callback_run.end_training(status, error)
             return
         if self.run is not None and self.model.num_timesteps < self.model._total_timesteps:
             self.run.set_tags({STOPPED_EARLY_TAG: "true"})
-        self._attachment.end_training()
+        self._callback_run.end_training()
 
     # -- episodes and evaluations --------------------------------------------------------------------------
 
-    def _log_window(self, step: int) -> None:
+    def _log_rollout(self, step: int) -> None:
         if self._recorder is not None:
-            self._recorder.log_window(step)
+            self._recorder.log_rollout(step)
 
     def _on_dump(self, step: int) -> None:
         if self._off_policy:
-            self._log_window(step)
+            self._log_rollout(step)
 
     def _on_evaluation(self, role: str, evaluation: Evaluation) -> None:
         run = self.run
         if run is None:
             return
-        figures = {f"eval/{name}": value for name, value in evaluation.figures.items()}
-        run.log_metrics(figures, step=self.model.num_timesteps)
-        if evaluation.left_out:
-            reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(evaluation.left_out.items()))
-            run.set_tags({"eval.left_out": f"episodes of the last evaluation without trading figures: {reasons}"})
+        statistics = {f"eval/{name}": value for name, value in evaluation.statistics.items()}
+        run.log_metrics(statistics, step=self.model.num_timesteps)
+        if evaluation.skipped:
+            reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(evaluation.skipped.items()))
+            run.set_tags({"eval.left_out": f"episodes of the last evaluation without trading statistics: {reasons}"})
         self._last_evaluations[role] = (self.model.num_timesteps, evaluation)
         if role == "eval" and self.log_model == "best":
             self._best.offer(self.model, evaluation.mean_reward)
@@ -327,7 +311,7 @@ class MLflowSB3Callback(BaseCallback):
     def _log_last_evaluations(self) -> None:
         while self._last_evaluations and self.run is not None:
             role, (step, evaluation) = self._last_evaluations.popitem()
-            place = f"evaluation/{role}/step-{step}"
+            place = evaluation_folder(role, step)
             evaluation.equity.log(self.run, place, picture=place, label="evaluation episode")
 
     @property
@@ -345,10 +329,3 @@ def _check_periods(periods: object) -> float:
     if isinstance(periods, bool) or not isinstance(periods, (int, float)) or not 0 < periods < math.inf:
         raise ConfigError(f"periods_per_year: expected a positive number, got {periods!r}", setting="periods_per_year")
     return periods
-
-
-def _tag_model_error(
-    run: Run, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-) -> None:
-    if kind is not None:
-        run.set_tags({MODEL_ERROR_TAG: f"{kind.__name__}: {error}"})

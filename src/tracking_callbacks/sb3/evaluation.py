@@ -1,4 +1,4 @@
-"""The evaluations of an ``EvalCallback``, seen from outside: their trading figures, and the best agent so far."""
+"""The evaluations of an ``EvalCallback``, seen from outside: their trading statistics, and the best agent so far."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from tracking_callbacks.episodes import EpisodeBook, figures_over_episodes
-from tracking_callbacks.equity_curves import EquityCurves
+from tracking_callbacks._episodes.episode_tracker import EpisodeTracker, statistics_over_episodes
+from tracking_callbacks._episodes.equity_curves import EquityCurves
+from tracking_callbacks._episodes.returns import Returns, choose_source
+from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.flavors import sb3 as flavor
-from tracking_callbacks.guard import never_in_the_way
-from tracking_callbacks.returns import Returns, choose_source
 
 __all__ = ["BestAgent", "Evaluation", "EvaluationWatch", "evaluations_in"]
 
@@ -34,14 +34,14 @@ class Evaluation:
 
     Attributes:
         mean_reward: As the ``EvalCallback`` has it.
-        figures: The trading figures over all its episodes that exist, see `figures_over_episodes`.
-        left_out: How many of its episodes could not be used for these, by the reason.
+        statistics: The trading figures over all its episodes that exist, see `statistics_over_episodes`.
+        skipped: How many of its episodes could not be used for these, by the reason.
         equity: The account values of its last episodes, where they have any.
     """
 
     mean_reward: float
-    figures: dict[str, float]
-    left_out: Counter[str] = field(default_factory=Counter)
+    statistics: dict[str, float]
+    skipped: Counter[str] = field(default_factory=Counter)
     equity: EquityCurves = field(default_factory=EquityCurves)
 
 
@@ -95,10 +95,10 @@ class EvaluationWatch:
         callback._log_success_callback = log_success_callback  # type: ignore[method-assign]
 
     def _begin(self) -> None:
-        self._book: EpisodeBook | None = None
+        self._book: EpisodeTracker | None = None
         self._rewards: NDArray[Any] | None = None  # of the step that was added last
         self._series: list[NDArray[np.float64]] = []
-        self._left_out: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
         self._equity = EquityCurves()
         self._episodes = 0
 
@@ -119,13 +119,13 @@ class EvaluationWatch:
             self._episodes += 1
             if self._book.last_equity is not None:
                 self._equity.add(self._episodes, self._book.last_equity)
-            if episode is not None and episode.left_out is not None:
-                self._left_out[episode.left_out] += 1
+            if episode is not None and episode.skipped is not None:
+                self._skipped[episode.skipped] += 1
             elif self._book.last_returns is not None:
                 self._series.append(self._book.last_returns.copy())
 
-    def _open_book(self, env: VecEnv, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> EpisodeBook:
-        book = EpisodeBook(env.num_envs, choose_source(self._returns, infos[0]), self._periods)
+    def _open_book(self, env: VecEnv, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> EpisodeTracker:
+        book = EpisodeTracker(env.num_envs, choose_source(self._returns, infos[0]), self._periods)
         for index, reset_info in enumerate(env.unwrapped.reset_infos):
             # Of an episode that is over after one step, the reset's info is gone.
             book.begin(index, None if dones[index] else reset_info)
@@ -134,8 +134,8 @@ class EvaluationWatch:
     @never_in_the_way
     def _end(self) -> None:
         compounded = self._book is not None and self._book.source.declared
-        figures = figures_over_episodes(self._series, periods_per_year=self._periods, compounded=compounded)
-        self._on_evaluation(Evaluation(self._callback.last_mean_reward, figures, self._left_out, self._equity))
+        statistics = statistics_over_episodes(self._series, periods_per_year=self._periods, compounded=compounded)
+        self._on_evaluation(Evaluation(self._callback.last_mean_reward, statistics, self._skipped, self._equity))
 
 
 class BestAgent:

@@ -12,8 +12,8 @@ from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from tracking_callbacks.guard import never_in_the_way
-from tracking_callbacks.values import flatten, plain
+from tracking_callbacks._values.conversion import flatten, to_jsonable
+from tracking_callbacks._writing.guard import never_in_the_way
 
 __all__ = ["describe"]
 
@@ -62,7 +62,7 @@ def _hyperparameters(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, TrainFreq):
             yield name, f"{value.frequency} {value.unit.value}"
         else:
-            yield from flatten({name: plain(value)}).items()
+            yield from flatten({name: to_jsonable(value)}).items()
 
 
 _ABSENT = object()
@@ -106,17 +106,17 @@ def _policy(model: BaseAlgorithm) -> dict[str, Any]:
     optimizer = getattr(policy, "optimizer", None) or getattr(getattr(policy, "actor", None), "optimizer", None)
     described = {
         "policy": alias or policy_class.__name__,
-        "policy.class": plain(policy_class),
+        "policy.class": to_jsonable(policy_class),
         "policy.parameters": sum(parameter.numel() for parameter in parameters),
         "policy.trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "optimizer": None if optimizer is None else type(optimizer).__name__,
     }
     for name in ("net_arch", "activation_fn", "features_extractor_class"):
         if hasattr(policy, name):
-            described[f"policy.{name}"] = plain(getattr(policy, name))
-    described |= flatten({"optimizer": plain(getattr(policy, "optimizer_kwargs", {}) or {})})
+            described[f"policy.{name}"] = to_jsonable(getattr(policy, name))
+    described |= flatten({"optimizer": to_jsonable(getattr(policy, "optimizer_kwargs", {}) or {})})
     described |= (
-        flatten({"policy_kwargs": plain(model.policy_kwargs)}) if model.policy_kwargs else {"policy_kwargs": {}}
+        flatten({"policy_kwargs": to_jsonable(model.policy_kwargs)}) if model.policy_kwargs else {"policy_kwargs": {}}
     )
     return described
 
@@ -124,8 +124,8 @@ def _policy(model: BaseAlgorithm) -> dict[str, Any]:
 def _environment(model: BaseAlgorithm) -> dict[str, Any]:
     env = model.get_env()
     described: dict[str, Any] = {
-        "env.observation_space": str(plain(model.observation_space)),
-        "env.action_space": str(plain(model.action_space)),
+        "env.observation_space": str(to_jsonable(model.observation_space)),
+        "env.action_space": str(to_jsonable(model.action_space)),
     }
     if env is None:
         return described
@@ -135,7 +135,7 @@ def _environment(model: BaseAlgorithm) -> dict[str, Any]:
         described["env.vec_wrappers"] = vec_envs[:-1]
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None:
-        settings = {name: plain(getattr(normalizer, name, None)) for name in _NORMALIZATION}
+        settings = {name: to_jsonable(getattr(normalizer, name, None)) for name in _NORMALIZATION}
         described |= {f"vec_normalize.{name}": value for name, value in settings.items() if value is not None}
     return described
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from tracking_callbacks.guard import never_in_the_way
-from tracking_callbacks.inputs import log_input
-from tracking_callbacks.run import Run
+from tracking_callbacks._callbacks.dataset_inputs import log_input
+from tracking_callbacks._runs.run import Run
+from tracking_callbacks._writing.guard import never_in_the_way
 
 __all__ = ["log_prices"]
 
@@ -20,7 +20,7 @@ def log_prices(run: Run, env: VecEnv | None, role: str, *, context: str) -> None
     Environments in processes of their own are passed over: the whole frame would have to come through a pipe.
     """
     vec_env = None if env is None else env.unwrapped
-    if not isinstance(vec_env, DummyVecEnv) or not run.settings.log_datasets:
+    if not isinstance(vec_env, DummyVecEnv):
         return
     innermost: Any = vec_env.envs[0].unwrapped
     frame: Any = getattr(innermost, "df", None)

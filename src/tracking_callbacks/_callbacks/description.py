@@ -1,0 +1,53 @@
+"""What every callback says about a training run at its start: params, configuration files, the framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tracking_callbacks._runs.run import Run
+from tracking_callbacks._values.names import safe_name
+
+__all__ = ["Description", "evaluation_folder", "log_description", "role_name", "tag_framework"]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a training run is made of.
+
+    Attributes:
+        params: Flat names and values, for MLflow's params.
+        documents: File name to the whole of a configuration, as JSON can hold it.
+    """
+
+    params: dict[str, Any]
+    documents: dict[str, Any] = field(default_factory=dict)
+
+
+def log_description(run: Run, description: Description) -> None:
+    """Log the params, and the documents under ``config/``."""
+    run.log_params(description.params)
+    for name, document in description.documents.items():
+        run.record("config", lambda name=name, document=document: run.log_dict(document, f"config/{name}"))  # type: ignore[misc]
+
+
+def tag_framework(run: Run, framework: str, version: str | None = None, *, model_type: str | None = None) -> None:
+    """Tag the run with the framework that trains, its version, and the type of the model."""
+    tags: Mapping[str, str | None] = {
+        "framework": framework,
+        "framework_version": version,
+        "model_type": model_type,
+    }
+    known = {key: text for key, text in tags.items() if text}
+    run.record("environment", lambda: run.set_tags(known))
+
+
+def role_name(role: str) -> str:
+    """Return what a dataset or an evaluation is called, as one part of an artifact's path."""
+    return safe_name(role).replace("/", "_")
+
+
+def evaluation_folder(role: str, step: int) -> str:
+    """Return the folder among the artifacts that the reports of one evaluation go to."""
+    return f"evaluation/{role_name(role)}/step-{step}"

@@ -1,0 +1,132 @@
+"""The log of a training: what passes through `logging`, in a file that delivery uploads as it grows.
+
+No handler does this: one on the root logger would turn the user's later ``logging.basicConfig()`` into nothing and
+silence the interpreter's last resort, and would miss loggers that do not propagate, like transformers'. Instead the
+factory of log records is wrapped. It sees every record that its logger's level lets pass, changes none of them, and
+touches no handler and no level.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from tracking_callbacks._values.secrets import mask_text
+from tracking_callbacks._writing.guard import never_in_the_way
+
+__all__ = ["MAX_LOG_BYTES", "TrainLog"]
+
+MAX_LOG_BYTES = 4_000_000
+_NAME = "train.log"
+_NAME_BEFORE = "train.1.log"
+_PROBE = "tracking_callbacks.probe"
+_FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+class TrainLog:
+    """One run's log; secrets are masked before a line is written.
+
+    A full file becomes ``train.1.log``, in the place of a former one, and a new one is begun: the last
+    `MAX_LOG_BYTES` to twice as much are kept. The file appears with its first line. Forked children write nothing.
+
+    Args:
+        folder: Where the files go; it may not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._busy = threading.local()
+        self._fd: int | None = None
+        self._size = 0
+        self._closed = False
+        _factory.show_to(self)
+
+    def take(self, record: logging.LogRecord) -> None:
+        """Write one record down; never raises, and takes nothing that is logged meanwhile by doing so."""
+        if os.getpid() != self._pid or getattr(self._busy, "now", False):
+            return
+        self._busy.now = True
+        try:
+            self._write(record)
+        finally:
+            self._busy.now = False
+
+    @never_in_the_way
+    def _write(self, record: logging.LogRecord) -> None:
+        # A copy: the formatter leaves its own text of the exception in the record, for the user's handlers to find.
+        line = mask_text(_FORMAT.format(copy.copy(record))) + "\n"
+        content = line.encode(errors="replace")[:MAX_LOG_BYTES]
+        # A full disk is told by the journal's own warning, once; a line that has no room is lost.
+        with self._lock, contextlib.suppress(OSError):
+            if self._closed:
+                return
+            if self._fd is not None and self._size + len(content) > MAX_LOG_BYTES:
+                os.close(self._fd)
+                self._fd = None
+                os.replace(self._folder / _NAME, self._folder / _NAME_BEFORE)
+            if self._fd is None:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._fd, self._size = os.open(self._folder / _NAME, flags, 0o600), 0
+            self._size += os.write(self._fd, content)
+
+    def close(self) -> None:
+        """Take nothing more."""
+        _factory.forget(self)
+        if os.getpid() == self._pid:
+            with self._lock:
+                self._closed = True
+                if self._fd is not None:
+                    os.close(self._fd)
+                    self._fd = None
+
+
+# -- the factory -----------------------------------------------------------------------------------------------------
+
+
+class _RecordFactory:
+    """Makes log records by the factory that it wraps, and shows them to the logs."""
+
+    def __init__(self) -> None:
+        self._logs: tuple[TrainLog, ...] = ()
+        self._wrapped: Any = logging.LogRecord
+        self._lock = threading.Lock()
+        self._probed = threading.local()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        record: logging.LogRecord = self._wrapped(*args, **kwargs)
+        if record.name == _PROBE:
+            self._probed.reached = True
+        elif record.name:  # makeLogRecord asks for an empty one, to fill it with what another process has logged
+            for log in self._logs:
+                log.take(record)
+        return record
+
+    def show_to(self, log: TrainLog) -> None:
+        with self._lock:
+            self._logs += (log,)
+            current = logging.getLogRecordFactory()
+            if not self._is_reached_by(current):
+                self._wrapped = current
+                logging.setLogRecordFactory(self)
+
+    def forget(self, log: TrainLog) -> None:
+        with self._lock:
+            self._logs = tuple(other for other in self._logs if other is not log)
+            if not self._logs and logging.getLogRecordFactory() is self:
+                logging.setLogRecordFactory(self._wrapped)  # one of the user's that calls ours stays
+
+    def _is_reached_by(self, factory: Any) -> bool:
+        self._probed.reached = False
+        factory(_PROBE, logging.DEBUG, "", 0, "", (), None)
+        return bool(self._probed.reached)
+
+
+_factory = _RecordFactory()

@@ -1,0 +1,327 @@
+"""Delivers one run folder: two lanes over its journals, then the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tracking_callbacks._delivery.backoff import Backoff
+from tracking_callbacks._delivery.batches import Batch, coalesce
+from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible, Refused, Transient
+from tracking_callbacks._delivery.files import FileRecord, deliver_file, discard_staged
+from tracking_callbacks._delivery.live_files import LiveFiles
+from tracking_callbacks._delivery.once import Once
+from tracking_callbacks._delivery.rejection import send_batch
+from tracking_callbacks._delivery.run_resolver import RunResolver
+from tracking_callbacks._delivery.session_journal import SessionJournal
+from tracking_callbacks._delivery.stores.client import SESSION_TAG, MlflowStore
+from tracking_callbacks._delivery.system_metrics import RunSystemMetrics, SystemSampler
+from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
+from tracking_callbacks._journal.owner import Owner, OwnerWatch
+from tracking_callbacks._journal.pending import read_opened
+from tracking_callbacks._journal.records import Artifact, Automatic, Dataset, Drawing, Model, count_entries
+
+__all__ = ["RunDrain"]
+
+logger = logging.getLogger(__name__)
+
+_SEND_SECONDS = 0.5  # what is logged within it goes into one request, if it fits
+_LOOK_SECONDS = 1.0  # between two looks for what must show itself
+_REJECTED_TAG = "tracking_callbacks.rejected"
+_DROPPED_CHECKPOINTS_TAG = "tracking_callbacks.dropped_checkpoints"
+
+
+class RunDrain:
+    """The delivery of one run.
+
+    The points lane (metrics, params, tags) and the files lane (artifacts, datasets, models) read the journals
+    independently, each with its own acknowledged offset, and may be driven by two threads: a large checkpoint does
+    not hold back the loss curve. What the store has acknowledged is written down after every request.
+
+    Args:
+        folder: The run's folder; the caller holds its drain lock.
+        root: The journal root it lies in.
+        store: Where the run goes.
+        watch: Gives the watch over a session's owner, None where the owner counts as dead.
+        sampler: Samples this machine for the runs that ask for it.
+
+    Attributes:
+        moved: When (monotonic seconds) something was delivered last.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        root: JournalRoot,
+        store: MlflowStore,
+        watch: Callable[[Owner], OwnerWatch | None],
+        sampler: SystemSampler,
+    ) -> None:
+        self.folder = folder
+        self.root = root
+        # A run that was delivered before goes on from its final state: sessions of then are known and closed.
+        self.state = folder.read_state() or root.final_state(folder.run_key) or RunState()
+        self.state.complete = False
+        self.sessions: list[SessionJournal] = []
+        self._store = store
+        self._watch = watch
+        self._once = Once(self.state.attempts, self._save)
+        self._identity = RunResolver(root, store, self._once)
+        self._live = LiveFiles(folder, store)
+        self._system = RunSystemMetrics(sampler, store)
+        self._lock = threading.Lock()
+        self._points_backoff, self._files_backoff = Backoff(), Backoff()
+        self._sent = 0.0
+        self.moved = time.monotonic()
+        self._running: set[str] = set()
+        self.discover_sessions()
+
+    # -- what there is to do -----------------------------------------------------------------------------------------
+
+    def discover_sessions(self) -> None:
+        """Take in journals that have appeared in the folder."""
+        known = {session.name for session in self.sessions}
+        for journal in self.folder.journals():
+            if session_name(journal) in known or (opened := read_opened(journal)) is None:
+                continue
+            state = self.state.sessions.setdefault(session_name(journal), SessionState())
+            self.sessions.append(SessionJournal(journal, opened, state, self._watch(opened.owner)))
+
+    def complete(self) -> bool:
+        """Return whether the run and all its sessions' ends are in the store."""
+        return all(session.state.closed for session in self.sessions)
+
+    def has_writer(self) -> bool:
+        """Return whether somebody writes to the run, as far as is known by now."""
+        return not all(session.known_finished for session in self.sessions)
+
+    def finish(self) -> bool:
+        """Remove the folder of a complete run, leaving its final state; return False if a session has opened in it."""
+        return self._guarded(self._points_backoff, self._finish)
+
+    def _finish(self) -> bool:
+        if not self.complete():
+            return False
+        self.state.complete = True
+        self._save()
+        return self.root.remove_delivered(self.folder, self.state)
+
+    # -- the points lane ---------------------------------------------------------------------------------------------
+
+    def step_points(self) -> bool:
+        """Deliver what is due of metrics, params, tags and the end; return whether anything was done."""
+        return self._guarded(self._points_backoff, self._step_points)
+
+    def _step_points(self) -> bool:
+        worked = False
+        for session in self.sessions:
+            if session.state.closed:
+                continue
+            if self.state.run_id is None:
+                self._identity.resolve(session.opened, self.state)
+                self._save()
+            if session.name not in self._running:
+                self._open_session(session)
+            assert self.state.run_id is not None
+            self._system.send(session, self.state.run_id)
+            if session.grew(session.state.points):
+                worked |= self._send_points(session)
+            elif session.exhausted() and self._live.all_uploaded(session.name):
+                self._close_session(session)
+                worked = True
+        return worked
+
+    def _send_points(self, session: SessionJournal) -> bool:
+        if not session.finished() and time.monotonic() - self._sent < _SEND_SECONDS:
+            return False
+        chunk = session.read(session.state.points)
+        for batch in coalesce(chunk.records):
+            self._send(session, batch)
+        with self._lock:
+            session.state.points = max(session.state.points, chunk.end)
+            session.state.damaged += chunk.damaged
+        self._sent = time.monotonic()
+        if chunk.records or chunk.damaged:
+            self._save()
+        return bool(chunk.records)
+
+    def _send(self, session: SessionJournal, batch: Batch) -> None:
+        assert self.state.run_id is not None
+        rejected = send_batch(self._store, self.state.run_id, batch) if len(batch) else []
+        for entry in rejected:
+            self._reject(entry)
+        with self._lock:
+            session.state.delivered += batch.entries - len(rejected)
+            session.state.rejected += len(rejected)
+            if batch.end is not None:
+                session.state.points = batch.end
+        self._points_backoff.succeed()
+        self._save()
+
+    def _open_session(self, session: SessionJournal) -> None:
+        opened = session.opened
+        assert self.state.run_id is not None
+        if opened.intent == "own" and opened.resumed and self._newest(session):
+            self._store.log_batch(self.state.run_id, Batch(tags={SESSION_TAG: str(opened.session)}))
+            self._store.set_running(self.state.run_id)
+        if opened.resumed and opened.tags:
+            self._store.log_batch(self.state.run_id, Batch(tags=dict(opened.tags)))
+        elif not opened.resumed and not self._newest(session):  # a later session has made the run, and not with these
+            there = self._store.run(self.state.run_id).data.tags
+            if missing := {key: text for key, text in opened.tags.items() if key not in there}:
+                self._store.log_batch(self.state.run_id, Batch(tags=missing))
+        self._running.add(session.name)
+
+    def _close_session(self, session: SessionJournal) -> None:
+        ending = session.ending()
+        assert self.state.run_id is not None
+        self._identity.delete_duplicates(self.folder.run_key, self.state)
+        if any(one.rejected for one in self.state.sessions.values()):
+            self._show_rejected()
+        if ending.status is not None and self._newest(session):
+            self._store.set_terminated(self.state.run_id, ending.status, ending.timestamp)
+        session.state.closed = True
+        logger.info("run %s: session %s closed, status %s", self.state.run_id, session.name, ending.status)
+        self._save()
+
+    def _newest(self, session: SessionJournal) -> bool:
+        """Return whether no later session, of this folder or known to the store, decides the run's status."""
+        assert self.state.run_id is not None
+        mine = session.opened.session
+        if any(other.opened.intent == "own" and other.opened.session > mine for other in self.sessions):
+            return False
+        there = self._store.run(self.state.run_id).data.tags.get(SESSION_TAG, "")
+        return not there.isdecimal() or int(there) <= mine
+
+    # -- the files lane ----------------------------------------------------------------------------------------------
+
+    def step_files(self) -> bool:
+        """Deliver the next artifacts, datasets and models; return whether anything was done."""
+        return self._guarded(self._files_backoff, self._step_files)
+
+    def _step_files(self) -> bool:
+        run_id = self.state.run_id
+        if run_id is None:
+            return False
+        worked = False
+        for session in self.sessions:
+            if session.grew(session.state.files):
+                worked |= self._read_files(session, run_id)
+            if not session.state.closed:
+                worked |= self._live.upload(session.name, run_id, final=session.finished())
+        return worked
+
+    def _read_files(self, session: SessionJournal, run_id: str) -> bool:
+        chunk = session.read(session.state.files)
+        worked = False
+        reached = session.state.files
+        for record, end in chunk.records:
+            if isinstance(record, FileRecord):
+                if isinstance(record, Model) and session.state.points < end:
+                    break  # a model is linked to the metrics logged before it: they must have arrived
+                self._deliver_file(session, run_id, record, end)
+                worked = True
+            reached = end
+        else:
+            reached = chunk.end
+        if reached > session.state.files:
+            with self._lock:
+                session.state.files = reached
+                self._write_state()
+        return worked
+
+    def _deliver_file(self, session: SessionJournal, run_id: str, record: FileRecord, end: int) -> None:
+        rejected = withdrawn = 0
+        try:
+            if not deliver_file(self._store, self._once, run_id, record, self.folder):
+                withdrawn = 1
+                count = withdrawn + sum(one.withdrawn for one in self.state.sessions.values())
+                self._store.log_batch(run_id, Batch(tags={_DROPPED_CHECKPOINTS_TAG: str(count)}))
+        except Refused as error:
+            self._store.check_active(run_id)
+            rejected = count_entries(record)
+            self._reject({"record": type(record).__name__.lower(), "reason": str(error)} | _described(record))
+        self._files_backoff.succeed()
+        with self._lock:
+            session.state.rejected += rejected
+            session.state.withdrawn += withdrawn
+            session.state.delivered += count_entries(record) - rejected - withdrawn
+            session.state.files = end
+            self._write_state()
+        discard_staged(record, self.folder)
+
+    # -- both --------------------------------------------------------------------------------------------------------
+
+    def _guarded(self, backoff: Backoff, step: Callable[[], bool]) -> bool:
+        """Run one step; a failure is shown in the state and followed by a pause."""
+        if not backoff.ready():
+            return False
+        try:
+            worked = step()
+        except NotYetVisible as error:
+            self._show_error(str(error))
+            backoff.wait(_LOOK_SECONDS)
+            return False
+        except DeliveryError as error:
+            hopeless = not isinstance(error, Transient)
+            self._show_error(str(error), blocked=hopeless)
+            backoff.fail(slowly=hopeless)
+            return False
+        except Exception as error:  # the one wide except of this process: a fault in one run must not stop the others
+            logger.exception("run %s: unexpected fault", self.state.run_id or self.folder.run_key)
+            self._show_error(f"{type(error).__name__}: {error}")
+            backoff.fail()
+            return False
+        if worked:
+            self.moved = time.monotonic()
+            self._show_error("")
+        return worked
+
+    def _show_error(self, message: str, *, blocked: bool = False) -> None:
+        if message == self.state.last_error:
+            return
+        if message:
+            logger.warning("run %s: %s", self.state.run_id or self.folder.run_key, message)
+        self.state.last_error = message
+        self.state.blocked = blocked
+        self._save()
+
+    def _reject(self, entry: dict[str, object]) -> None:
+        logger.warning("run %s: refused by the store: %s", self.state.run_id, entry)
+        with contextlib.suppress(OSError), open(self.folder.rejected, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def _show_rejected(self) -> None:
+        assert self.state.run_id is not None
+        count = sum(session.rejected for session in self.state.sessions.values())
+        self._store.log_batch(self.state.run_id, Batch(tags={_REJECTED_TAG: str(count)}))
+        if self.folder.rejected.exists():
+            # What was delivered before has left its list there, and a file of the same name would replace it.
+            first = min((session.opened for session in self.sessions), key=lambda opened: opened.session)
+            place = f"tracking_callbacks/{first.session}" if first.resumed else "tracking_callbacks"
+            self._store.log_artifact(self.state.run_id, self.folder.rejected, place)
+
+    def _save(self) -> None:
+        with self._lock:
+            self._write_state()
+
+    def _write_state(self) -> None:
+        try:
+            self.folder.write_state(self.state)
+        except OSError as error:  # a full disk: go on, what is sent again after a crash is not doubled
+            logger.warning("run %s: cannot write down what is delivered (%s)", self.state.run_id, error)
+
+
+def _described(record: FileRecord) -> dict[str, object]:
+    match record:
+        case Artifact(staged=staged, artifact_path=place):
+            return {"name": Path(staged).name, "artifact_path": place}
+        case Automatic(artifact_path=place) | Drawing(artifact_path=place):
+            return {"artifact_path": place}
+        case Dataset(name=name) | Model(name=name):
+            return {"name": name}

@@ -1,0 +1,74 @@
+"""Delivers one artifact, dataset, model or picture from its snapshot."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tracking_callbacks._delivery.failures import Refused
+from tracking_callbacks._delivery.models import deliver_model
+from tracking_callbacks._delivery.once import Once
+from tracking_callbacks._delivery.pictures.drawing import deliver_drawing
+from tracking_callbacks._delivery.stores.client import MlflowStore
+from tracking_callbacks._journal.checkpoints import claim
+from tracking_callbacks._journal.layout import RunFolder
+from tracking_callbacks._journal.records import Artifact, Automatic, Dataset, Drawing, Model
+
+__all__ = ["FileRecord", "deliver_file", "discard_staged"]
+
+FileRecord = Artifact | Automatic | Dataset | Drawing | Model
+
+
+def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord, folder: RunFolder) -> bool:
+    """Bring what `record` describes to the store; harmless when repeated.
+
+    Returns:
+        False where there is nothing to deliver any more: a checkpoint that has made room for later ones.
+
+    Raises:
+        Refused: The snapshot is gone, or the store will never take it.
+        DeliveryError: The store did not take it now.
+    """
+    if isinstance(record, Dataset):
+        store.log_dataset(run_id, record)
+        return True
+    if isinstance(record, Drawing):
+        deliver_drawing(store, run_id, record, folder)
+        return True
+    if record.staged is None:
+        return True
+    snapshot = _take(record.staged, record, folder)
+    if not snapshot.exists():
+        if _is_checkpoint(record):
+            return False
+        raise Refused(f"the snapshot {record.staged} is gone")
+    if isinstance(record, Model):
+        deliver_model(store, once, run_id, record, snapshot)
+    elif not snapshot.is_dir():
+        store.log_artifact(run_id, snapshot, record.artifact_path)
+        if isinstance(record, Artifact) and record.table:
+            place = "/".join(filter(None, (record.artifact_path, snapshot.name)))
+            store.declare_table(run_id, place)
+    elif snapshot.parent == folder.staged:  # the content of a folder, without a name of its own
+        store.log_artifacts(run_id, snapshot, record.artifact_path)
+    else:
+        place = f"{record.artifact_path}/{snapshot.name}" if record.artifact_path else snapshot.name
+        store.log_artifacts(run_id, snapshot, place)
+    return True
+
+
+def discard_staged(record: FileRecord, folder: RunFolder) -> None:
+    """Remove the snapshot of a record that has been acknowledged."""
+    if isinstance(record, Dataset) or record.staged is None:
+        return
+    snapshot = _take(record.staged, record, folder)
+    shutil.rmtree(snapshot if snapshot.parent == folder.staged else snapshot.parent, ignore_errors=True)
+
+
+def _take(staged: str, record: FileRecord, folder: RunFolder) -> Path:
+    snapshot = folder.path / staged
+    return claim(snapshot) if _is_checkpoint(record) else snapshot
+
+
+def _is_checkpoint(record: FileRecord) -> bool:
+    return isinstance(record, Artifact) and record.checkpoint

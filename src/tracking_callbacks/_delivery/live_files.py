@@ -1,0 +1,100 @@
+"""Uploads files that grow while a run goes on, like its log, each time they have grown."""
+
+from __future__ import annotations
+
+import logging
+import stat
+import time
+from pathlib import Path
+
+from tracking_callbacks._delivery.failures import Refused
+from tracking_callbacks._delivery.stores.client import MlflowStore
+from tracking_callbacks._journal.layout import RunFolder
+
+__all__ = ["LiveFiles"]
+
+logger = logging.getLogger(__name__)
+
+_UPLOAD_SECONDS = 10.0  # between two uploads of one file, and as many again for each MB of it
+
+
+class LiveFiles:
+    """The live files of one run.
+
+    A file is uploaded whole, from a copy that ends with a whole line: its writer may go on meanwhile. What is known of
+    former uploads is kept in memory only; a new process uploads once more.
+
+    Args:
+        folder: The run's folder.
+        store: Where the run is.
+    """
+
+    def __init__(self, folder: RunFolder, store: MlflowStore) -> None:
+        self._folder = folder
+        self._store = store
+        self._sent: dict[Path, tuple[int, int]] = {}  # inode and size
+        self._due: dict[Path, float] = {}
+        self._refused: set[Path] = set()
+
+    def upload(self, session: str, run_id: str, *, final: bool) -> bool:
+        """Upload what has grown and is due, all of it if `final`; return whether anything was done.
+
+        Raises:
+            DeliveryError: The store did not take it now.
+        """
+        worked = False
+        now = time.monotonic()
+        for path in self._unsent(session):
+            if final or now >= self._due.get(path, 0.0):
+                self._upload_one(path, self._folder.live(session), run_id, final=final)
+                worked = True
+        return worked
+
+    def all_uploaded(self, session: str) -> bool:
+        """Return whether the store has all files of a session that is over."""
+        return not self._unsent(session)
+
+    def _unsent(self, session: str) -> list[Path]:
+        found = sorted(self._folder.live(session).rglob("*"))
+        return [path for path in found if path not in self._refused and self._grew(path)]
+
+    def _grew(self, path: Path) -> bool:
+        identity = _identity(path)
+        return identity is not None and self._sent.get(path) != identity
+
+    def _upload_one(self, path: Path, root: Path, run_id: str, *, final: bool) -> None:
+        place = path.relative_to(root)
+        identity = _identity(path)
+        source = path if final else self._copy(path, place)  # a copy needs room on the disk, which the end may not have
+        if identity is None or source is None:
+            return
+        try:
+            self._store.log_artifact(run_id, source, place.parent.as_posix())
+        except Refused as error:
+            self._store.check_active(run_id)
+            logger.warning("run %s: the store refuses %s: %s", run_id, place, error)
+            self._refused.add(path)
+        self._sent[path] = identity
+        self._due[path] = time.monotonic() + _UPLOAD_SECONDS * (1 + identity[1] / 1e6)
+
+    def _copy(self, path: Path, place: Path) -> Path | None:
+        """Return a copy of the whole lines of `path`, or None where none can be made now."""
+        copy = self._folder.path / "uploading" / place
+        try:
+            content = path.read_bytes()
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content[: content.rfind(b"\n") + 1])
+        except OSError as error:  # renamed by its writer, a full disk: the next time, or the end
+            logger.info("%s is not uploaded now: %s", place, error)
+            self._due[path] = time.monotonic() + _UPLOAD_SECONDS
+            return None
+        return copy
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return inode and size of a file, or None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return (found.st_ino, found.st_size) if stat.S_ISREG(found.st_mode) else None

@@ -1,0 +1,23 @@
+"""Pictures of a run, drawn from plain series: matplotlib figures in, PNG bytes out, no global state touched.
+
+Every function that draws returns a ``matplotlib.figure.Figure``, or None where there is nothing to draw, and `png`
+turns it into a file's content. matplotlib is imported by the first drawing, never by importing this package; pyplot,
+the backend and ``rcParams`` are left alone, so that pictures may be drawn in any thread.
+"""
+
+from tracking_callbacks._delivery.pictures.canvas import png
+from tracking_callbacks._delivery.pictures.confusion import confusion_matrix
+from tracking_callbacks._delivery.pictures.episode_curves import episode_curves, sharpe_curve
+from tracking_callbacks._delivery.pictures.equity import equity_curves
+from tracking_callbacks._delivery.pictures.learning import learning_curves
+from tracking_callbacks._delivery.pictures.series import read_columns
+
+__all__ = [
+    "confusion_matrix",
+    "episode_curves",
+    "equity_curves",
+    "learning_curves",
+    "png",
+    "read_columns",
+    "sharpe_curve",
+]

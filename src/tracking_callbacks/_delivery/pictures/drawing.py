@@ -1,0 +1,133 @@
+"""Draws the pictures of a run, in the delivery process, where nobody waits for them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracking_callbacks._delivery import pictures as figures
+from tracking_callbacks._delivery.failures import Refused
+from tracking_callbacks._delivery.pictures.series import envelope
+from tracking_callbacks._delivery.stores.client import MlflowStore
+from tracking_callbacks._journal.frames import read_chunk
+from tracking_callbacks._journal.layout import RunFolder
+from tracking_callbacks._journal.records import Drawing, Metrics, SessionOpened
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["deliver_drawing", "points_of"]
+
+_NOT_DRAWN = ("system/", "episode/", "rollout/", "time/")
+_MOST_POINTS = 100_000  # of one metric; a picture is some thousand pixels wide
+
+
+def deliver_drawing(store: MlflowStore, run_id: str, record: Drawing, folder: RunFolder) -> None:
+    """Draw what `record` asks for and upload it; harmless when repeated.
+
+    Raises:
+        Refused: It cannot be drawn.
+        DeliveryError: The store did not take it now.
+    """
+    points = points_of(folder, store, run_id) if record.kind == "learning_curves" else {}
+    try:
+        pictures = {name: figures.png(figure) for name, figure in _drawn(record, folder, points).items() if figure}
+    except Exception as error:  # in a picture, not in what the run holds
+        raise Refused(f"cannot draw {record.kind}: {type(error).__name__}: {error}") from error
+    for name, picture in pictures.items():
+        path = folder.path / "drawn" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture)
+        store.log_artifact(run_id, path, record.artifact_path)
+    shutil.rmtree(folder.path / "drawn", ignore_errors=True)
+
+
+def _drawn(record: Drawing, folder: RunFolder, points: dict[str, Curve]) -> dict[str, Figure | None]:
+    captions = record.captions
+    content = (folder.path / record.staged).read_text(encoding="utf-8") if record.staged else ""
+    match record.kind:
+        case "learning_curves":
+            pairs = {name: list(curve.pairs()) for name, curve in points.items()}
+            return {"learning_curves.png": figures.learning_curves(pairs, step=captions.get("step", "training step"))}
+        case "confusion_matrix":
+            counted = json.loads(content)
+            figure = figures.confusion_matrix(counted["labels"], counted["matrix"], note=captions.get("note", ""))
+            return {"confusion_matrix.png": figure}
+        case "episodes":
+            table = figures.read_columns(content.splitlines())
+            steps = table["timestep"]
+            periods = captions.get("periods_per_year")
+            return {
+                "episodes.png": figures.episode_curves(steps, table["reward"], table["length"]),
+                "sharpe_ratio.png": figures.sharpe_curve(
+                    steps,
+                    table["sharpe_ratio"],
+                    periods_per_year=float(periods) if periods else None,
+                    source=captions.get("source", ""),
+                ),
+            }
+        case "equity":
+            values = figures.read_columns(content.splitlines())
+            label = captions.get("label", "episode")
+            rows = {f"{label} {number:.0f}": values["episode"] == number for number in np.unique(values["episode"])}
+            curves = {name: values["equity"][own] for name, own in rows.items()}
+            places = {name: values["step"][own] for name, own in rows.items()}
+            return {"equity_curves.png": figures.equity_curves(curves, places)}
+
+
+class Curve:
+    """The points of one metric, thinned where there are more than any picture could show."""
+
+    def __init__(self) -> None:
+        self._steps, self._values = array("d"), array("d")
+
+    def add(self, step: int, value: float) -> None:
+        """Add a point, in the order of logging."""
+        self._steps.append(step)
+        self._values.append(value)
+        if len(self._steps) > 2 * _MOST_POINTS:
+            thinned = envelope(np.array(self._steps), np.array(self._values), _MOST_POINTS)
+            self._steps, self._values = (array("d", series.tobytes()) for series in thinned)
+
+    def pairs(self) -> Iterator[tuple[int, float]]:
+        """Yield step and value of each point."""
+        for step, value in zip(self._steps, self._values, strict=True):
+            yield int(step), value
+
+
+def points_of(folder: RunFolder, store: MlflowStore, run_id: str) -> dict[str, Curve]:
+    """Return the run's points: those of its journals, and before them what earlier sessions have sent to the store."""
+    curves: dict[str, Curve] = {}
+    for journal in folder.journals():
+        for record in _records(journal):
+            if isinstance(record, SessionOpened) and record.resumed and not curves:
+                curves = _stored(store, run_id, before=record.timestamp)
+            elif isinstance(record, Metrics):
+                for name, value in record.metrics.items():
+                    if not name.startswith(_NOT_DRAWN):
+                        curves.setdefault(name, Curve()).add(record.step, value)
+    return curves
+
+
+def _records(journal: Path) -> Iterator[object]:
+    offset, at_end = 0, False
+    while not at_end:
+        chunk = read_chunk(journal, offset, complete=False)
+        yield from (record for record, _ in chunk.records)
+        offset, at_end = chunk.end, chunk.at_end or not chunk.records
+
+
+def _stored(store: MlflowStore, run_id: str, *, before: int) -> dict[str, Curve]:
+    curves: dict[str, Curve] = {}
+    for name in store.run(run_id).data.metrics:
+        if not name.startswith(_NOT_DRAWN):
+            for point in store.history(run_id, name):
+                if point.timestamp < before:
+                    curves.setdefault(name, Curve()).add(point.step, point.value)
+    return curves

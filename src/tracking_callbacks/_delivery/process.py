@@ -1,0 +1,204 @@
+"""The life of a delivery process: which runs it takes on, how it stays out of the way, when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from tracking_callbacks._delivery.drain import RunDrain
+from tracking_callbacks._delivery.priority import Priority
+from tracking_callbacks._delivery.stores.client import MlflowStore
+from tracking_callbacks._delivery.system_metrics import SystemSampler
+from tracking_callbacks._journal.handover import (
+    DELIVERY_VARIABLE,
+    REGISTRY_URI_VARIABLE,
+    TRACKING_URI_VARIABLE,
+    Assignment,
+)
+from tracking_callbacks._journal.layout import JournalRoot, RunFolder
+from tracking_callbacks._journal.owner import Owner, OwnerWatch
+from tracking_callbacks._journal.pending import read_opened
+from tracking_callbacks._journal.records import SessionOpened
+from tracking_callbacks._values.secrets import mask_text
+
+__all__ = ["DeliveryProcess", "main"]
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+_SCAN_SECONDS = 0.5
+_LINGER_SECONDS = 5.0  # until the next run of a sweep, so that mlflow is not imported for each
+_KEEP_DELIVERED_SECONDS = 7 * 24 * 3600.0
+
+
+def main(root: Path) -> int:
+    """Deliver the runs under `root` that the launching process, or nobody any more, writes to; return 0."""
+    # MLflow prints a run's URL when it ends, and progress bars: on a full disk that must not fail the call.
+    sys.stdout = sys.stderr = _Log()
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s {os.getpid()} %(levelname)s %(message)s", stream=sys.stderr
+    )
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Slurm and Kubernetes signal every process of a job; what the trainer still says must be heard.
+        signal.signal(name, signal.SIG_IGN)
+    assignment = Assignment.decode(os.environ.pop(DELIVERY_VARIABLE))
+    store = MlflowStore(os.environ[TRACKING_URI_VARIABLE], os.environ.get(REGISTRY_URI_VARIABLE))
+    DeliveryProcess(JournalRoot(root), store, assignment).deliver()
+    return 0
+
+
+class _Log(io.TextIOBase):
+    """The process's log; what it cannot take is not said."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(2, mask_text(text).encode(errors="replace"))
+        return len(text)
+
+
+class DeliveryProcess:
+    """Drains the runs of one owner and store, and those that dead owners have left behind.
+
+    Args:
+        root: The journal root.
+        store: The store to deliver to.
+        assignment: Whose runs to deliver, and for how long. With a ``stall_timeout``, owners that cannot be judged
+            from here count as dead, and the process ends when neither its own runs nor those that another process
+            delivers have made progress for that long.
+    """
+
+    def __init__(self, root: JournalRoot, store: MlflowStore, assignment: Assignment) -> None:
+        self._root = root
+        self._store = store
+        self._sampler = SystemSampler()
+        self._priority = Priority()
+        self._assignment = assignment
+        self._owner_watch = OwnerWatch(assignment.owner)
+        self._watches: dict[Owner, OwnerWatch | None] = {assignment.owner: self._owner_watch}
+        self._headers: dict[Path, SessionOpened] = {}
+        self._drains: dict[str, tuple[RunDrain, FileLock]] = {}
+        self._drains_lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._elsewhere: dict[str, int] = {}
+        self._moved_elsewhere = time.monotonic()
+        self._died: float | None = None
+        self._idle_since: float | None = None
+
+    def deliver(self) -> None:
+        """Work until nothing is left to do, or the grace has ended."""
+        self._root.prune(time.time() - _KEEP_DELIVERED_SECONDS)
+        files = threading.Thread(target=self._files_lane, name="files", daemon=True)
+        scanned: float | None = None
+        while True:
+            now = time.monotonic()
+            if scanned is None or now - scanned >= _SCAN_SECONDS:
+                scanned = now
+                self._take_on_runs()
+            if self._drains and not files.is_alive():
+                # Before there are two threads: mlflow that both import at once stays half imported.
+                self._priority.run_idle(self._store.load)
+                gc.freeze()
+                gc.enable()
+                files.start()
+            worked = [drain.step_points() for drain in self._current()]
+            self._priority.step_aside(training=any(drain.has_writer() for drain in self._current()))
+            self._finish_complete()
+            if self._done(now):
+                break
+            if not any(worked):
+                time.sleep(_POLL_SECONDS)
+        self._stopping.set()
+        for _, lock in self._drains.values():
+            lock.release()
+        logger.info("delivery ends, %d runs left", len(self._drains))
+
+    def _done(self, now: float) -> bool:
+        if self._assignment.stall_timeout is not None:
+            moved = [drain.moved for drain in self._current()] + ([self._moved_elsewhere] if self._elsewhere else [])
+            return not moved or now - max(moved) > self._assignment.stall_timeout
+        if not self._owner_watch.alive():
+            if self._died is None:
+                self._died = now
+                self._take_on_runs()  # what it has begun since the last look, perhaps its only run
+            return not self._drains or now - self._died > self._assignment.grace
+        if self._drains:
+            self._idle_since = None
+            return False
+        self._idle_since = self._idle_since or now
+        return now - self._idle_since > _LINGER_SECONDS
+
+    def _files_lane(self) -> None:
+        while not self._stopping.is_set():
+            worked = [drain.step_files() for drain in self._current()]
+            if not any(worked):
+                self._stopping.wait(_POLL_SECONDS)
+
+    def _current(self) -> list[RunDrain]:
+        with self._drains_lock:
+            return [drain for drain, _ in self._drains.values()]
+
+    def _take_on_runs(self) -> None:
+        for drain in self._current():
+            drain.discover_sessions()
+        elsewhere: dict[str, int] = {}
+        for folder in self._root.runs():
+            if folder.run_key not in self._drains and self._is_ours(folder):
+                lock = FileLock(folder.drain_lock, blocking=False)
+                try:
+                    lock.acquire()
+                except Timeout:  # another process drains it
+                    elsewhere[folder.run_key] = folder.state_written()
+                    continue
+                if not folder.journals():  # another process just has, and taking the lock made the folder again
+                    lock.release()
+                    shutil.rmtree(folder.path, ignore_errors=True)
+                    continue
+                drain = RunDrain(folder, self._root, self._store, self._watch_of, self._sampler)
+                with self._drains_lock:
+                    self._drains[folder.run_key] = (drain, lock)
+        if elsewhere != self._elsewhere:
+            self._elsewhere, self._moved_elsewhere = elsewhere, time.monotonic()
+
+    def _is_ours(self, folder: RunFolder) -> bool:
+        """Our owner's runs are ours, and runs of this store whose owners are all dead."""
+        opened = [header for journal in folder.journals() if (header := self._header(journal)) is not None]
+        if not opened or any(not header.store.same_as(self._assignment.store) for header in opened):
+            return False
+        owners = {header.owner for header in opened}
+        return self._assignment.owner in owners or all(self._known_dead(owner) for owner in owners)
+
+    def _known_dead(self, owner: Owner) -> bool:
+        # Another machine's or container's process cannot be judged from here: only an explicit sync may assume.
+        watch = self._watch_of(owner)
+        return self._assignment.stall_timeout is not None if watch is None else not watch.alive()
+
+    def _header(self, journal: Path) -> SessionOpened | None:
+        if journal not in self._headers and (opened := read_opened(journal)) is not None:
+            self._headers[journal] = opened
+        return self._headers.get(journal)
+
+    def _watch_of(self, owner: Owner) -> OwnerWatch | None:
+        if owner not in self._watches:
+            self._watches[owner] = OwnerWatch(owner) if owner.is_local() else None
+        return self._watches[owner]
+
+    def _finish_complete(self) -> None:
+        for run_key, (drain, lock) in list(self._drains.items()):
+            if not drain.complete():
+                continue
+            drain.discover_sessions()
+            if drain.finish():
+                with self._drains_lock:
+                    del self._drains[run_key]
+                lock.release()

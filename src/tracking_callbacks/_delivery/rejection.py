@@ -1,0 +1,62 @@
+"""Sends a batch that may hold something the store refuses: the rest arrives, the refused entries come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tracking_callbacks._delivery.batches import Batch
+from tracking_callbacks._delivery.failures import Refused
+from tracking_callbacks._delivery.stores.client import MlflowStore
+
+__all__ = ["send_batch"]
+
+_DRIFT_TAG_PREFIX = "param_drift."
+_MAX_KEY = 250
+
+
+def send_batch(store: MlflowStore, run_id: str, batch: Batch) -> list[dict[str, object]]:
+    """Send `batch`; where it is refused, halve it until each entry is either delivered or known to be wrong.
+
+    Returns:
+        One mapping per refused entry: what it was, and the store's reason.
+
+    Raises:
+        Blocked: The run itself cannot be written to, for example because it was deleted.
+        DeliveryError: The store did not take the batch now; what was sent may be sent again.
+    """
+    try:
+        store.log_batch(run_id, batch)
+    except Refused as error:
+        run = store.check_active(run_id)
+        if len(batch) > 1:
+            return [entry for half in _halves(batch) for entry in send_batch(store, run_id, half)]
+        return [_entry(store, run_id, batch, str(error), run.data.params)]
+    return []
+
+
+def _halves(batch: Batch) -> Iterator[Batch]:
+    """Split by kind first: a refusal mostly concerns one kind."""
+    kinds = [Batch(metrics=batch.metrics), Batch(params=batch.params), Batch(tags=batch.tags)]
+    present = [kind for kind in kinds if len(kind)]
+    if len(present) > 1:
+        yield from present
+        return
+    middle = len(batch) // 2
+    for part in (slice(None, middle), slice(middle, None)):
+        yield Batch(
+            metrics=batch.metrics[part],
+            params=dict(list(batch.params.items())[part]),
+            tags=dict(list(batch.tags.items())[part]),
+        )
+
+
+def _entry(store: MlflowStore, run_id: str, batch: Batch, reason: str, logged: dict[str, str]) -> dict[str, object]:
+    for point in batch.metrics:
+        return {"record": "metric", **point._asdict(), "value": repr(point.value), "reason": reason}
+    for name, text in batch.params.items():
+        if name in logged and logged[name] != text:
+            # Immutable in MLflow: the first value stays, the tag shows that a later session had another one.
+            store.log_batch(run_id, Batch(tags={f"{_DRIFT_TAG_PREFIX}{name}"[:_MAX_KEY]: text}))
+        return {"record": "param", "name": name, "value": text, "reason": reason}
+    name, text = next(iter(batch.tags.items()))
+    return {"record": "tag", "name": name, "value": text, "reason": reason}

@@ -1,0 +1,75 @@
+"""Which run of the store a run folder is: found or created, once."""
+
+from __future__ import annotations
+
+import logging
+
+from tracking_callbacks._delivery.failures import NotYetVisible
+from tracking_callbacks._delivery.once import Once
+from tracking_callbacks._delivery.stores.client import RUN_KEY_TAG, SESSION_TAG, MlflowStore
+from tracking_callbacks._journal.layout import JournalRoot, RunState
+from tracking_callbacks._journal.records import SessionOpened
+
+__all__ = ["RunResolver"]
+
+logger = logging.getLogger(__name__)
+
+PARENT_TAG = "mlflow.parentRunId"
+
+
+class RunResolver:
+    """Finds or creates the run of one folder, by the key that it carries as a tag."""
+
+    def __init__(self, root: JournalRoot, store: MlflowStore, once: Once) -> None:
+        self._root = root
+        self._store = store
+        self._once = once
+
+    def resolve(self, opened: SessionOpened, state: RunState) -> None:
+        """Set `state.run_id` and `state.experiment_id`.
+
+        Raises:
+            DeliveryError: The store did not say.
+        """
+        if opened.run_id is not None:
+            state.experiment_id = str(self._store.run(opened.run_id).info.experiment_id)
+            state.run_id = opened.run_id
+            return
+        if state.experiment_id is None:
+            state.experiment_id = self._store.experiment_id(opened.experiment)
+        experiment_id = state.experiment_id
+        tags = dict(opened.tags) | {RUN_KEY_TAG: opened.run_key, SESSION_TAG: str(opened.session)}
+        if parent_id := self._parent_id(opened):
+            tags[PARENT_TAG] = parent_id
+        state.run_id = self._once.make(
+            "run",
+            find=lambda: self._store.find_runs(experiment_id, opened.run_key),
+            create=lambda: self._store.create_run(
+                experiment_id, start_time=opened.timestamp, tags=tags, run_name=opened.run_name
+            ),
+            discard=self._store.delete_run,
+            look_first=True,  # a session that resumed the run on another machine may have been delivered before
+        )
+
+    def delete_duplicates(self, run_key: str, state: RunState) -> None:
+        """Delete runs that a lost creation has made after all, beside the one that was written to."""
+        if state.experiment_id is None or not self._once.in_doubt("run"):
+            return
+        for run_id in self._store.find_runs(state.experiment_id, run_key):
+            if run_id != state.run_id:
+                self._store.delete_run(run_id)
+
+    def _parent_id(self, opened: SessionOpened) -> str | None:
+        if opened.parent_id is not None or opened.parent_key is None:
+            return opened.parent_id
+        parent = self._root.run(opened.parent_key).read_state() or self._root.final_state(opened.parent_key)
+        if parent is not None and parent.run_id is not None:
+            return parent.run_id
+        experiment_id = self._store.experiment_id(opened.experiment)
+        found = self._store.find_runs(experiment_id, opened.parent_key)
+        if found:
+            return found[0]
+        if self._root.run(opened.parent_key).path.exists():
+            raise NotYetVisible("the parent run is not created yet")
+        logger.warning("run %s: its parent %s is unknown, it is not nested", opened.run_key, opened.parent_key)
+        return None

@@ -1,0 +1,101 @@
+"""A journal as delivery sees it: who writes it, how far it is delivered, whether and how it has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracking_callbacks._journal.frames import Chunk, read_chunk, read_last_words
+from tracking_callbacks._journal.layout import SessionState, session_name
+from tracking_callbacks._journal.owner import OwnerWatch
+from tracking_callbacks._journal.records import Metrics, Record, RunEnded, SessionOpened, Status, now_ms
+
+__all__ = ["Ending", "SessionJournal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a session ended; `status` is None where it does not decide the run's status."""
+
+    status: Status | None
+    timestamp: int
+
+
+class SessionJournal:
+    """One journal under delivery.
+
+    Args:
+        journal: The file.
+        opened: Its header.
+        state: What is delivered of it; changed in place.
+        watch: Watch over the process that writes it; None where its owner counts as dead (another machine, boot or
+            container), which only an explicit ``sync`` may assume.
+    """
+
+    def __init__(self, journal: Path, opened: SessionOpened, state: SessionState, watch: OwnerWatch | None) -> None:
+        self.path = journal
+        self.name = session_name(journal)
+        self.opened = opened
+        self.state = state
+        self._watch = watch
+        self._dead = watch is None
+        self._last_point = 0
+        self._open_until = 0
+
+    @property
+    def known_finished(self) -> bool:
+        """Whether the last look has shown that nobody writes to the journal any more."""
+        return self._dead or self.state.ended is not None
+
+    def finished(self) -> bool:
+        """Return whether nobody writes to the journal any more."""
+        if self.state.ended is None:
+            self._note_end(read_last_words(self.path))
+        if self.state.ended is not None:
+            return True
+        if not self._dead and self._watch is not None:
+            self._dead = not self._watch.alive()
+        return self._dead
+
+    def read(self, offset: int) -> Chunk:
+        """Read records from `offset` on."""
+        now = now_ms()
+        # Asked before the read: what a process wrote before its death is in the file by then.
+        chunk = read_chunk(self.path, offset, complete=self.finished())
+        for record, _ in chunk.records:
+            self._note_end(record)
+            if isinstance(record, Metrics):
+                self._last_point = record.timestamp
+        if chunk.at_end and not self.known_finished:
+            self._open_until = now
+        return chunk
+
+    def open_until(self) -> int:
+        """Return when (ms since the epoch) the session is known to have been open yet: its end may be unread."""
+        now = now_ms()
+        if not self.finished() and not self.grew(self.state.points):
+            self._open_until = now
+        return self._open_until
+
+    def _note_end(self, record: Record | None) -> None:
+        if isinstance(record, RunEnded):
+            self.state.ended = (record.status, record.timestamp)
+
+    def grew(self, offset: int) -> bool:
+        """Return whether the journal holds anything beyond `offset`."""
+        try:
+            return self.path.stat().st_size > offset
+        except FileNotFoundError:  # delivered by now
+            return False
+
+    def exhausted(self) -> bool:
+        """Return whether both lanes have come to the end of a journal that nobody writes to any more."""
+        return self.finished() and not self.grew(min(self.state.points, self.state.files))
+
+    def ending(self) -> Ending:
+        """Return how a session that is over ended: as it said, or by its owner's death."""
+        if self.state.ended is not None:
+            return Ending(*self.state.ended)
+        # A file system's clock ticks in steps of some milliseconds: it may be behind the last point.
+        last_sign = max(int(self.path.stat().st_mtime * 1000), self._last_point)
+        return Ending("KILLED" if self.opened.intent == "own" else None, last_sign)

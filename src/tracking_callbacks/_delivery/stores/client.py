@@ -1,0 +1,361 @@
+"""The MLflow adapter: the only file that talks to a server. Every failure leaves it as a `DeliveryError`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracking_callbacks._delivery.backoff import retry_transient
+from tracking_callbacks._delivery.batches import Batch, Point
+from tracking_callbacks._delivery.failures import Blocked, Refused, Transient
+from tracking_callbacks._delivery.stores.local_store import ensure_sqlite_store
+from tracking_callbacks._delivery.stores.translation import ALREADY_THERE, REQUEST_TIMEOUT_VARIABLE, translate_errors
+from tracking_callbacks._journal.records import Dataset
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
+
+__all__ = ["MlflowStore"]
+
+RUN_KEY_TAG = "tracking_callbacks.run_key"
+SESSION_TAG = "tracking_callbacks.session"
+RECORD_TAG = "tracking_callbacks.record"
+TABLES_TAG = "mlflow.loggedArtifacts"
+
+_TIMEOUT_SECONDS = 30
+
+
+class MlflowStore:
+    """One MLflow store; importing mlflow waits for `load` or the first call, connecting for the latter.
+
+    Args:
+        uri: Tracking URI, with its credentials.
+        registry_uri: URI of the model registry, with its credentials; None: the tracking store's own registry.
+    """
+
+    def __init__(self, uri: str, registry_uri: str | None = None) -> None:
+        self._uri = uri
+        self._registry_uri = registry_uri or uri
+        self._connected: MlflowClient | None = None
+        self._connecting = threading.Lock()
+        _prepare_environment(uri, registry_uri or "")
+
+    def load(self) -> None:
+        """Import what the calls need; from one thread, before others make calls."""
+        for module in ("mlflow", "requests", "sqlalchemy.exc", "urllib3.exceptions"):
+            importlib.import_module(module)
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    @retry_transient
+    def experiment_id(self, name: str) -> str:
+        """Return the id of the experiment `name`, which is made if it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        with translate_errors():
+            client = self._client()
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                try:
+                    return str(client.create_experiment(name))
+                except MlflowException as error:
+                    experiment = client.get_experiment_by_name(name)
+                    if error.error_code not in ALREADY_THERE or experiment is None:
+                        raise  # else another trainer was faster
+        if experiment.lifecycle_stage != "active":
+            raise Blocked(f"experiment {name!r} is deleted; restore it (mlflow experiments restore) to go on")
+        return str(experiment.experiment_id)
+
+    def create_run(self, experiment_id: str, *, start_time: int, tags: dict[str, str], run_name: str | None) -> str:
+        """Create a run and return its id."""
+        with translate_errors():
+            run = self._client().create_run(experiment_id, start_time, tags, run_name)
+            return str(run.info.run_id)
+
+    @retry_transient
+    def find_runs(self, experiment_id: str, run_key: str) -> list[str]:
+        """Return the ids of the active runs that carry `run_key`, oldest first."""
+        with translate_errors():
+            runs = self._client().search_runs(
+                [experiment_id],
+                filter_string=f"tags.`{RUN_KEY_TAG}` = '{run_key}'",
+                order_by=["attributes.start_time ASC"],
+            )
+            return [str(run.info.run_id) for run in runs]
+
+    @retry_transient
+    def run(self, run_id: str) -> Run:
+        """Return a run with its params, tags and last metrics."""
+        with translate_errors():
+            return self._client().get_run(run_id)
+
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run that was created twice."""
+        with translate_errors():
+            self._client().delete_run(run_id)
+
+    def check_active(self, run_id: str) -> Run:
+        """Return a run that can be written to.
+
+        Raises:
+            Blocked: It was deleted, which the store answers to a write like a bad name.
+        """
+        run = self.run(run_id)
+        if run.info.lifecycle_stage != "active":
+            raise Blocked(f"run {run_id} is deleted; restore it (mlflow runs restore) to go on")
+        return run
+
+    @retry_transient
+    def set_running(self, run_id: str) -> None:
+        """Make an ended run RUNNING again."""
+        with translate_errors():
+            self._client().update_run(run_id, status="RUNNING")
+
+    @retry_transient
+    def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
+        """End a run with the status and time (ms since the epoch) that it really had."""
+        with translate_errors():
+            self._client().set_terminated(run_id, status, end_time)
+
+    @retry_transient
+    def log_batch(self, run_id: str, batch: Batch) -> None:
+        """Log one batch."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        with translate_errors():
+            self._client().log_batch(
+                run_id,
+                metrics=[Metric(*point) for point in batch.metrics],
+                params=[Param(*param) for param in batch.params.items()],
+                tags=[RunTag(*tag) for tag in batch.tags.items()],
+                synchronous=True,
+            )
+
+    @retry_transient
+    def history(self, run_id: str, key: str) -> list[Point]:
+        """Return all points of a metric, in the order of their times."""
+        with translate_errors():
+            found = self._client().get_metric_history(run_id, key)
+            return sorted((Point(one.key, one.value, one.timestamp, one.step) for one in found), key=_time_and_step)
+
+    # -- files and datasets ------------------------------------------------------------------------------------------
+
+    @retry_transient
+    def log_artifact(self, run_id: str, path: Path, artifact_path: str | None) -> None:
+        """Upload a file."""
+        with translate_errors():
+            self._client().log_artifact(run_id, str(path), artifact_path)
+
+    def log_artifacts(self, run_id: str, folder: Path, artifact_path: str | None) -> None:
+        """Upload what a folder holds."""
+        try:
+            with translate_errors():
+                self._client().log_artifacts(run_id, str(folder), artifact_path)
+        except Transient as error:
+            if not error.retry_now:
+                raise
+            for path, place in _files_below(folder):
+                self.log_artifact(run_id, path, "/".join(filter(None, (artifact_path, place))) or None)
+
+    @retry_transient
+    def declare_table(self, run_id: str, place: str) -> None:
+        """Add a file to those that the UI shows as tables, as ``mlflow.log_table`` does; a replay changes nothing."""
+        try:
+            tables = json.loads(self.run(run_id).data.tags.get(TABLES_TAG, "[]"))
+        except ValueError as error:
+            raise Refused(f"the run's tag {TABLES_TAG} holds no JSON") from error
+        table = {"path": place, "type": "table"}
+        if table not in tables:
+            with translate_errors():
+                self._client().set_tag(run_id, TABLES_TAG, json.dumps([*tables, table]))
+
+    @retry_transient
+    def log_dataset(self, run_id: str, dataset: Dataset) -> None:
+        """Record a dataset as an input of the run; a replay changes nothing."""
+        from mlflow import entities
+
+        tags = [entities.InputTag("mlflow.data.context", dataset.context)] if dataset.context else []
+        entity = entities.Dataset(
+            name=dataset.name,
+            digest=dataset.digest,
+            source_type=dataset.source_type,
+            source=dataset.source,
+            schema=dataset.schema,
+            profile=dataset.profile,
+        )
+        with translate_errors():
+            self._client().log_inputs(run_id, datasets=[entities.DatasetInput(entity, tags)])
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    @retry_transient
+    def find_models(self, experiment_id: str, record_key: str) -> list[LoggedModel]:
+        """Return the logged models that former attempts made for this record, oldest first."""
+        with translate_errors():
+            found = self._client().search_logged_models(
+                [experiment_id], filter_string=f"tags.`{RECORD_TAG}` = '{record_key}'"
+            )
+            return sorted(found, key=lambda model: int(model.creation_timestamp))
+
+    def delete_model(self, model_id: str) -> None:
+        """Delete a logged model that was created twice."""
+        with translate_errors():
+            self._client().delete_logged_model(model_id)
+
+    def create_model(
+        self,
+        experiment_id: str,
+        *,
+        name: str,
+        run_id: str,
+        tags: dict[str, str],
+        params: dict[str, str],
+        model_type: str | None,
+    ) -> LoggedModel:
+        """Create a logged model in state PENDING."""
+        with translate_errors():
+            return self._client().create_logged_model(experiment_id, name, run_id, tags, params, model_type)
+
+    def upload_model(self, model_id: str, folder: Path) -> None:
+        """Upload a logged model's files and declare it READY."""
+        try:
+            with translate_errors():
+                self._client().log_model_artifacts(model_id, str(folder))
+        except Transient as error:
+            if not error.retry_now:
+                raise
+            for path, place in _files_below(folder):
+                self._upload_model_file(model_id, path, place)
+        self._declare_ready(model_id)
+
+    @retry_transient
+    def _upload_model_file(self, model_id: str, path: Path, place: str) -> None:
+        with translate_errors():
+            # The client's own log_model_artifact takes no folder within the model.
+            self._client()._tracking_client.log_model_artifact(model_id, str(path), place or None)
+
+    @retry_transient
+    def _declare_ready(self, model_id: str) -> None:
+        with translate_errors():
+            self._client().finalize_logged_model(model_id, "READY")
+
+    @retry_transient
+    def link_model(self, run_id: str, model_id: str, step: int) -> None:
+        """Record a logged model as an output of the run; a replay changes nothing."""
+        from mlflow.entities import LoggedModelOutput
+
+        if self._is_output(run_id, model_id):
+            return
+        try:
+            with translate_errors():
+                self._client().log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+        except Refused:  # a second one is answered 400, IntegrityError; a first one may have come through late
+            if not self._is_output(run_id, model_id):
+                raise
+
+    def _is_output(self, run_id: str, model_id: str) -> bool:
+        outputs = self.run(run_id).outputs
+        return any(output.model_id == model_id for output in (outputs.model_outputs if outputs else []))
+
+    @retry_transient
+    def link_metrics(self, run_id: str, model_id: str, points: Sequence[Point]) -> None:
+        """Link points that the run already holds to a model, by sending them again with its id."""
+        from mlflow.entities import Metric
+
+        with translate_errors():
+            self._client().log_batch(
+                run_id, metrics=[Metric(*point, model_id=model_id, run_id=run_id) for point in points]
+            )
+
+    @retry_transient
+    def register_model(self, name: str) -> None:
+        """Make a registered model, unless there is one of that name."""
+        from mlflow.exceptions import MlflowException
+
+        with translate_errors():
+            try:
+                self._client().create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code not in ALREADY_THERE:
+                    raise
+
+    @retry_transient
+    def find_versions(self, name: str, run_id: str, record_key: str) -> list[ModelVersion]:
+        """Return the model versions that former attempts made for this record, oldest first."""
+        with translate_errors():
+            versions = self._client().search_model_versions(f"run_id = '{run_id}'")
+            made = [one for one in versions if one.name == name and one.tags.get(RECORD_TAG) == record_key]
+            return sorted(made, key=lambda version: int(version.version))
+
+    def delete_version(self, name: str, version: str) -> None:
+        """Delete a model version that was created twice."""
+        with translate_errors():
+            self._client().delete_model_version(name, version)
+
+    def create_version(self, name: str, *, model_id: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
+        """Make a model version of a logged model."""
+        with translate_errors():
+            return self._client().create_model_version(
+                name,
+                source=f"models:/{model_id}",
+                run_id=run_id,
+                tags=tags,
+                await_creation_for=0,
+                model_id=model_id,
+            )
+
+    @retry_transient
+    def tag_model(self, model_id: str, tags: dict[str, str]) -> None:
+        """Set tags of a logged model."""
+        with translate_errors():
+            self._client().set_logged_model_tags(model_id, tags)
+
+    @retry_transient
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Let `alias` of a registered model stand for `version`."""
+        with translate_errors():
+            self._client().set_registered_model_alias(name, alias, version)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _client(self) -> MlflowClient:
+        with self._connecting:
+            if self._connected is None:
+                import mlflow
+
+                for uri in (self._uri, self._registry_uri):
+                    ensure_sqlite_store(uri, os.path.abspath("mlruns"))
+                # The global URIs too: create_model_version resolves its source by them, and would drop a stray
+                # mlflow.db into the working folder. One store per process.
+                mlflow.set_tracking_uri(self._uri)
+                mlflow.set_registry_uri(self._registry_uri)
+                self._connected = mlflow.MlflowClient(self._uri, self._registry_uri)
+            return self._connected
+
+
+def _time_and_step(point: Point) -> tuple[int, int]:
+    return point.timestamp, point.step
+
+
+def _prepare_environment(*uris: str) -> None:
+    # MLflow's own retry blocks about four minutes per call; the drain loop retries and sees what goes on.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault(REQUEST_TIMEOUT_VARIABLE, str(_TIMEOUT_SECONDS))
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if any(uri.startswith("file:") for uri in uris):
+        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow ≥ 3.10 refuses a file store that was asked for
+
+
+def _files_below(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each file at any depth, and the ``/``-separated folder it lies in, empty for `folder` itself."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            place = path.parent.relative_to(folder).as_posix()
+            yield path, "" if place == "." else place

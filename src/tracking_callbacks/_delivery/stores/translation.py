@@ -1,0 +1,122 @@
+"""What a failure of MLflow or its transports means for delivery."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tracking_callbacks._delivery.failures import Blocked, DeliveryError, Refused, Transient
+from tracking_callbacks._values.secrets import mask_text
+
+__all__ = ["ALREADY_THERE", "REQUEST_TIMEOUT_VARIABLE", "translate_errors"]
+
+ALREADY_THERE = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
+REQUEST_TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+_LONGEST_TIMEOUT_SECONDS = 120
+_GIVEN_UP = re.compile(r"too many (\d+) error responses")  # urllib3.exceptions.ResponseError.SPECIFIC_ERROR
+_BUSY = (408, 429)
+# Said of a request that may have been carried out: it broke off in the store, or the store's answer got lost at
+# something that stands in front of it. 429 and 503 are said instead of beginning.
+_UNSURE = (500, 502, 504)
+
+
+@contextlib.contextmanager
+def translate_errors() -> Iterator[None]:
+    """Turn what MLflow and its transports raise into the three cases that delivery tells apart."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except DeliveryError:
+        raise
+    except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
+        message = mask_text(f"{type(error).__name__}: {error}").strip()
+        origin = _origin(error)
+        status = _retried_status(error) or _status_of(origin)
+        if status in (401, 403):
+            raise Blocked(f"the store refuses the credentials ({status}): {message}") from error
+        if status is not None and 400 <= status < 500 and status not in _BUSY:
+            raise Refused(message) from error
+        unsent, slow = _unsent(error), _timed_out(error)
+        if slow:
+            _allow_more_time()
+        raise Transient(
+            message,
+            may_have_committed=not unsent and (status is None or status in _UNSURE),
+            retry_now=not (unsent or slow),
+        ) from error
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    """Return whether the store was reached and took too long to answer."""
+    import requests
+
+    while error is not None:
+        if isinstance(error, requests.ReadTimeout):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _allow_more_time() -> None:
+    """Double the time that a request may take: a server that needs longer would never be waited for."""
+    seconds = int(os.environ[REQUEST_TIMEOUT_VARIABLE])
+    os.environ[REQUEST_TIMEOUT_VARIABLE] = str(max(seconds, min(2 * seconds, _LONGEST_TIMEOUT_SECONDS)))
+
+
+def _origin(error: BaseException) -> BaseException:
+    """Return what failed first: MLflow's client turns any failure of a check of its own into a wrong parameter."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    while not _was_answered(error) and isinstance(error.__cause__, (MlflowException, requests.RequestException)):
+        error = error.__cause__
+    return error
+
+
+def _was_answered(error: BaseException) -> bool:
+    """Return whether the store itself, and not MLflow's client on its behalf, said what went wrong."""
+    from mlflow.exceptions import RestException
+
+    return isinstance(error, RestException) or getattr(error, "response", None) is not None
+
+
+def _unsent(error: BaseException | None) -> bool:
+    """Return whether no connection came about, so that nothing can have been done."""
+    from urllib3.exceptions import MaxRetryError, NewConnectionError
+
+    while error is not None:
+        for part in (error, *error.args):
+            reason = part.reason if isinstance(part, MaxRetryError) else part
+            if isinstance(reason, NewConnectionError):
+                return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _retried_status(error: BaseException | None) -> int | None:
+    """Return the HTTP status that the transport has given up on: it keeps those worth a retry to itself."""
+    from urllib3.exceptions import MaxRetryError, ResponseError
+
+    while error is not None:
+        for part in (error, *error.args):
+            reason = part.reason if isinstance(part, MaxRetryError) else part
+            if isinstance(reason, ResponseError) and (found := _GIVEN_UP.search(str(reason))):
+                return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that stands for `error`; None where nothing has answered."""
+    response: Any = getattr(error, "response", None)
+    if response is not None:
+        return int(response.status_code)
+    code = getattr(error, "get_http_status_code", None)
+    return int(code()) if callable(code) else None

@@ -1,0 +1,185 @@
+"""Samples the machine that the trainer runs on, this one, and gives the samples to the runs that ask for them.
+
+The monitors are MLflow's own, so the metrics have its names, and so are the variables that set their pace:
+``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` (seconds, 10), ``MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING`` (1) and
+``MLFLOW_SYSTEM_METRICS_NODE_ID``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from typing import Any, NamedTuple
+
+from tracking_callbacks._delivery.batches import MAX_METRICS, Batch, Point
+from tracking_callbacks._delivery.failures import Refused
+from tracking_callbacks._delivery.session_journal import SessionJournal
+from tracking_callbacks._delivery.stores.client import MlflowStore
+
+__all__ = ["RunSystemMetrics", "Sample", "SystemSampler"]
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_VARIABLE = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"
+SAMPLES_VARIABLE = "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING"
+NODE_VARIABLE = "MLFLOW_SYSTEM_METRICS_NODE_ID"
+
+_INTERVAL_SECONDS = 10.0
+_FIRST_SECONDS = 1.0  # a short training gets a sample too
+_KEPT_SAMPLES = 8640  # a day at the default pace, should the store be away
+_SUMS = "network_"  # counted up since the sampling began
+
+
+class Sample(NamedTuple):
+    """Means over one period.
+
+    Attributes:
+        number: Counts the samples of this process.
+        timestamp: End of the period, milliseconds since the epoch.
+        values: Without the prefix ``system/``; the ``network_…`` megabytes count from the sampler's start.
+    """
+
+    number: int
+    timestamp: int
+    values: dict[str, float]
+
+
+class SystemSampler:
+    """Samples CPU, memory, disk, network and GPUs in a thread of its own, from the first question on.
+
+    One for the whole process: the CPU's load is measured since whoever asked last.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = _positive(INTERVAL_VARIABLE, _INTERVAL_SECONDS)
+        self._samples_each = max(1, int(_positive(SAMPLES_VARIABLE, 1)))
+        self._kept: deque[Sample] = deque(maxlen=_KEPT_SAMPLES)
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to sample, unless it has begun; mlflow must have been imported."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._sample, name="system metrics", daemon=True)
+            self._thread.start()
+
+    def since(self, number: int) -> list[Sample]:
+        """Return the samples from `number` on."""
+        return [sample for sample in tuple(self._kept) if sample.number >= number]
+
+    def period(self) -> float:
+        """Return the seconds between two samples."""
+        return self.seconds * self._samples_each
+
+    def _sample(self) -> None:
+        try:
+            monitors = _monitors()
+        except ImportError as error:
+            logger.warning("no system metrics: %s", error)
+            return
+        pause = threading.Event()
+        number = 0
+        while True:
+            for _ in range(self._samples_each):
+                pause.wait(self.seconds if number else min(_FIRST_SECONDS, self.seconds))
+                for monitor in monitors:
+                    monitor.collect_metrics()
+            values: dict[str, float] = {}
+            for monitor in monitors:
+                values |= monitor.aggregate_metrics()
+                monitor.clear_metrics()
+            self._kept.append(Sample(number, time.time_ns() // 1_000_000, values))
+            number += 1
+
+
+def _monitors() -> list[Any]:
+    try:
+        import psutil
+    except ImportError:
+        raise ImportError("psutil is not installed (pip install 'tracking-callbacks[system]')") from None
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+    from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
+
+    psutil.cpu_percent()  # its first answer is always 0
+    always: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor]
+    monitors = [kind() for kind in always]
+    for gpu in (GPUMonitor, ROCMMonitor):
+        try:
+            return [*monitors, gpu()]
+        except (ImportError, RuntimeError, OSError) as error:
+            logger.info("%s: %s", gpu.__name__, error)
+    return monitors
+
+
+class RunSystemMetrics:
+    """The system metrics of one run.
+
+    Steps count periods since the run's start as the store knows it, so that a resumed run goes on behind its former
+    samples. A sample is sent again after a failure, with its own time; what was not sent when this process dies is
+    lost: no call had accepted it.
+    """
+
+    def __init__(self, sampler: SystemSampler, store: MlflowStore) -> None:
+        self._sampler = sampler
+        self._store = store
+        self._next = 0
+        self._run_start: int | None = None
+        self._sums_before: dict[str, float] = {}
+        node = os.environ.get(NODE_VARIABLE)
+        self._prefix = f"system/{node}/" if node else "system/"
+
+    def send(self, session: SessionJournal, run_id: str) -> None:
+        """Send the samples that were taken while `session` lasted, if it asks for them.
+
+        Raises:
+            DeliveryError: The store did not take them now.
+        """
+        if not session.opened.system_metrics:
+            return
+        over = session.finished()
+        if not over:
+            self._sampler.start()
+        last = session.ending().timestamp if over else session.open_until()
+        samples = [sample for sample in self._sampler.since(self._next) if over or sample.timestamp <= last]
+        if not samples:
+            return
+        points = [point for sample in samples for point in self._points(sample, session, last, run_id)]
+        for first in range(0, len(points), MAX_METRICS):
+            try:
+                self._store.log_batch(run_id, Batch(metrics=points[first : first + MAX_METRICS]))
+            except Refused as error:
+                self._store.check_active(run_id)
+                logger.warning("run %s: the store refuses system metrics: %s", run_id, error)
+        self._next = samples[-1].number + 1
+
+    def _points(self, sample: Sample, session: SessionJournal, last: int, run_id: str) -> list[Point]:
+        sums = {key: value for key, value in sample.values.items() if key.startswith(_SUMS)}
+        if not session.opened.timestamp <= sample.timestamp <= last:
+            return []
+        if not self._sums_before:
+            # From the sample before, or the sampler's start: the traffic of this run alone, as MLflow counts it.
+            earlier = [one for one in self._sampler.since(0) if one.timestamp < session.opened.timestamp]
+            self._sums_before = {key: earlier[-1].values[key] if earlier else 0.0 for key in sums}
+        if self._run_start is None:
+            self._run_start = int(self._store.run(run_id).info.start_time)
+        step = round((sample.timestamp - self._run_start) / 1000 / self._sampler.period())
+        return [
+            Point(self._prefix + key, value - self._sums_before.get(key, 0.0), sample.timestamp, step)
+            for key, value in sample.values.items()
+        ]
+
+
+def _positive(variable: str, default: float) -> float:
+    try:
+        value = float(os.environ.get(variable) or default)
+    except ValueError:
+        value = 0.0
+    if value > 0:
+        return value
+    logger.warning("%s: expected a number above 0, got %r; using %g", variable, os.environ[variable], default)
+    return default

@@ -1,0 +1,169 @@
+"""What a run hears of its episodes: points, statistics, the table, the last equity curves, and what was left out."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracking_callbacks._episodes.episode_tracker import Episode, EpisodeTable, PointBudget, RunningStats
+from tracking_callbacks._episodes.equity_curves import EquityCurves
+from tracking_callbacks._runs.run import Run
+
+__all__ = ["EpisodeLog"]
+
+_PER_ROLLOUT = {"reward": "episode/reward", "length": "episode/length", "sharpe_ratio": "episode/sharpe_ratio"}
+
+# The table is logged while the training goes on, too, for the case that it is killed. Each time it has grown by a
+# quarter, so that all its uploads together are at most five times the last one.
+_TABLE_SECONDS = 60.0
+_TABLE_GROWTH = 1.25
+
+NO_RATIO = "fewer than two returns, or all of them equal"
+NO_REWARD = "NaN or infinite rewards, which are not in the rollout statistics"
+
+
+class EpisodeLog:
+    """The episodes of one run.
+
+    Args:
+        run: The run.
+        first_step: Steps over all environments when the run began.
+        planned_steps: Steps that it was to have at its begin.
+        progress: What `progress` told when another process, or another callback, left off with this run.
+
+    Attributes:
+        close: Deletes the local copy of the table; called when this object goes, too.
+    """
+
+    def __init__(
+        self, run: Run, first_step: int, planned_steps: int, *, progress: Mapping[str, float] | None = None
+    ) -> None:
+        known = progress or {}
+        self._run = run
+        self._first_step = int(known.get("first_step", first_step))
+        self._planned_steps = int(known.get("planned_steps", planned_steps))
+        self._budget = PointBudget(self._planned_steps, spent=int(known.get("points", 0)))
+        self._earlier_reward = float(known.get("cumulative_reward", 0.0))
+        self._total_reward = self._earlier_reward
+        folder = tempfile.mkdtemp(prefix="tracking_callbacks-")
+        self.close = weakref.finalize(self, _remove, folder, os.getpid())
+        # What was logged by another process cannot be added to from here.
+        name = f"episodes_from_step_{first_step}.csv" if known else "episodes.csv"
+        self._table = EpisodeTable(Path(folder, name), before=int(known.get("episodes", 0)))
+        self._logged_table = self._table.lines
+        self._logged_table_at = time.monotonic()
+        self._equity = EquityCurves()
+        self._window = _empty_window()
+        self._window_step = -1
+        self._episodes_in_window = 0
+        self._skipped: dict[str, Counter[str]] = {"sharpe": Counter(), "reward": Counter(), "episodes": Counter()}
+
+    def add(self, episode: Episode, equity: NDArray[np.float64] | None = None) -> bool:
+        """Take in a finished episode.
+
+        Args:
+            episode: The episode.
+            equity: Its account values, from the reset on, where it has any.
+
+        Returns:
+            Whether it is the first one whose returns could not be used.
+        """
+        metrics = episode.metrics()
+        for name, metric in _PER_ROLLOUT.items():
+            if metric in metrics:
+                self._window[name].add(metrics[metric])
+        self._episodes_in_window += 1
+        if self._budget.spend(episode.timestep - self._first_step):
+            self._run.log_metrics(metrics, step=episode.timestep)
+        self._table.add(episode)
+        if equity is not None:
+            self._equity.add(self._table.lines, equity)
+        without = self._skipped["sharpe"]
+        if not math.isfinite(episode.reward):
+            self._skipped["reward"][NO_REWARD] += 1
+        if episode.skipped is None:
+            if "sharpe_ratio" not in episode.statistics:
+                without[NO_RATIO] += 1
+            return False
+        without[episode.skipped] += 1
+        return without.total() - without[NO_RATIO] == 1
+
+    def leave_out(self, episodes: int, reason: str) -> None:
+        """Note that `episodes` are nowhere in the run."""
+        if episodes:
+            self._skipped["episodes"][reason] += episodes
+
+    def log_rollout(self, step: int, reward: float) -> None:
+        """Log the statistics of the episodes since the last time, and the reward of all steps so far.
+
+        Args:
+            step: Steps over all environments.
+            reward: Sum of the rewards that this object has been told of, unfinished episodes included.
+        """
+        if step == self._window_step:
+            return
+        self._total_reward = self._earlier_reward + reward
+        metrics = {
+            "train/cumulative_reward": self._total_reward,
+            "rollout/episodes": float(self._episodes_in_window),
+        }
+        for name, summary in self._window.items():
+            metrics |= summary.metrics(f"rollout/episode_{name}")
+        self._run.log_metrics(metrics, step=step)
+        self._window, self._window_step, self._episodes_in_window = _empty_window(), step, 0
+        if time.monotonic() - self._logged_table_at >= _TABLE_SECONDS:
+            self._log_table(at_least=int(self._logged_table * _TABLE_GROWTH) + 1)
+
+    def log_artifacts(self, captions: Mapping[str, str]) -> None:
+        """Log the table of all episodes so far, the equity curves of the last ones, pictures, and what was left out.
+
+        Args:
+            captions: What the picture of the Sharpe ratio is to say, see `Run.draw`.
+        """
+        self._log_table()
+        self._run.draw("episodes", data=self._table.write(), **captions)
+        self._equity.log(self._run, picture="figures")
+        subjects = {
+            "sharpe": "episodes without a Sharpe ratio",
+            "reward": "episodes without a reward",
+            "episodes": "episodes that are not in the run",
+        }
+        for name, subject in subjects.items():
+            if counts := self._skipped[name]:
+                reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
+                self._run.set_tags({f"{name}.left_out": f"{subject}: {reasons}"})
+
+    def progress(self) -> dict[str, float]:
+        """Return how far the run's episodes have come, for whoever goes on with the run."""
+        return {
+            "first_step": self._first_step,
+            "planned_steps": self._planned_steps,
+            "episodes": self._table.lines,
+            "points": self._budget.spent,
+            "cumulative_reward": self._total_reward,
+        }
+
+    def _log_table(self, at_least: int = 0) -> None:
+        self._logged_table_at = time.monotonic()
+        if self._table.lines >= at_least:
+            self._logged_table = self._table.lines
+            self._run.record("reports", lambda: self._run.log_artifact(self._table.write()))
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child ends with its parent's finalizers, too
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _empty_window() -> dict[str, RunningStats]:
+    return {name: RunningStats() for name in _PER_ROLLOUT}

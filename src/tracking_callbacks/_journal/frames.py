@@ -1,0 +1,247 @@
+"""Append and read records; crash safety lives here and nowhere else.
+
+A journal is one append-only file. A record is a frame: marker, length, checksum, payload. Each append is one
+``os.write``, so what a ``log_*`` call accepted survives SIGKILL of every process. A reader that meets damage looks for
+the next marker, so one flipped byte costs one record.
+
+Beside a journal lies a small file of zeros, room set aside for its last record: on a disk that is full when a run ends,
+the run can still say how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from zlib import crc32
+
+import msgspec
+
+from tracking_callbacks._journal.records import Record, decode, encode
+
+__all__ = ["MAX_RECORD_BYTES", "Chunk", "JournalWriter", "read_chunk", "read_last_words"]
+
+MARKER = b"\xf5TC\x9e"  # 0xf5 never occurs in UTF-8, so no text in a payload holds the marker
+MAX_RECORD_BYTES = 64 * 1024 * 1024
+_HEADER = struct.Struct(">4sII")
+_CHUNK_BYTES = 1 << 20
+_LAST_WORDS_SUFFIX = ".last"
+_LAST_WORDS_BYTES = 256
+
+
+class JournalWriter:
+    """Appends records to one journal, for one thread at a time: its owner holds a lock.
+
+    Attributes:
+        path: The journal's file.
+        position: Bytes in the journal after the last whole record.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+        self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._set_room_aside()
+
+    def append(self, record: Record) -> None:
+        """Write one record with one system call.
+
+        Raises:
+            OSError: The record could not be written whole (disk full, …); what stands in the journal is unharmed.
+            ValueError: The journal is closed, or the record is larger than `MAX_RECORD_BYTES`.
+        """
+        frame = _frame(record)
+        if self._fd is None:
+            raise ValueError(f"{self.path} is closed")
+        written = 0
+        try:
+            written = os.write(self._fd, frame)
+            while written < len(frame):
+                written += os.write(self._fd, frame[written:])
+        except OSError:
+            if written:
+                os.ftruncate(self._fd, self.position)  # cut the torn frame off
+            raise
+        self.position += written
+
+    def append_last(self, record: Record) -> None:
+        """Write the record that ends the journal, into the room set aside for it if there is no other.
+
+        Raises:
+            OSError: There is none at all.
+            ValueError: The journal is closed.
+        """
+        try:
+            self.append(record)
+        except OSError:
+            with open(self.path.with_suffix(_LAST_WORDS_SUFFIX), "r+b", buffering=0) as room:
+                room.write(_frame(record))  # over the zeros: that takes no new block of the disk
+
+    def close(self) -> None:
+        """Seal the journal: nothing can be appended any more."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _set_room_aside(self) -> None:
+        with contextlib.suppress(OSError):  # a disk that is full already
+            room = os.open(
+                self.path.with_suffix(_LAST_WORDS_SUFFIX), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
+            )
+            try:
+                os.write(room, bytes(_LAST_WORDS_BYTES))
+            finally:
+                os.close(room)
+
+
+def read_last_words(path: Path) -> Record | None:
+    """Return the last record of the journal at `path`, where it had to be written beside it."""
+    try:
+        content = path.with_suffix(_LAST_WORDS_SUFFIX).read_bytes()
+    except OSError:  # a journal of an older version, or one delivered by now
+        return None
+    marker, length, checksum = _HEADER.unpack_from(content) if len(content) >= _HEADER.size else (b"", 0, 0)
+    payload = content[_HEADER.size : _HEADER.size + length]
+    if marker != MARKER or crc32(payload) != checksum:
+        return None
+    try:
+        record: Record = decode(payload)
+    except msgspec.MsgspecError:
+        return None
+    return record
+
+
+def _frame(record: Record) -> bytes:
+    payload = encode(record)
+    size = len(payload)
+    if size > MAX_RECORD_BYTES:
+        raise ValueError(f"a record of {size} bytes; a journal takes up to {MAX_RECORD_BYTES}")
+    return _HEADER.pack(MARKER, size, crc32(payload)) + payload
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Records read from one stretch of a journal.
+
+    Attributes:
+        records: Each record with the offset of its end.
+        end: Where to read on.
+        damaged: Number of stretches that held no readable record.
+        at_end: Nothing more can be read now.
+    """
+
+    records: list[tuple[Record, int]] = field(default_factory=list)
+    end: int = 0
+    damaged: int = 0
+    at_end: bool = False
+
+
+def read_chunk(path: Path, offset: int, *, complete: bool, limit: int = _CHUNK_BYTES) -> Chunk:
+    """Read the records that begin at `offset` or later, about `limit` bytes of them.
+
+    Args:
+        path: The journal.
+        offset: Where a former chunk ended.
+        complete: Nobody writes to the journal any more: an unfinished last frame is damage, not a write under way.
+        limit: Bytes to read; a larger record is read whole all the same.
+    """
+    with open(path, "rb", buffering=0) as journal:
+        size = os.fstat(journal.fileno()).st_size
+        window = _Window(journal.fileno(), offset, min(limit, max(size - offset, 0)), size)
+    chunk = Chunk(end=offset)
+    position = offset
+    damage_from: int | None = None
+    while True:
+        frame = window.frame_at(position)
+        if frame is not None:
+            record, position = frame
+            if damage_from is not None:
+                chunk.damaged += 1
+                damage_from = None
+            if record is None:  # an intact frame of a kind that this version does not know
+                chunk.damaged += 1
+            else:
+                chunk.records.append((record, position))
+            chunk.end = position
+            if position - offset >= limit:
+                chunk.at_end = position >= size
+                return chunk
+            continue
+        following = window.next_frame_after(position)
+        if following is not None:
+            damage_from = position
+            position = following
+            continue
+        chunk.at_end = window.end == size
+        if chunk.at_end and complete and position < size:
+            chunk.damaged += 1
+            chunk.end = size
+        return chunk
+
+
+class _Window:
+    """The bytes of a journal from one offset on, read as far as they are needed."""
+
+    def __init__(self, fd: int, start: int, length: int, size: int) -> None:
+        self._start = start
+        self._size = size
+        # A whole record must be in view even when it is larger than the stretch asked for.
+        self._bytes = _read_at(fd, start, length)
+        needed = self._largest_need()
+        if needed > length:
+            self._bytes += _read_at(fd, start + len(self._bytes), needed - len(self._bytes))
+        if not self._holds_a_frame() and start + len(self._bytes) < size:
+            self._bytes += _read_at(fd, start + len(self._bytes), size - start - len(self._bytes))
+
+    @property
+    def end(self) -> int:
+        """Offset in the journal at which the view ends."""
+        return self._start + len(self._bytes)
+
+    def _largest_need(self) -> int:
+        """Bytes from the start up to the end of the first frame, as its header claims."""
+        if len(self._bytes) >= _HEADER.size:
+            marker, length, _ = _HEADER.unpack_from(self._bytes)
+            if marker == MARKER and length <= MAX_RECORD_BYTES:
+                return min(_HEADER.size + int(length), self._size - self._start)
+        return 0
+
+    def _holds_a_frame(self) -> bool:
+        return self.frame_at(self._start) is not None or self.next_frame_after(self._start) is not None
+
+    def frame_at(self, position: int) -> tuple[Record | None, int] | None:
+        """Return the record at `position` and its end; None where there is no intact frame in view."""
+        at = position - self._start
+        if at + _HEADER.size > len(self._bytes):
+            return None
+        marker, length, checksum = _HEADER.unpack_from(self._bytes, at)
+        end = at + _HEADER.size + length
+        if marker != MARKER or not 0 < length <= MAX_RECORD_BYTES or end > len(self._bytes):  # 0: zeros pass as intact
+            return None
+        payload = self._bytes[at + _HEADER.size : end]
+        if crc32(payload) != checksum:
+            return None
+        try:
+            return decode(payload), self._start + end
+        except msgspec.MsgspecError:
+            return None, self._start + end
+
+    def next_frame_after(self, position: int) -> int | None:
+        """Return where the next intact frame in view begins."""
+        at = self._bytes.find(MARKER, position - self._start + 1)
+        while at >= 0:
+            if self.frame_at(self._start + at) is not None:
+                return self._start + at
+            at = self._bytes.find(MARKER, at + 1)
+        return None
+
+
+def _read_at(fd: int, offset: int, length: int) -> bytes:
+    parts = []
+    while length > 0 and (part := os.pread(fd, length, offset)):
+        parts.append(part)
+        offset += len(part)
+        length -= len(part)
+    return b"".join(parts)

@@ -1,0 +1,240 @@
+"""Where things lie under the journal root: a folder per run, and what is left of a run when it is delivered.
+
+::
+
+    <journal root>/
+      .gitignore
+      delivery.log               what delivery processes say
+      .lock                      held for an instant while a session opens or a delivered run is removed
+      delivered/<run key>.json   the final state of delivered runs
+      <run key>/
+        <session>.journal        append-only log, one per session
+        <session>.last           room for its last record on a disk that is full by then
+        staged/…                 snapshots of files and models
+        live/<session>/…         files that grow while the session lasts, at their places among the artifacts
+        uploading/…              copies of them that are on their way
+        state.json               what delivery knows and has done
+        drain.lock               held by the process that delivers the run
+        rejected.jsonl           records that the store refused, with the reason
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from tracking_callbacks._journal.records import Status
+
+__all__ = ["JournalRoot", "RunFolder", "RunState", "SessionState", "session_name"]
+
+_JOURNAL_SUFFIX = ".journal"
+_DELIVERED = "delivered"
+
+
+class SessionState(msgspec.Struct):
+    """What delivery has done for one journal.
+
+    Attributes:
+        points: Offset up to which metrics, params and tags are acknowledged by the store.
+        files: The same for artifacts, datasets and models.
+        delivered: Number of entries acknowledged by the store.
+        rejected: Number of entries refused by the store for good.
+        damaged: Number of stretches that could not be read.
+        ended: Status (None where the session does not decide it) and time (ms since the epoch) of its end record,
+            once it has been read.
+        closed: The session's end (or its owner's death) is delivered.
+        withdrawn: Number of checkpoints that were dropped to make room for later ones.
+    """
+
+    points: int = 0
+    files: int = 0
+    delivered: int = 0
+    rejected: int = 0
+    damaged: int = 0
+    ended: tuple[Status | None, int] | None = None
+    closed: bool = False
+    withdrawn: int = 0
+
+
+class RunState(msgspec.Struct):
+    """What delivery knows of a run; the training process reads it, only delivery writes it.
+
+    Attributes:
+        attempts: Creations whose outcome may be unknown, see `delivery.once.Once`.
+        last_error: What keeps delivery from going on, empty when nothing does.
+        blocked: It will not go away by itself: credentials, a deleted run.
+        complete: Everything is delivered and the status is set.
+    """
+
+    run_id: str | None = None
+    experiment_id: str | None = None
+    attempts: dict[str, int] = {}
+    sessions: dict[str, SessionState] = {}
+    last_error: str = ""
+    blocked: bool = False
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run's folder under the journal root."""
+
+    path: Path
+
+    @property
+    def run_key(self) -> str:
+        """The run's key, which is also the folder's name."""
+        return self.path.name
+
+    @property
+    def staged(self) -> Path:
+        """Folder of file snapshots."""
+        return self.path / "staged"
+
+    def live(self, session: str) -> Path:
+        """Return the folder of the files that grow while a session lasts."""
+        return self.path / "live" / session
+
+    @property
+    def drain_lock(self) -> Path:
+        """Lock file of the process that delivers the run."""
+        return self.path / "drain.lock"
+
+    @property
+    def rejected(self) -> Path:
+        """Records that the store refused."""
+        return self.path / "rejected.jsonl"
+
+    def journal(self, session: int) -> Path:
+        """Return the journal of one session."""
+        return self.path / f"{session:020d}{_JOURNAL_SUFFIX}"
+
+    def journals(self) -> list[Path]:
+        """Return the journals of all sessions, oldest first."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(self.path.glob(f"*{_JOURNAL_SUFFIX}"))
+        return []
+
+    def read_state(self) -> RunState | None:
+        """Return the delivery state, or None where there is none (yet)."""
+        return _read_state(self.path / "state.json")
+
+    def state_written(self) -> int:
+        """Return when the delivery state was written last, in nanoseconds since the epoch; 0: never."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.path / "state.json").stat().st_mtime_ns
+        return 0
+
+    def write_state(self, state: RunState) -> None:
+        """Replace the delivery state in one step."""
+        _write_atomically(self.path / "state.json", msgspec.json.encode(state))
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRoot:
+    """The folder that holds all runs' folders."""
+
+    path: Path
+
+    def prepare(self) -> None:
+        """Create the root for its user alone, invisible to git.
+
+        Raises:
+            OSError: It cannot be created or written.
+        """
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ignore = self.path / ".gitignore"
+        if not ignore.exists():
+            _write_atomically(ignore, b"*\n")
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise PermissionError(13, "not writable", str(self.path))
+
+    def run(self, run_key: str) -> RunFolder:
+        """Return the folder of the run with this key, whether it exists or not."""
+        return RunFolder(self.path / run_key)
+
+    def runs(self) -> list[RunFolder]:
+        """Return the folders of all runs that are not delivered yet."""
+        try:
+            entries = sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir())
+        except FileNotFoundError:
+            return []
+        return [self.run(name) for name in entries if name != _DELIVERED and not name.startswith(".")]
+
+    @contextlib.contextmanager
+    def locked(self, timeout: float = 10.0) -> Iterator[None]:
+        """Hold the root's lock, so that no session opens in a run folder that is being removed.
+
+        Raises:
+            TimeoutError: Another process has held it for `timeout` seconds.
+        """
+        from filelock import FileLock
+
+        with FileLock(self.path / ".lock", timeout=timeout):
+            yield
+
+    def final_state(self, run_key: str) -> RunState | None:
+        """Return the state of a delivered run, or None where it is unknown."""
+        return _read_state(self.path / _DELIVERED / f"{run_key}.json")
+
+    def remove_delivered(self, folder: RunFolder, state: RunState) -> bool:
+        """Remove a delivered run's folder, leaving its final state; return False if a session has opened in it."""
+        with self.locked():
+            if any(session_name(journal) not in state.sessions for journal in folder.journals()):
+                return False
+            kept = self._keep_final(folder.run_key, state)
+            with contextlib.suppress(OSError):
+                os.replace(folder.rejected, self.path / _DELIVERED / f"{folder.run_key}.rejected.jsonl")
+            bin_ = self.path / f".removed-{folder.run_key}"
+            os.replace(folder.path, bin_)
+            if not kept:  # no room on the disk: what is removed makes some
+                shutil.rmtree(bin_, ignore_errors=True)
+                self._keep_final(folder.run_key, state)
+        shutil.rmtree(bin_, ignore_errors=True)
+        return True
+
+    def _keep_final(self, run_key: str, state: RunState) -> bool:
+        delivered = self.path / _DELIVERED
+        try:
+            delivered.mkdir(mode=0o700, exist_ok=True)
+            _write_atomically(delivered / f"{run_key}.json", msgspec.json.encode(state))
+        except OSError:
+            return False
+        return True
+
+    def prune(self, older_than: float) -> None:
+        """Remove what delivered runs left behind before `older_than` (seconds since the epoch)."""
+        for entry in (self.path / _DELIVERED).glob("*.json*"):
+            with contextlib.suppress(FileNotFoundError):
+                if entry.stat().st_mtime < older_than:
+                    entry.unlink()
+        for entry in self.path.glob(".removed-*"):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def session_name(journal: Path) -> str:
+    """Return the key of a journal in `RunState.sessions`."""
+    return journal.name.removesuffix(_JOURNAL_SUFFIX)
+
+
+def _read_state(path: Path) -> RunState | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunState)
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
+        return None
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

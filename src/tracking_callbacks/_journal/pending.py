@@ -1,0 +1,110 @@
+"""What a journal root still holds for delivery."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracking_callbacks._journal.frames import read_chunk
+from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
+from tracking_callbacks._journal.owner import OwnerWatch
+from tracking_callbacks._journal.records import Artifact, Dataset, Model, SessionOpened, count_entries
+
+__all__ = ["PendingRun", "journal_root_at", "pending_run", "pending_runs", "read_opened"]
+
+_HEADER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRun:
+    """One run that is not delivered yet.
+
+    Attributes:
+        folder: Its folder under the journal root.
+        opened: The header of its first journal.
+        run_id: The store's id, if the run is there already.
+        pending: Number of entries that the store has not acknowledged.
+        age: Seconds since the last record was written.
+        alive: A process of this machine still writes to it.
+        last_error: What kept delivery from going on last.
+    """
+
+    folder: RunFolder
+    opened: SessionOpened
+    run_id: str | None
+    pending: int
+    age: float
+    alive: bool
+    last_error: str
+
+
+def read_opened(journal: Path) -> SessionOpened | None:
+    """Return the header of a journal, or None where it has none (yet)."""
+    try:
+        chunk = read_chunk(journal, 0, complete=False, limit=_HEADER_BYTES)
+    except FileNotFoundError:
+        return None
+    return next((record for record, _ in chunk.records if isinstance(record, SessionOpened)), None)
+
+
+def pending_runs(root: JournalRoot) -> list[PendingRun]:
+    """Return the runs under `root` that are not delivered yet, oldest first."""
+    found = [run for folder in root.runs() if (run := pending_run(folder)) is not None]
+    return sorted(found, key=lambda run: run.opened.timestamp)
+
+
+def pending_run(folder: RunFolder) -> PendingRun | None:
+    """Return what is left of one run, or None where there is nothing that can be read."""
+    state = folder.read_state() or RunState()
+    headers: list[SessionOpened] = []
+    pending, newest = 0, 0.0
+    for journal in folder.journals():
+        if (opened := read_opened(journal)) is None:
+            continue
+        try:
+            pending += _pending_entries(journal, state.sessions.get(session_name(journal), SessionState()))
+            newest = max(newest, journal.stat().st_mtime)
+        except FileNotFoundError:  # delivered by now
+            continue
+        headers.append(opened)
+    if not headers:
+        return None
+    return PendingRun(
+        folder=folder,
+        opened=headers[0],
+        run_id=state.run_id,
+        pending=pending,
+        age=max(time.time() - newest, 0.0),
+        alive=any(_alive(header) for header in headers),
+        last_error=state.last_error,
+    )
+
+
+def journal_root_at(path: Path) -> JournalRoot:
+    """Return the journal root that `path` names: the root itself, or the project folder that holds it."""
+    inner = path / ".tracking_callbacks"
+    return JournalRoot(inner if inner.is_dir() else path)
+
+
+def _pending_entries(journal: Path, state: SessionState) -> int:
+    count = 0
+    offset = min(state.points, state.files)
+    while True:
+        chunk = read_chunk(journal, offset, complete=False)
+        for record, end in chunk.records:
+            lane = state.files if isinstance(record, (Artifact, Dataset, Model)) else state.points
+            count += count_entries(record) if end > lane else 0
+        offset = chunk.end
+        if chunk.at_end or not chunk.records:
+            return count
+
+
+def _alive(opened: SessionOpened) -> bool:
+    if not opened.owner.is_local():
+        return False
+    watch = OwnerWatch(opened.owner)
+    try:
+        return watch.alive()
+    finally:
+        watch.close()

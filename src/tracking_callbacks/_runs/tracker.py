@@ -1,0 +1,194 @@
+"""MLflowTracker: where runs go, and how they are started."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tracking_callbacks._contents.entry_point import origin_tags
+from tracking_callbacks._journal.owner import current_owner
+from tracking_callbacks._journal.records import Intent, SessionOpened
+from tracking_callbacks._runs.run import Run, active_runs
+from tracking_callbacks._values.conversion import MAX_TAG_LENGTH, cut_text, entry_text
+from tracking_callbacks._values.names import safe_name
+from tracking_callbacks._values.secrets import mask_text
+from tracking_callbacks._values.store_uri import absolute_uri
+from tracking_callbacks._writing.launch import launcher_for
+from tracking_callbacks._writing.session import writable_root
+from tracking_callbacks.errors import ConfigError, InputError
+from tracking_callbacks.settings import Delivery, Recording, Settings, resolve_settings
+
+__all__ = ["MLflowTracker"]
+
+logger = logging.getLogger(__name__)
+
+TAGS_VARIABLE = "MLFLOW_TAGS"
+
+
+class MLflowTracker:
+    """Starts runs on one MLflow store; building it does no I/O apart from reading the config file.
+
+    Args:
+        tracking_uri: The MLflow store: ``http(s)://…``, ``sqlite:///…``, another database, or a folder. The variable
+            ``MLFLOW_TRACKING_URI`` takes precedence. Without either, and without one in `config`, it is MLflow's own
+            local default at the project root (the nearest parent folder with ``.git`` or ``pyproject.toml``).
+        experiment_name: Experiment of new runs, created where it does not exist; ``MLFLOW_EXPERIMENT_NAME`` takes
+            precedence.
+        config: Path of a YAML file with these arguments by name, `record` and `delivery` as mappings;
+            ``default_experiment_name`` is the experiment. An argument takes precedence over the file, field by field.
+        registry_uri: The model registry, where it is not the store's own; ``MLFLOW_REGISTRY_URI`` takes precedence.
+        tags: Tags of every run: ``dataset_version``, ``status``, …
+        record: What a run records automatically. True means everything that `Recording` has on by default. False
+            means params and metrics alone, what is logged explicitly, and a model only if a callback was given a name
+            to register it under, or another `log_model` than its default.
+        delivery: How runs reach the store: the journal's folder, offline, time limits.
+
+    Raises:
+        ConfigError: A value has the wrong type or form; the message names it and what was expected.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str | os.PathLike[str] | None = None,
+        experiment_name: str | None = None,
+        *,
+        config: str | os.PathLike[str] | None = None,
+        registry_uri: str | os.PathLike[str] | None = None,
+        tags: Mapping[str, object] | None = None,
+        record: bool | Recording | None = None,
+        delivery: Delivery | None = None,
+    ) -> None:
+        self.settings: Settings = resolve_settings(
+            tracking_uri,
+            experiment_name,
+            config=config,
+            registry_uri=registry_uri,
+            tags=tags,
+            record=record,
+            delivery=delivery,
+        )
+
+    @classmethod
+    def of(cls, run: Run) -> MLflowTracker:
+        """Return a tracker on the store and experiment of `run`, with all settings that it was started with."""
+        return cls._with(run.settings)
+
+    def at(self, tracking_uri: str) -> MLflowTracker:
+        """Return a tracker with all settings of this one but the store, whatever the environment says of that."""
+        return self._with(
+            dataclasses.replace(self.settings, tracking_uri=absolute_uri(tracking_uri), working_folder=Path.cwd())
+        )
+
+    @classmethod
+    def _with(cls, settings: Settings) -> MLflowTracker:
+        tracker = cls.__new__(cls)
+        tracker.settings = settings
+        return tracker
+
+    def start_run(
+        self,
+        run_name: str | None = None,
+        *,
+        tags: Mapping[str, Any] | None = None,
+        parent: Run | str | None = None,
+        run_id: str | None = None,
+    ) -> Run:
+        """Start a run, or continue the one that the server knows as `run_id`.
+
+        Use it in a ``with`` statement, which ends the run with the status that is true, or call `Run.end`. A run that
+        nobody ends is KILLED (FAILED after an uncaught exception) when the interpreter exits.
+
+        Args:
+            run_name: Shown in the UI; without one MLflow makes one up.
+            tags: Tags of this run, over the tracker's.
+            parent: The run, or the id of the run, that this one is nested under.
+            run_id: Continue this run instead of making one.
+
+        Raises:
+            InputError: `parent` or `run_id` has the wrong type, or both are given.
+        """
+        if run_id is not None and parent is not None:
+            raise InputError("start_run: expected run_id or parent, got both; a run keeps the parent it began with")
+        return self._open(run_name=run_name, tags=tags, parent=parent, run_id=run_id)
+
+    def join_run(self, run_id: str) -> Run:
+        """Log to a run that somebody else has started and will end.
+
+        Args:
+            run_id: The server's id of the run.
+        """
+        return self._open(run_id=run_id, intent="join")
+
+    def resume_run(self, run_key: str) -> Run:
+        """Continue a run of an earlier process, known by its `Run.run_key`, and make it RUNNING again."""
+        return self._open(run_key=run_key, resumed=True)
+
+    @property
+    def active_run(self) -> Run | None:
+        """The innermost run of this tracker whose ``with`` block is being executed."""
+        own = [run for run in active_runs.get() if run.settings == self.settings]
+        return own[-1] if own else None
+
+    def _open(
+        self,
+        *,
+        run_key: str | None = None,
+        run_name: str | None = None,
+        tags: Mapping[str, Any] | None = None,
+        parent: Run | str | None = None,
+        run_id: str | None = None,
+        intent: Intent = "own",
+        resumed: bool = False,
+    ) -> Run:
+        if run_id is not None and (not isinstance(run_id, str) or not run_id.strip()):
+            raise InputError(f"run_id: expected the id of a run, got {run_id!r}")
+        if not isinstance(parent, (Run, str, type(None))):
+            raise InputError(f"parent: expected a Run or the id of one, got {parent!r} ({type(parent).__name__})")
+        settings = self.settings
+        known = resumed or run_id is not None
+        given = {} if known else origin_tags() | _environment_tags() | dict(settings.tags)
+        given |= tags or {}
+        now = time.time_ns()
+        lineage = parent.parent_reference if isinstance(parent, Run) else {"parent_key": None, "parent_id": parent}
+        opened = SessionOpened(
+            run_key=run_key or uuid.uuid4().hex,
+            session=now,
+            timestamp=now // 1_000_000,
+            owner=current_owner(),
+            store=settings.store,
+            experiment=settings.experiment_name,
+            intent=intent,
+            run_id=run_id,
+            run_name=mask_text(run_name) if isinstance(run_name, str) else run_name,
+            tags={safe_name(key): cut_text(entry_text(key, value), MAX_TAG_LENGTH) for key, value in given.items()},
+            resumed=known,
+            system_metrics=settings.record.system_metrics and intent == "own",
+            **lineage,
+        )
+        root = writable_root(settings.journal_root)
+        launcher = None if settings.delivery.offline else launcher_for(settings, root.path)
+        return Run(settings, root, launcher, opened=opened)
+
+    def __repr__(self) -> str:
+        return f"MLflowTracker({self.settings.masked_uri!r}, {self.settings.experiment_name!r})"
+
+
+def _environment_tags() -> dict[str, str]:
+    """Return the tags of ``MLFLOW_TAGS``, a JSON object, which transformers' own callback honours too."""
+    text = os.environ.get(TAGS_VARIABLE)
+    if not text:
+        return {}
+    try:
+        tags = json.loads(text)
+    except json.JSONDecodeError:
+        tags = None
+    if not isinstance(tags, dict):
+        raise ConfigError(f"{TAGS_VARIABLE}: expected a JSON object, got {mask_text(text)!r}", setting=TAGS_VARIABLE)
+    return {str(key): str(value) for key, value in tags.items()}

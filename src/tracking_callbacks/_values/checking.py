@@ -1,0 +1,89 @@
+"""Checks mappings and arguments against msgspec structs, with errors that say what was expected where.
+
+The ``description`` of a field's ``Meta`` is what an error says was expected.
+"""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from tracking_callbacks.errors import ConfigError
+
+__all__ = ["check_fields", "struct_from"]
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
+
+
+def struct_from(
+    kind: type[Struct],
+    given: Mapping[Any, Any],
+    where: str,
+    groups: Mapping[str, type[msgspec.Struct]],
+    prefix: str = "",
+) -> Struct:
+    """Return the struct that `given` describes; a field that is None or absent keeps its default.
+
+    Args:
+        kind: The struct.
+        given: Values by field.
+        where: Where they were given, such as ``config file run.yaml``, for the error.
+        groups: Structs that a mapping under a key of `given` describes in turn.
+        prefix: What the error puts before a key.
+
+    Raises:
+        ConfigError: A key is unknown, or a value has the wrong type.
+    """
+    fields = {one.name: one.type for one in msgspec.structs.fields(kind)}
+    values = {}
+    for key, value in given.items():
+        name = f"{prefix}{key}"
+        if key not in fields:
+            known = ", ".join(sorted(fields))
+            raise ConfigError(f"{where}: unknown key {name!r}; expected one of: {known}", setting=name)
+        if isinstance(value, Mapping) and key in groups:
+            values[key] = struct_from(groups[key], value, where, {}, f"{key}.")
+        elif value is not None:
+            values[key] = _checked(value, fields[key], name, where)
+    return kind(**values)
+
+
+def check_fields(group: msgspec.Struct, where: str) -> None:
+    """Check the fields of a struct that was made by hand, and make their values plain."""
+    for one in msgspec.structs.fields(type(group)):
+        value = getattr(group, one.name)
+        if value is not None:
+            msgspec.structs.force_setattr(group, one.name, _checked(value, one.type, one.name, where))
+
+
+def _checked(value: Any, kind: Any, name: str, where: str) -> Any:
+    """Return `value` as a field of type `kind` holds it; a path, a mapping or a list may be of any class."""
+    if isinstance(value, msgspec.Struct):
+        plain: Any = value
+    elif isinstance(value, os.PathLike):
+        plain = os.fspath(value)
+    elif isinstance(value, Mapping):
+        plain = dict(value)
+    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        plain = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in value]
+    else:
+        plain = value
+    try:
+        return msgspec.convert(plain, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(
+            f"{where}: {name}: expected {_expected(kind)}, got {value!r} ({type(value).__name__})", setting=name
+        ) from error
+
+
+def _expected(kind: Any) -> str:
+    """Return the description in the declaration of a field."""
+    for part in typing.get_args(kind):
+        if isinstance(part, Meta) and part.description:
+            return part.description
+    return next(filter(None, map(_expected, typing.get_args(kind))), "")

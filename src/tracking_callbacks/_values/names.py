@@ -1,0 +1,141 @@
+"""Names that MLflow accepts: of metrics, params and tags, of models and their aliases, of places among artifacts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from tracking_callbacks.errors import ConfigError, InputError, InvalidNameError
+
+__all__ = [
+    "MAX_KEY_LENGTH",
+    "SafeNames",
+    "artifact_place",
+    "check_aliases",
+    "check_model_name",
+    "check_registration",
+    "distinct_name",
+    "safe_name",
+]
+
+# Limits of mlflow.utils.validation, 3.17.
+MAX_KEY_LENGTH = 250
+MAX_ALIAS_LENGTH = 255
+_NOT_ALLOWED = re.compile(r"[^\w\-. /:]")
+_ALIAS = re.compile(r"[\w\-]+")
+_RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
+
+
+def safe_name(name: str) -> str:
+    """Return `name` as MLflow accepts it for metrics, params and tags; most names come back unchanged.
+
+    MLflow allows letters, digits, ``_ - . / :`` and space, at most 250 characters, and no name that a path
+    normalisation would change (``a//b``, ``/a``, ``a/..``). Everything else becomes ``_``; a name that was cut ends
+    in eight hexadecimal digits of its own digest, so that two long names with a common beginning stay apart.
+
+    Raises:
+        InvalidNameError: `name` is not a text, or is empty.
+    """
+    if not isinstance(name, str):
+        raise InvalidNameError(f"expected a name of type str, got {name!r} ({type(name).__name__})", name=name)
+    if not name.strip():
+        raise InvalidNameError(f"expected a name with at least one character that shows, got {name!r}", name=name)
+    safe = _NOT_ALLOWED.sub("_", name)
+    if "/" in safe or safe in (".", ".."):
+        safe = "/".join(part if part.strip(".") else "_" * max(1, len(part)) for part in safe.split("/"))
+    if len(safe) > MAX_KEY_LENGTH:
+        safe = distinct_name(safe, name)
+    return safe
+
+
+def distinct_name(safe: str, original: str) -> str:
+    """Return `safe` made unmistakable by a digest of `original`, within MLflow's length limit."""
+    import hashlib  # few names need it, and it loads OpenSSL
+
+    digest = hashlib.blake2b(original.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
+    return f"{safe[: MAX_KEY_LENGTH - 9]}_{digest}"
+
+
+def artifact_place(path: str, setting: str) -> PurePosixPath:
+    """Return `path`, a place among a run's artifacts.
+
+    Raises:
+        InputError: It is absolute or leads out of the run's artifacts.
+    """
+    place = PurePosixPath(str(path).replace("\\", "/"))
+    if place.is_absolute() or ".." in place.parts:
+        raise InputError(f"{setting}: expected a path inside the run's artifacts, got {str(path)!r}")
+    return place
+
+
+def check_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
+    """Return `aliases` as a tuple.
+
+    Raises:
+        ConfigError: An alias holds something else than letters, digits, ``_`` and ``-``, is longer than 255
+            characters, or is one that MLflow reserves (``latest``, ``v1``, ``v2``, …).
+    """
+    if isinstance(aliases, str):
+        raise ConfigError(f"aliases: expected a sequence of names, got the text {aliases!r}", setting="aliases")
+    checked = tuple(aliases)
+    for alias in checked:
+        if not isinstance(alias, str) or not _ALIAS.fullmatch(alias) or len(alias) > MAX_ALIAS_LENGTH:
+            raise ConfigError(
+                f"aliases: {alias!r} is not a model alias; expected letters, digits, '_' and '-' "
+                f"(1 to {MAX_ALIAS_LENGTH} characters)",
+                setting="aliases",
+            )
+        if _RESERVED_ALIAS.fullmatch(alias):
+            raise ConfigError(f"aliases: {alias!r} is reserved by MLflow ('latest' and 'v<number>')", setting="aliases")
+    return checked
+
+
+def check_model_name(name: str, setting: str) -> str:
+    """Return `name`, a logged or registered model's name, as it is.
+
+    Raises:
+        ConfigError: It is empty or holds ``/``, ``:`` or another character that MLflow keeps for model URIs.
+    """
+    if not isinstance(name, str) or not name.strip() or any(character in name for character in "/:.%\"'"):
+        raise ConfigError(f"{setting}: expected a name without / : . % and quotes, got {name!r}", setting=setting)
+    return name
+
+
+def check_registration(registered_model_name: str | None, aliases: Iterable[str]) -> tuple[str, ...]:
+    """Return `aliases` as a tuple, if a model can be registered under this name with them.
+
+    Raises:
+        ConfigError: The name or an alias is one that MLflow forbids, or there are aliases without a name.
+    """
+    checked = check_aliases(aliases)
+    if registered_model_name is not None:
+        check_model_name(registered_model_name, "registered_model_name")
+    elif checked:
+        raise ConfigError(f"aliases: {checked!r} need a registered_model_name", setting="aliases")
+    return checked
+
+
+class SafeNames:
+    """Names of one kind: metrics, params or tags.
+
+    Attributes:
+        safe: The safe name of each name that was seen; look here first, `add` what is not in it.
+    """
+
+    def __init__(self) -> None:
+        self.safe: dict[str, str] = {}
+        self._given: dict[str, str] = {}
+
+    def add(self, name: str) -> str:
+        """Return the safe form of `name`, another one than that of any other name.
+
+        Raises:
+            InvalidNameError: `name` is empty or not a text.
+        """
+        safe = safe_name(name)
+        if self._given.setdefault(safe, name) != name:
+            safe = distinct_name(safe, name)
+            self._given[safe] = name
+        self.safe[name] = safe
+        return safe

@@ -1,0 +1,90 @@
+"""Tracking and registry URIs: which ones MLflow can use, and relative local paths made absolute."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tracking_callbacks._values.secrets import mask_uri
+from tracking_callbacks.errors import ConfigError
+
+__all__ = ["absolute_uri", "check_uri"]
+
+_DATABASE_SCHEMES = {"sqlite", "mysql", "postgresql", "mssql"}
+_MLFLOW_SCHEMES = {"http", "https", "file", "databricks", "databricks-uc", "uc"} | _DATABASE_SCHEMES
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?=:)")
+
+
+def check_uri(uri: str, setting: str) -> str:
+    """Return `uri`, a tracking or registry URI, as it is.
+
+    Args:
+        uri: The URI, or the path of a folder.
+        setting: What it was given as, for the error.
+
+    Raises:
+        ConfigError: Its scheme is unknown, or it is malformed.
+    """
+
+    def malformed(expected: str) -> ConfigError:
+        return ConfigError(f"{setting}: expected {expected}, got {_masked(uri)!r}", setting=setting)
+
+    scheme = _scheme_of(uri)
+    if scheme is None:
+        return uri  # a folder, or the plain word "databricks"
+    base = scheme.split("+")[0]
+    if base not in _MLFLOW_SCHEMES and base not in _plugin_schemes():
+        raise malformed(f"a scheme that MLflow knows ({', '.join(sorted(_MLFLOW_SCHEMES))}) or a folder")
+    try:
+        parts = urlsplit(uri)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise malformed(f"a well-formed URI ({error})") from error
+    if base in ("http", "https") and not host:
+        raise malformed(f"a host after {scheme}://")
+    if base in _DATABASE_SCHEMES and "://" not in uri:
+        raise malformed(f"{scheme}:// and a database")
+    if base == "sqlite" and not _sqlite_path(uri):
+        raise malformed("a file, as in sqlite:///mlflow.db (a database in memory cannot be shared with delivery)")
+    return uri
+
+
+def _masked(uri: str) -> str:
+    """Return `uri` masked, also where it is too malformed to be split into parts."""
+    try:
+        return mask_uri(uri)
+    except ValueError:
+        return re.sub(r"//[^/]*@", "//***@", uri)
+
+
+def _scheme_of(uri: str) -> str | None:
+    match = _SCHEME.match(uri)
+    return match.group().lower() if match and len(match.group()) > 1 else None  # one letter: a Windows drive
+
+
+def _plugin_schemes() -> set[str]:
+    from importlib.metadata import entry_points
+
+    return {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+
+
+def _sqlite_path(uri: str) -> str:
+    path = unquote(urlsplit(uri).path.removeprefix("/"))
+    return "" if path == ":memory:" else path
+
+
+def absolute_uri(uri: str) -> str:
+    """Return `uri` with a relative local path resolved: the trainer may change its folder, and delivery has another."""
+    scheme = _scheme_of(uri)
+    if scheme is None:
+        return uri if uri in ("databricks", "databricks-uc", "uc") else Path(os.path.abspath(uri)).as_uri()
+    if scheme == "file" and not uri.startswith("file:/"):
+        return Path(os.path.abspath(unquote(uri.removeprefix("file:")))).as_uri()
+    if scheme.split("+")[0] == "sqlite":
+        path = _sqlite_path(uri)
+        if not os.path.isabs(path):
+            head, _, query = uri.partition("?")
+            return f"{head.split('://')[0]}:///{os.path.abspath(path)}" + (f"?{query}" if query else "")
+    return uri

@@ -1,0 +1,70 @@
+"""Waiting for delivery, with a line that says how much is left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tracking_callbacks._writing.launch import detach_all
+from tracking_callbacks._writing.report import DeliveryReport
+
+if TYPE_CHECKING:
+    from tracking_callbacks._writing.session import RunJournal
+
+__all__ = ["drain_at_exit", "wait_for_delivery"]
+
+_POLL_SECONDS = 0.05
+_QUIET_SECONDS = 2.0
+_LINE_SECONDS = 5.0
+
+
+def wait_for_delivery(journals: Sequence[RunJournal], timeout: float) -> list[DeliveryReport]:
+    """Wait until the store has everything of `journals`, at most `timeout` seconds, and return their reports."""
+    started = time.monotonic()
+    next_line = started + _QUIET_SECONDS
+    while True:
+        reports = [journal.report() for journal in journals]
+        now = time.monotonic()
+        if all(report.complete for report in reports):
+            for journal in journals:
+                journal.warn_if_blocked()  # a short training has ended before it could hear of it
+            break
+        if now - started >= timeout:
+            _print_line(f"{_remaining(reports)} not delivered after {timeout:.0f} s{_reason(reports)}")
+            break
+        for journal in journals:
+            journal.ensure_delivery()
+        if now >= next_line:
+            _print_line(f"delivering, {_remaining(reports)} left{_reason(reports)}")
+            next_line = now + _LINE_SECONDS
+        time.sleep(_POLL_SECONDS)
+    return reports
+
+
+def drain_at_exit(journals: Sequence[RunJournal]) -> None:
+    """Wait for the delivery of all that is not offline, then let delivery go on by itself."""
+    waiting = [journal for journal in journals if not journal.offline and not journal.report().complete]
+    if waiting:
+        reports = wait_for_delivery(waiting, max(journal.flush_timeout for journal in waiting))
+        if not all(report.complete for report in reports):
+            _print_line(
+                f"delivery goes on in the background; if this machine stops before it ends, "
+                f"'tracking-callbacks sync {waiting[0].root.path}' will finish it"
+            )
+    detach_all()
+
+
+def _remaining(reports: Sequence[DeliveryReport]) -> str:
+    pending = sum(report.pending for report in reports)
+    return f"{pending} records" if pending else "the end of the run"
+
+
+def _reason(reports: Sequence[DeliveryReport]) -> str:
+    errors = {report.last_error for report in reports if report.last_error}
+    return f" ({'; '.join(sorted(errors))})" if errors else ""
+
+
+def _print_line(message: str) -> None:
+    print(f"tracking_callbacks: {message}", file=sys.stderr, flush=True)

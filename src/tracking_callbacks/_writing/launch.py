@@ -1,0 +1,159 @@
+"""Starts the delivery process and keeps it running, from the training process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from tracking_callbacks._journal.handover import (
+    DELIVERY_VARIABLE,
+    REGISTRY_URI_VARIABLE,
+    TRACKING_URI_VARIABLE,
+    Assignment,
+)
+from tracking_callbacks._journal.owner import current_owner
+from tracking_callbacks._journal.records import Store
+from tracking_callbacks._journal.scheduling import lower_priority
+from tracking_callbacks.settings import Settings
+
+__all__ = ["DeliveryLauncher", "detach_all", "launcher_for", "start_sync"]
+
+logger = logging.getLogger(__name__)
+
+_ENTRY = Path(__file__).parents[1] / "_delivery" / "__main__.py"
+_LOG_LIMIT = 1 << 20
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+
+
+class DeliveryLauncher:
+    """One delivery process for one training process, journal root and store."""
+
+    def __init__(self, settings: Settings, journal_root: Path) -> None:
+        self._settings = settings
+        self._root = journal_root
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._pause = _FIRST_PAUSE
+        self._warned = False
+
+    def ensure_running(self) -> None:
+        """Start the delivery process, unless it runs; one that keeps failing is restarted less and less often."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                return
+            now = time.monotonic()
+            if self._process is not None and self._process.returncode != 0:
+                lived = now - self._started
+                self._pause = _FIRST_PAUSE if lived > _LONGEST_PAUSE else min(self._pause * 2, _LONGEST_PAUSE)
+                if lived < self._pause:
+                    return
+                self._warn(f"delivery process ended with exit code {self._process.returncode}; starting another")
+            self._started = now
+            self._start()
+
+    def detach(self) -> None:
+        """Let the delivery process outlive this one without a ResourceWarning."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                self._process.returncode = 0  # what Popen.__del__ asks before it warns
+
+    def _start(self) -> None:
+        if not sys.executable:
+            self._warn("no delivery: this Python names no executable; run 'tracking-callbacks sync' later")
+            return
+        settings = self._settings
+        assignment = Assignment(settings.store, current_owner(), grace=settings.delivery.grace)
+        try:
+            self._process = _spawn(self._root, settings.tracking_uri, settings.registry_uri, assignment)
+        except OSError as error:
+            self._warn(f"the delivery process cannot start ({error}); the journal in {self._root} is kept")
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s; its log is %s", message, self._root / "delivery.log")
+
+
+def start_sync(
+    root: Path, store: Store, uri: str, registry_uri: str | None, stall_timeout: float
+) -> subprocess.Popen[bytes]:
+    """Start a process that delivers the runs that no process writes to any more.
+
+    It ends when everything is delivered, or when nothing makes progress.
+
+    Args:
+        root: The journal root.
+        store: The store that the runs were made for; runs of others are left alone.
+        uri: The store to deliver to, with its credentials.
+        registry_uri: The model registry, with its credentials; None: the store's own.
+        stall_timeout: Seconds without progress after which the process gives up.
+    """
+    assignment = Assignment(store, current_owner(), stall_timeout=stall_timeout)
+    return _spawn(root, uri, registry_uri, assignment)
+
+
+def _spawn(root: Path, uri: str, registry_uri: str | None, assignment: Assignment) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ)
+    for name in ("MLFLOW_RUN_ID", REGISTRY_URI_VARIABLE):
+        environment.pop(name, None)
+    environment |= store_environment(uri) | {DELIVERY_VARIABLE: assignment.encode()}
+    if registry_uri is not None:
+        environment[REGISTRY_URI_VARIABLE] = registry_uri
+    working_folder = Path(assignment.store.working_folder)
+    log = root / "delivery.log"
+    if log.exists() and log.stat().st_size > _LOG_LIMIT:
+        os.replace(log, log.with_suffix(".log.1"))
+    with open(log, "ab") as output:
+        # -P: a user's mlflow.py in the working folder must not shadow MLflow. No preexec_fn: it forbids vfork and
+        # cost 154 ms from a trainer of 3.7 GB.
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(_ENTRY), str(root)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=working_folder if working_folder.is_dir() else root,
+            env=environment,
+            start_new_session=True,
+        )
+    lower_priority(process.pid)
+    return process
+
+
+def store_environment(uri: str) -> dict[str, str]:
+    """Return the environment variables that let MLflow reach the store at `uri`.
+
+    Credentials travel through the environment, for a command line is open to every user; those of a server go apart
+    from its URI, which MLflow prints.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
+        return {TRACKING_URI_VARIABLE: uri}
+    return {
+        TRACKING_URI_VARIABLE: urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])),
+        "MLFLOW_TRACKING_USERNAME": unquote(parts.username or ""),
+        "MLFLOW_TRACKING_PASSWORD": unquote(parts.password or ""),
+    }
+
+
+_launchers: dict[tuple[Path, str, str | None, int], DeliveryLauncher] = {}
+_registry_lock = threading.Lock()
+
+
+def launcher_for(settings: Settings, journal_root: Path) -> DeliveryLauncher:
+    """Return the launcher that all runs of this process with this root and store share."""
+    with _registry_lock:
+        key = (journal_root, settings.tracking_uri, settings.registry_uri, os.getpid())
+        return _launchers.setdefault(key, DeliveryLauncher(settings, journal_root))
+
+
+def detach_all() -> None:
+    """Let every delivery process of this process outlive it."""
+    for launcher in list(_launchers.values()):
+        launcher.detach()

@@ -1,0 +1,31 @@
+"""What delivery has done with a run's records, as a value for the user."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DeliveryReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryReport:
+    """Counts of a run's entries: metric points, params, tags, artifacts, datasets and models.
+
+    Attributes:
+        delivered: Entries that the store has acknowledged.
+        pending: Entries in the journal that the store has not acknowledged yet.
+        rejected: Entries that the store refused for good; ``rejected.jsonl`` gives each one's reason.
+        dropped: Entries that could not be written to the journal (disk full, unwritable folder), and checkpoints that
+            made room for later ones (`max_checkpoint_bytes`).
+        damaged: Stretches of the journal that could not be read back.
+        complete: Nothing is pending, and the run's end, if it has ended, is in the store.
+        last_error: What keeps delivery from going on, empty when nothing does.
+    """
+
+    delivered: int
+    pending: int
+    rejected: int
+    dropped: int = 0
+    damaged: int = 0
+    complete: bool = False
+    last_error: str = ""

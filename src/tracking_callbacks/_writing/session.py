@@ -1,0 +1,357 @@
+"""One process writing to one run: opens the journal, stamps and appends records, counts what could not be kept."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tracking_callbacks._journal.frames import JournalWriter
+from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
+from tracking_callbacks._journal.owner import current_owner
+from tracking_callbacks._journal.records import (
+    Intent,
+    Metrics,
+    Record,
+    RunEnded,
+    SessionOpened,
+    Status,
+    count_entries,
+    now_ms,
+)
+from tracking_callbacks._writing.clock import MetricClock
+from tracking_callbacks._writing.launch import DeliveryLauncher
+from tracking_callbacks._writing.report import DeliveryReport
+from tracking_callbacks.settings import Settings
+
+__all__ = ["RunJournal", "Session", "writable_root"]
+
+logger = logging.getLogger(__name__)
+
+_CHECK_DELIVERY_NS = 1_000_000_000
+_POLL_SECONDS = 0.05
+_LOOK_SECONDS = 0.1  # the training's own thread may be the one that looks
+
+
+class Session:
+    """The journal of one stretch of one process's writing to one run.
+
+    Attributes:
+        folder: The run's folder.
+        name: The session's key in the delivery state.
+        appended: Number of entries that the journal holds.
+        dropped: Number of entries that it could not take.
+        withdrawn: Number of entries that it holds and whose files had to make room.
+        closed: The journal is sealed.
+    """
+
+    def __init__(self, root: JournalRoot, opened: SessionOpened) -> None:
+        self.folder: RunFolder = root.run(opened.run_key)
+        path = self.folder.journal(opened.session)
+        self.name = session_name(path)
+        self.appended = 0
+        self.dropped = 0
+        self.withdrawn = 0
+        self.closed = False
+        self._writer: JournalWriter | None = None
+        try:
+            with root.locked():
+                self.folder.path.mkdir(mode=0o700, exist_ok=True)
+                self._writer = JournalWriter(path)
+        except (OSError, TimeoutError) as error:
+            self.drop(0, error)
+        else:
+            # Twice: without its header a journal cannot be delivered, and one flipped byte must not cost a run.
+            self.append(opened)
+            self.append(opened)
+
+    def append(self, record: Record) -> None:
+        """Write one record; what cannot be written is counted."""
+        try:
+            if self._writer is None:
+                raise FileNotFoundError("no journal")
+            if type(record) is RunEnded:
+                self._writer.append_last(record)
+            else:
+                self._writer.append(record)
+        except (OSError, ValueError) as error:
+            self.drop(count_entries(record), error)
+        else:
+            self.appended += count_entries(record)
+
+    def close(self) -> None:
+        """Seal the journal."""
+        self.closed = True
+        if self._writer is not None:
+            self._writer.close()
+
+    def acknowledged(self, state: SessionState) -> bool:
+        """Return whether the store has all of the journal, and its end if it has ended; also if that is gone."""
+        if self._writer is None or not self._writer.path.exists():
+            return True  # nothing (more) that could be delivered
+        return state.closed if self.closed else min(state.points, state.files) >= self._writer.position
+
+    def drop(self, count: int, error: Exception) -> None:
+        """Count what could not be kept; the first time is a warning."""
+        level = logging.DEBUG if self.dropped else logging.WARNING
+        logger.log(level, "cannot write to %s (%s): what is logged meanwhile is dropped", self.folder.path, error)
+        self.dropped += count
+
+
+class RunJournal:
+    """Everything that this process writes to one run: a session, and another one after each end.
+
+    Attributes:
+        root: The journal root that holds the run's folder.
+        flush_timeout: Seconds that the interpreter's exit waits for delivery at most.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        root: JournalRoot,
+        launcher: DeliveryLauncher | None,
+        opened: SessionOpened,
+        *,
+        on_open: Callable[[], None],
+    ) -> None:
+        self.flush_timeout = settings.delivery.flush_timeout
+        self.root = root
+        self._launcher = launcher
+        self._opened = opened
+        self._on_open = on_open
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._all_staged = threading.Condition(self._lock)
+        self._clock = MetricClock()
+        self._staged = 0
+        self._staging = 0
+        self._warned = False
+        self._checked_delivery = 0
+        self._run_id = opened.run_id
+        self._last_state = RunState()
+        self._sessions: list[Session] = []
+        self._session = self._open(opened)
+
+    @property
+    def offline(self) -> bool:
+        """Whether nothing is delivered until ``tracking-callbacks sync``; so also in a forked child."""
+        return self._launcher is None or self.inert
+
+    @property
+    def inert(self) -> bool:
+        """A forked child inherits the object, but neither the run nor its journal."""
+        return os.getpid() != self._pid
+
+    @property
+    def live_folder(self) -> Path:
+        """Folder of the files that grow while the open session lasts; delivery uploads them as they grow."""
+        return self._session.folder.live(self._session.name)
+
+    def append_metrics(self, step: int, points: dict[str, float]) -> None:
+        """Stamp the points of one step with the present time and write them, to a new session where the run has ended.
+
+        Args:
+            step: A signed 64-bit integer.
+            points: Values by name; the names are those that MLflow accepts.
+        """
+        if os.getpid() != self._pid:  # inert; without the property's call, because a training step waits for this
+            return
+        with self._lock:  # in the order of their stamps
+            session = self._writable_session() if self._session.closed else self._session
+            session.append(Metrics(self._clock.stamp(step, points), step, points))
+        if time.monotonic_ns() - self._checked_delivery > _CHECK_DELIVERY_NS:
+            self._check_delivery()
+
+    def append(self, record: Record) -> None:
+        """Write a record, to a new session where the run has ended."""
+        if self.inert:
+            return
+        with self._lock:
+            self._writable_session().append(record)
+        if time.monotonic_ns() - self._checked_delivery > _CHECK_DELIVERY_NS:
+            self._check_delivery()
+
+    def stage(self, name: str, write: Callable[[Path], object], record: Callable[[str], Record]) -> Path | None:
+        """Write files under the run's folder, then the record that names them.
+
+        Other threads may log meanwhile: a large copy holds nobody up. The run's end waits for it.
+
+        Args:
+            name: Name of the file or folder to write; where it is empty, a folder without a name of its own.
+            write: Called with the path to write to. Its exceptions are passed on, an `OSError` apart.
+            record: Called with that path relative to the run's folder.
+
+        Returns:
+            The path that was written to; None where it could not be written, which is counted, or in a forked child.
+        """
+        if self.inert:
+            return None
+        with self._lock:
+            session = self._writable_session()
+            self._staged += 1
+            holder = f"staged/{session.name}-{self._staged:06d}"
+            self._staging += 1  # so the session stays open until the record is in it
+        staged = f"{holder}/{name}" if name else holder
+        target = session.folder.path / staged
+        written = False
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(target)
+            written = True
+        except OSError as error:
+            session.drop(count_entries(record(staged)), error)
+        finally:
+            with self._lock:
+                if written:
+                    session.append(record(staged))
+                self._staging -= 1
+                self._all_staged.notify_all()
+            if not written:
+                shutil.rmtree(session.folder.path / holder, ignore_errors=True)
+        self._check_delivery()
+        return target if written else None
+
+    def withdraw(self, count: int) -> None:
+        """Count entries whose files are gone, by intent, before they were delivered."""
+        with self._lock:
+            self._session.withdrawn += count
+
+    def seal(self, status: Status | None) -> None:
+        """End the open session, if there is one, with what it has to say about the run's status."""
+        if self.inert:
+            return
+        with self._lock:
+            while self._staging:  # releases the lock
+                self._all_staged.wait()
+            if not self._session.closed:
+                self._session.append(RunEnded(now_ms(), status))
+                self._session.close()
+                if self._session.dropped:
+                    logger.warning("%d entries could not be kept in %s", self._session.dropped, self.root.path)
+                self.ensure_delivery()
+
+    def reopen(self, intent: Intent) -> None:
+        """Open another session of the run."""
+        if self.inert:
+            return
+        with self._lock:
+            self.seal(None)
+            now = time.time_ns()
+            self._session = self._open(
+                SessionOpened(
+                    run_key=self._opened.run_key,
+                    session=max(now, self._opened.session + len(self._sessions)),
+                    timestamp=now // 1_000_000,
+                    owner=current_owner(),
+                    store=self._opened.store,
+                    experiment=self._opened.experiment,
+                    intent=intent,
+                    run_id=self.known_run_id(),
+                    resumed=True,
+                    system_metrics=self._opened.system_metrics and intent == "own",
+                )
+            )
+
+    def report(self) -> DeliveryReport:
+        """Return what delivery has done so far with what this process wrote."""
+        state = self.state()
+        pairs = [(session, state.sessions.get(session.name, SessionState())) for session in self._sessions]
+        delivered = sum(done.delivered for _, done in pairs)
+        rejected = sum(done.rejected for _, done in pairs)
+        withdrawn = sum(session.withdrawn for session in self._sessions)
+        return DeliveryReport(
+            delivered=delivered,
+            pending=max(sum(session.appended for session in self._sessions) - delivered - rejected - withdrawn, 0),
+            rejected=rejected,
+            dropped=sum(session.dropped for session in self._sessions) + withdrawn,
+            damaged=sum(done.damaged for _, done in pairs),
+            complete=all(session.acknowledged(done) for session, done in pairs),
+            last_error=state.last_error,
+        )
+
+    def state(self) -> RunState:
+        """Return what delivery knows of the run, also after its folder is gone."""
+        folder, key = self.root.run(self._opened.run_key), self._opened.run_key
+        # The folder goes when all is delivered; its final state is written before that. So look twice, in this order.
+        state = folder.read_state() or self.root.final_state(key) or folder.read_state()
+        if state is None and not folder.path.exists():
+            with (
+                contextlib.suppress(OSError, TimeoutError),
+                self.root.locked(_LOOK_SECONDS),
+            ):  # on a full disk it comes after
+                state = self.root.final_state(key)
+        state = state or self._last_state
+        self._last_state = state
+        self._run_id = self._run_id or state.run_id
+        return state
+
+    def known_run_id(self) -> str | None:
+        """Return the server's id of the run, if it is known by now."""
+        return self._run_id or self.state().run_id
+
+    def wait_for_run_id(self, seconds: float) -> str | None:
+        """Return the server's id of the run; wait for it at most `seconds`, not at all when offline."""
+        deadline = time.monotonic() + seconds
+        while self.known_run_id() is None and not self.offline and time.monotonic() < deadline:
+            self.ensure_delivery()
+            time.sleep(_POLL_SECONDS)
+        return self._run_id
+
+    def ensure_delivery(self) -> None:
+        """Start the delivery process if it should run and does not."""
+        if self._launcher is not None and not self.inert:
+            self._launcher.ensure_running()
+
+    def warn_if_blocked(self) -> None:
+        """Say once, in the training's own log, what will not mend itself."""
+        if self._warned or self._launcher is None:
+            return
+        state = self.state()
+        own = (state.sessions.get(session.name) for session in self._sessions)
+        refused = sum(done.rejected for done in own if done is not None)
+        if state.blocked:
+            self._warned = True
+            logger.warning("nothing is delivered: %s; it is kept in %s", state.last_error, self.root.path)
+        elif refused:
+            self._warned = True
+            logger.warning("the store refused %d entries; rejected.jsonl among the artifacts says why", refused)
+
+    def _check_delivery(self) -> None:
+        self._checked_delivery = time.monotonic_ns()
+        self.ensure_delivery()
+        self.warn_if_blocked()
+
+    def _writable_session(self) -> Session:
+        if self._session.closed:
+            self.reopen("amend")
+        return self._session
+
+    def _open(self, opened: SessionOpened) -> Session:
+        self.ensure_delivery()  # before there is anything to deliver: a kill between the two must not orphan it
+        session = Session(self.root, opened)
+        self._sessions.append(session)
+        self._on_open()
+        self.ensure_delivery()
+        return session
+
+
+def writable_root(path: Path) -> JournalRoot:
+    """Return the journal root at `path`, or one in the temp folder, with a warning, where `path` cannot be written."""
+    root = JournalRoot(path)
+    try:
+        root.prepare()
+    except OSError as error:
+        user = os.getuid() if hasattr(os, "getuid") else 0
+        fallback = JournalRoot(Path(tempfile.gettempdir()) / f"tracking_callbacks-{user}")
+        reason = error.strerror or error
+        logger.warning("the journal root %s cannot be used (%s); using %s", path, reason, fallback.path)
+        fallback.prepare()
+        return fallback
+    return root

@@ -1,0 +1,58 @@
+"""The datasets of a ``Trainer`` as inputs of the run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tracking_callbacks._callbacks.dataset_inputs import log_input
+from tracking_callbacks._runs.run import Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["log_dataset_of"]
+
+_LABEL_COLUMNS = ("labels", "label", "label_ids")
+
+
+def log_dataset_of(
+    run: Run, dataloader: Any, role: str, *, context: str, tokenizer: Any = None, model: nn.Module | None = None
+) -> None:
+    """Record the dataset behind a dataloader.
+
+    Args:
+        run: The run.
+        dataloader: What ``Trainer`` gives its callbacks, after it has taken unused columns away; None is passed over.
+        role: What the training calls the dataset.
+        context: MLflow's word for what the run uses it for.
+        tokenizer: Decodes token ids for the sample of rows.
+        model: Its configuration names the labels for the sample of rows.
+    """
+    dataset: Any = getattr(dataloader, "dataset", None)
+    if type(dataset).__name__ == "IterableDatasetShard":  # of accelerate and transformers, around the user's
+        dataset = dataset.dataset
+    if dataset is not None:
+        labels = getattr(getattr(model, "config", None), "id2label", None) or {}
+        log_input(
+            run,
+            dataset,
+            role,
+            context=context,
+            readable=not getattr(dataloader, "num_workers", 0),
+            decorate=functools.partial(_readable, tokenizer=tokenizer, labels=labels),
+        )
+
+
+def _readable(row: Mapping[str, Any], *, tokenizer: Any, labels: Mapping[int, str]) -> dict[str, Any]:
+    """Return `row` with the text that its token ids stand for, and the name of its label."""
+    added = {}
+    if "input_ids" in row and "text" not in row and hasattr(tokenizer, "decode"):
+        added["text"] = tokenizer.decode(row["input_ids"], skip_special_tokens=True)
+    for column in _LABEL_COLUMNS:
+        label: Any = row.get(column)
+        label = label.item() if getattr(label, "shape", None) == () else label
+        if isinstance(label, int) and label in labels:
+            added["label name"] = labels[label]
+    return added | dict(row)

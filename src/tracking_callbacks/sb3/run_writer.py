@@ -1,0 +1,124 @@
+"""SB3's logger as a source of metrics: everything it dumps, and the updates that it never does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from stable_baselines3.common.logger import Figure, KVWriter, Logger
+
+from tracking_callbacks._runs.run import Run
+from tracking_callbacks._values.conversion import to_scalar
+from tracking_callbacks._values.names import safe_name
+from tracking_callbacks._writing.guard import never_in_the_way
+from tracking_callbacks.errors import InvalidNameError, MetricValueError
+
+__all__ = ["RunWriter"]
+
+logger = logging.getLogger(__name__)
+
+_UPDATES = "train/"
+_UPDATE_COUNT = "train/n_updates"
+
+
+class RunWriter(KVWriter):
+    """One more output of SB3's logger, beside the user's own.
+
+    On-policy algorithms record ``train/*`` after the dump of their iteration, so SB3 itself writes them one
+    rollout late and never the last. `write_update` logs them at once; the dump that brings them again leaves
+    them out.
+
+    Args:
+        run: Where the values go.
+        learn_started: ``model.start_time`` of the ``learn()`` that this writer belongs to.
+        on_dump: Called with the step after each dump.
+    """
+
+    def __init__(self, run: Run, learn_started: float, on_dump: Callable[[int], None]) -> None:
+        self.learn_started = learn_started
+        self._run = run
+        self._on_dump = on_dump
+        self._written: dict[str, Any] = {}
+        self._skipped: set[str] = set()
+
+    def install(self, logger: Logger) -> None:
+        """Become an output of `logger`, in place of writers that a training which failed has left behind."""
+        if self in logger.output_formats:
+            return
+        logger.output_formats[:] = [
+            output
+            for output in logger.output_formats
+            if not (isinstance(output, RunWriter) and output.learn_started != self.learn_started)
+        ]
+        self._written = _updates(logger.name_to_value)  # of an earlier training with the same logger
+        logger.output_formats.append(self)
+
+    def remove(self, logger: Logger) -> None:
+        """Leave the outputs of `logger`."""
+        logger.output_formats[:] = [output for output in logger.output_formats if output is not self]
+
+    @never_in_the_way
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Log what SB3 dumps; values recorded with ``exclude="mlflow"`` are left out."""
+        stale = self._stale(key_values)
+        self._log(
+            {
+                key: value
+                for key, value in key_values.items()
+                if key not in stale and "mlflow" not in (key_excluded.get(key) or ())
+            },
+            step,
+        )
+        if not stale:
+            self._written = _updates(key_values)
+        self._on_dump(step)
+
+    def write_update(self, logger: Logger, step: int) -> None:
+        """Log ``train/*`` of an update that has been made and not been dumped."""
+        values = logger.name_to_value
+        count = values.get(_UPDATE_COUNT)
+        if count is not None and count != self._written.get(_UPDATE_COUNT):
+            self._written = _updates(values)
+            self._log(self._written, step)
+
+    def write_remaining(self, logger: Logger, step: int) -> None:
+        """Log all that was recorded and will not be dumped any more."""
+        stale = self._stale(logger.name_to_value)
+        self._log({key: value for key, value in logger.name_to_value.items() if key not in stale}, step)
+
+    def close(self) -> None:
+        """Do nothing: the run is ended by the callback."""
+
+    def _stale(self, values: Mapping[str, Any]) -> set[str]:
+        """Return the keys of `values` that were logged already as part of the same update."""
+        count = values.get(_UPDATE_COUNT)
+        if count is None or count != self._written.get(_UPDATE_COUNT):
+            return set()
+        return {key for key, value in self._written.items() if key in values and values[key] is value}
+
+    def _log(self, values: Mapping[str, Any], step: int) -> None:
+        try:
+            self._run.log_metrics(values, step=step)
+        except (InvalidNameError, MetricValueError):  # one of them is no metric: then none is logged
+            self._run.log_metrics(self._metrics(values, step), step=step)
+
+    def _metrics(self, values: Mapping[str, Any], step: int) -> dict[str, float]:
+        """Log the figures among `values`, and return the metrics; the first time that another comes is a warning."""
+        metrics = {}
+        for key, value in values.items():
+            if isinstance(value, Figure):
+                self._run.log_figure(value.figure, f"figures/{key}/{step:09d}.png")
+                continue
+            try:
+                safe_name(key)
+                metrics[key] = to_scalar(key, value)
+            except (InvalidNameError, MetricValueError) as error:
+                if key not in self._skipped:
+                    self._skipped.add(key)
+                    logger.warning("%s; it is left out of the run", error)
+        return metrics
+
+
+def _updates(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key.startswith(_UPDATES)}
