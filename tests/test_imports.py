@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,11 +35,15 @@ def test_a_callback_does_not_import_mlflow_before_a_model_is_saved(part: str) ->
 
 
 @pytest.mark.alone
-def test_the_core_is_imported_within_a_tenth_of_a_second() -> None:
+def test_the_core_is_imported_within_a_tenth_of_a_second(tmp_path: Path) -> None:
     code = "import time; began = time.perf_counter(); import tracking_callbacks; print(time.perf_counter() - began)"
-    seconds = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-        for _ in range(5)
-    ]
+    environment = dict(os.environ) | {"PYTHONPYCACHEPREFIX": str(tmp_path)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # bytecode is cached, as it is for a user
 
-    assert min(seconds) <= 0.1
+    def seconds() -> float:
+        command = [sys.executable, "-c", code]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+
+    seconds()
+
+    assert min(seconds() for _ in range(5)) <= 0.1
