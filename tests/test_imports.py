@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -34,16 +32,9 @@ def test_a_callback_does_not_import_mlflow_before_a_model_is_saved(part: str) ->
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.alone
-def test_the_core_is_imported_within_a_tenth_of_a_second(tmp_path: Path) -> None:
-    code = "import time; began = time.perf_counter(); import tracking_callbacks; print(time.perf_counter() - began)"
-    environment = dict(os.environ) | {"PYTHONPYCACHEPREFIX": str(tmp_path)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # bytecode is cached, as it is for a user
+def test_the_core_loads_few_modules() -> None:
+    """The bar of 100 ms is benchmark row 6's; here the work is counted, because clocks of busy machines say little."""
+    code = "import sys; before = set(sys.modules); import tracking_callbacks; print(len(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    def seconds() -> float:
-        command = [sys.executable, "-c", code]
-        return float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
-
-    seconds()
-
-    assert min(seconds() for _ in range(5)) <= 0.1
+    assert int(done.stdout) <= 165
