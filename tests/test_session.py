@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 from processes import wait_for
 from tracking_callbacks import Delivery, MLflowTracker
+from tracking_callbacks._journal.frames import read_chunk
 from tracking_callbacks._journal.owner import Owner, OwnerWatch, current_owner
-from tracking_callbacks._writing.session import MetricClock
+from tracking_callbacks._runs import run as run_module
+from tracking_callbacks._writing.clock import MetricClock
 from tracking_callbacks._writing.snapshots import snapshot
 
 values = st.sampled_from([0.0, 1.0, -0.0, math.nan, math.inf])
@@ -107,3 +110,35 @@ def test_a_zombie_counts_as_dead() -> None:
     assert not watch.alive()
     assert not OwnerWatch(identity).alive()
     child.communicate()
+
+
+def test_metrics_of_another_thread_do_not_wait_for_a_copy_and_the_end_does(tmp_path, monkeypatch) -> None:
+    copying, released, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(source: Path, target: Path) -> None:
+        copying.set()
+        assert released.wait(30)
+        snapshot(source, target)
+
+    monkeypatch.setattr(run_module, "snapshot", slow)
+    (tmp_path / "large.bin").write_bytes(b"x")
+    run = MLflowTracker("http://127.0.0.1:9", delivery=Delivery(offline=True), record=False).start_run()
+    copier = threading.Thread(target=run.log_artifact, args=[tmp_path / "large.bin"])
+    copier.start()
+    assert copying.wait(30)
+    logger = threading.Thread(target=run.log_metrics, args=[{"loss": 1.0}])
+    logger.start()
+    logger.join(30)
+    logged_meanwhile = not logger.is_alive() and not released.is_set()
+    ender = threading.Thread(target=lambda: (run.end(), ended.set()))
+    ender.start()
+    ended_too_early = ended.wait(0.2)
+    released.set()
+    for thread in (copier, ender):
+        thread.join(30)
+
+    journal = run.journal.root.run(run.run_key).journals()[0]
+    kinds = [type(record).__name__ for record, _ in read_chunk(journal, 0, complete=True).records]
+    assert logged_meanwhile
+    assert not ended_too_early
+    assert kinds[-3:] == ["Metrics", "Artifact", "RunEnded"]

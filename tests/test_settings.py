@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
 import pytest
 
 from tracking_callbacks import ConfigError, Delivery, MLflowTracker, Recording
+from tracking_callbacks._callbacks.callback_run import CallbackRun
 from tracking_callbacks.settings import resolve_settings
 
 
@@ -165,3 +167,47 @@ def test_construction_touches_nothing(tmp_path) -> None:
     MLflowTracker("sqlite:///x.db", "e", delivery=Delivery(journal_root="j"))
 
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_every_setting_reaches_joined_runs_trials_and_trackers_of_a_run(tmp_path, monkeypatch) -> None:
+    """Each field is off its default, so that none can be forgotten on the way."""
+    import mlflow
+
+    (tmp_path / "conf.yaml").write_text("tags: {team: nlp}\n")
+    record = Recording(
+        config=False, config_files=[tmp_path / "conf.yaml"], source=False, environment=False, python_logging=False,
+        pictures=False, reports=False, system_metrics=True, datasets=False, sample_rows=True, models=False,
+    )  # fmt: skip
+    delivery = Delivery(
+        journal_root=tmp_path / "elsewhere", offline=True, flush_timeout=3, grace=4, max_checkpoint_bytes=5
+    )
+    tracker = MLflowTracker(
+        "sqlite:///mine.db",
+        "mine",
+        config=tmp_path / "conf.yaml",
+        registry_uri="sqlite:///registry.db",
+        record=record,
+        delivery=delivery,
+    )
+    default = MLflowTracker().settings
+    for group in ("record", "delivery"):
+        given, usual = getattr(tracker.settings, group), getattr(default, group)
+        assert [name for name in given.__struct_fields__ if getattr(given, name) == getattr(usual, name)] == []
+    names = [one.name for one in dataclasses.fields(default) if one.name not in ("record", "delivery")]
+    same = [name for name in names if getattr(default, name) == getattr(tracker.settings, name)]
+    assert same == ["working_folder"]
+
+    run = tracker.start_run()
+    trial, search = CallbackRun(tracker).begin_trial("trial")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/active.db")
+    try:
+        with mlflow.start_run():
+            joined = CallbackRun(tracker).begin_training()
+    finally:
+        mlflow.set_tracking_uri(None)
+
+    assert run.settings == search.settings == trial.settings == MLflowTracker.of(run).settings == tracker.settings
+    expected = dataclasses.replace(tracker.settings, tracking_uri=f"sqlite:///{tmp_path}/active.db")
+    assert joined.settings == expected
+    for one in (run, trial, search, joined):
+        one.end()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tracking_callbacks import ConfigError, Delivery, InputError, MLflowTracker
+from tracking_callbacks import ConfigError, Delivery, InputError, MLflowTracker, TrackingError
 
 
 @pytest.fixture
@@ -55,6 +55,66 @@ def test_a_model_is_logged_linked_registered_and_loads(
         assert loaded.metadata.model_id == output.model_id
     finally:
         mlflow.set_tracking_uri(None)
+
+
+def test_a_registry_apart_from_the_store_gets_the_version_and_the_alias(
+    server, shared_journal, client, mlmodel, tmp_path, monkeypatch
+) -> None:
+    import mlflow
+
+    name, registry = f"apart-{tmp_path.name}", f"sqlite:///{tmp_path}/registry.db"
+    delivery = Delivery(journal_root=shared_journal)
+    tracker = MLflowTracker(server.uri, "registry apart", registry_uri=registry, delivery=delivery)
+    with tracker.start_run() as run:
+        run.log_model(mlmodel, registered_model_name=name, aliases=["champion"])
+    assert run.flush().complete
+
+    version = mlflow.MlflowClient(server.uri, registry).get_model_version_by_alias(name, "champion")
+    assert (str(version.version), version.run_id) == ("1", run.run_id)
+    assert not client.search_registered_models(f"name = '{name}'")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", registry)
+    mlflow.set_tracking_uri(server.uri)
+    try:
+        assert mlflow.pyfunc.load_model(f"models:/{name}@champion").predict([1.0]) == [2.0]
+    finally:
+        mlflow.set_tracking_uri(None)
+
+
+def test_a_model_is_saved_straight_into_the_journal(tracker, client, mlmodel, tmp_path) -> None:
+    places = []
+
+    def save(folder: Path) -> None:
+        places.append(folder)
+        mlmodel.rename(folder)
+
+    with tracker.start_run() as run:
+        run.save_model(save, "named", f"straight-{tmp_path.name}", ["champion"], step=3)
+    assert run.flush().complete
+
+    assert places[0].is_relative_to(tracker.settings.journal_root / run.run_key)
+    (output,) = client.get_run(run.run_id).outputs.model_outputs
+    assert (client.get_logged_model(output.model_id).name, output.step) == ("named", 3)
+    assert client.get_model_version_by_alias(f"straight-{tmp_path.name}", "champion").version == "1"
+
+
+@pytest.mark.parametrize(
+    ("save", "expected"),
+    [
+        (lambda folder: folder.mkdir(), "left no MLmodel file"),
+        (lambda folder: (folder / "absent" / "x").touch(), "cannot be saved: .*No such file"),
+    ],
+    ids=["no MLmodel", "full disk and its like"],
+)
+def test_a_model_that_cannot_be_saved_says_why_and_leaves_nothing(tracker, save, expected) -> None:
+    run = tracker.start_run()
+    with pytest.raises(TrackingError, match=expected):
+        run.save_model(save)
+    left = list((tracker.settings.journal_root / run.run_key / "staged").glob("*/model"))
+    run.end()
+    report = run.flush()
+
+    assert not left
+    assert (report.complete, report.delivered, report.dropped) == (True, 0, 0)
 
 
 def test_the_next_run_makes_the_next_version_and_takes_the_alias(tracker, client, mlmodel, tmp_path) -> None:

@@ -302,13 +302,13 @@ class MlflowStore:
     def create_version(self, name: str, *, model_id: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
         """Make a model version of a logged model."""
         with translate_errors():
-            return self._client().create_model_version(
-                name,
-                source=f"models:/{model_id}",
-                run_id=run_id,
-                tags=tags,
-                await_creation_for=0,
-                model_id=model_id,
+            client = self._client()
+            source, known_model_id = f"models:/{model_id}", model_id
+            if self._registry_uri != self._uri and self._registry_uri.startswith("http"):
+                # A registry server looks a model id up in its own tracking store, which does not have it.
+                source, known_model_id = client.get_logged_model(model_id).artifact_location, None
+            return client.create_model_version(
+                name, source=source, run_id=run_id, tags=tags, await_creation_for=0, model_id=known_model_id
             )
 
     @retry_transient
