@@ -303,7 +303,8 @@ class MlflowStore:
         """Make a model version of a logged model."""
         with translate_errors():
             client = self._client()
-            source, known_model_id = f"models:/{model_id}", model_id
+            source = f"models:/{model_id}"
+            known_model_id: str | None = model_id
             if self._registry_uri != self._uri and self._registry_uri.startswith("http"):
                 # A registry server looks a model id up in its own tracking store, which does not have it.
                 source, known_model_id = client.get_logged_model(model_id).artifact_location, None
