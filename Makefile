@@ -51,7 +51,7 @@ format: $(READY) ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BENCH_READY) ## measure beside wandb, trackio, … and write benchmarks/RESULTS.md (ROWS=1,4 for some rows)
+bench: $(BENCH_READY) ## measure side by side with wandb, trackio, … and write benchmarks/RESULTS.md (ROWS=1,4 for some rows)
 	$(BENCH)/bin/python -m benchmarks $(if $(ROWS),--rows $(ROWS))
 
 $(BENCH_READY): pyproject.toml $(LOCK)

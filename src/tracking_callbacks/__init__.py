@@ -1,4 +1,4 @@
-"""Complete, truthful MLflow runs from Hugging Face and Stable-Baselines3 trainings that are never held up by them."""
+"""Complete, true MLflow runs for Hugging Face's Trainer and Stable-Baselines3, which never slow or stop training."""
 
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker

@@ -21,32 +21,32 @@ RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
 
 
 def run_reference(run: Run) -> dict[str, str]:
-    """Return what a checkpoint or a saved model has to say of its run, for a later process that continues it.
+    """Return what a checkpoint or a saved model says about its run, for a later process that continues it.
 
-    Not the run id, which is unknown while the server is away.
+    The run id is not part of it, because it is unknown while the server is away.
     """
     return {"run_key": run.run_key} | _place(run.settings)
 
 
-def run_key_from(address: object, settings: Settings, *, owner: str) -> str | None:
-    """Return the key of the run at `address`, None where that is no run in the store and experiment of `settings`.
+def run_key_from(reference: object, settings: Settings, *, owner: str) -> str | None:
+    """Return the key of the run that `reference` names, None where that run is in another store or experiment.
 
     Args:
-        address: What `run_reference` gave once, as it was read back.
-        settings: Where the training's own runs go.
+        reference: What `run_reference` returned, as it was read back.
+        settings: Where new runs go.
         owner: What it was read from, for the warning about another store.
     """
-    if not isinstance(address, Mapping) or not isinstance(address.get("run_key"), str):
+    if not isinstance(reference, Mapping) or not isinstance(reference.get("run_key"), str):
         return None
     here = _place(settings)
-    if any(address.get(key) != value for key, value in here.items()):
+    if any(reference.get(key) != value for key, value in here.items()):
         logger.warning(
             "%s's run is in experiment %r at %s; a new run begins in %r at %s",
-            *(owner, address.get("experiment_name"), address.get("tracking_uri")),
+            *(owner, reference.get("experiment_name"), reference.get("tracking_uri")),
             *(here["experiment_name"], here["tracking_uri"]),
         )
         return None
-    return str(address["run_key"])
+    return str(reference["run_key"])
 
 
 def _place(settings: Settings) -> dict[str, str]:
@@ -54,19 +54,19 @@ def _place(settings: Settings) -> dict[str, str]:
 
 
 class CallbackRun:
-    """The run of one callback: found or started at the first training event, ended with the training.
+    """The run of one callback: found or started at the first training event, ended when training ends.
 
     A run that the user started is joined and never ended: a ``with tracker.start_run()`` block, an active
-    ``mlflow.start_run()``, or ``MLFLOW_RUN_ID``. Everything else is a run of the callback's own.
+    ``mlflow.start_run()``, or ``MLFLOW_RUN_ID``. Every other run belongs to the callback.
 
     Args:
-        tracker: Where runs go; None stands for ``MLflowTracker()``, built at the first event.
+        tracker: Where runs go; None means ``MLflowTracker()``, built at the first event.
         run_name: Name of runs that are started.
         tags: Tags of runs that are started.
 
     Attributes:
         run: The run that is written to; None before the first event.
-        training: A training has begun and has not ended.
+        training: Training has begun and has not ended.
         search: The run that a search's trials are nested under; None outside a search.
     """
 
@@ -87,25 +87,25 @@ class CallbackRun:
         self._borrowed: Run | None = None
 
     def begin_training(self, *, resume_key: str | None = None, continues: bool = False) -> Run:
-        """Return the run of a training that begins now.
+        """Return the run of the training that begins now.
 
-        An evaluation's run that has seen no training yet is taken over; a training that began and never ended is
-        closed first, with the status that is true.
+        If an evaluation has opened a run and no training has used it, training takes it over. If earlier training
+        began and never ended, its run is first ended with its true status.
 
         Args:
-            resume_key: `Run.run_key` of an earlier run, of this process or not, that this training continues.
-            continues: The training continues this object's own last run.
+            resume_key: `Run.run_key` of an earlier run, from this process or another, that this training continues.
+            continues: Training continues the last run of this object.
         """
         self._close_interrupted()
         self._end_search()
         run = self.run
         if run is None or not self._may_continue(run, resume_key, continues):
             if run is not None and not self._trained and not self._user_owns(run):
-                run.end()  # of an evaluation, and the training goes on in another
+                run.end()  # an evaluation opened it, and training uses another
             run = self._join() or self._start(resume_key)
         elif run.ended:
             run.reopen()
-            if run is self._borrowed:  # whose block is over: nobody else will end it now
+            if run is self._borrowed:  # the user's block has ended it: from now on the callback does
                 self._borrowed = None
         run.status_at_exit = "KILLED"
         self.run = run
@@ -113,10 +113,10 @@ class CallbackRun:
         return run
 
     def begin_trial(self, run_name: str) -> tuple[Run, Run]:
-        """Return a new run, and that of the search which this training is a trial of; the one is nested under it.
+        """Return a new run for a trial, and the run of the search that it is nested under.
 
-        The first trial begins the search: its run is the one that would be joined by a training, else a new one. It
-        ends with the next training that is no trial, or with the program.
+        The first trial begins the search. The search uses the run that training would join, else a new one. It ends
+        at the next training that is not a trial, or with the program.
 
         Args:
             run_name: Name of the trial's run.
@@ -125,16 +125,16 @@ class CallbackRun:
         if self.search is None:
             evaluated = None if self._trained else self.run
             self.search = evaluated or self._join() or self._start(None)
-            self.search.status_at_exit = "FINISHED"  # nobody tells a callback that a search has come to its end
+            self.search.status_at_exit = "FINISHED"  # no hook says that a search is over
         self.run = MLflowTracker.of(self.search).start_run(run_name, tags=self._tags, parent=self.search)
         self.run.status_at_exit = "FAILED"  # the search has caught what stopped its last trial
         self.training = self._trained = True
         return self.run, self.search
 
     def run_for_evaluation(self) -> Run:
-        """Return the run that an evaluation belongs to: that of the last training, else one that training joins.
+        """Return the run that an evaluation belongs to: that of the last training, else one that training will join.
 
-        A run that no training joins is FINISHED when the program ends without an exception.
+        If no training joins it, the run is FINISHED when the program ends without an exception.
         """
         if self.run is None:
             self.run = self._join() or self._start(None)
@@ -142,7 +142,7 @@ class CallbackRun:
         return self.run
 
     def end_training(self, status: Status = "FINISHED", error: BaseException | None = None) -> None:
-        """End the run if it is the callback's own, because of `error` if there is one; a second call does nothing."""
+        """End the run if it belongs to the callback, because of `error` if there is one. A second call does nothing."""
         if self.training and self.run is not None:
             self.training = False
             if self._user_owns(self.run):
@@ -154,7 +154,7 @@ class CallbackRun:
 
     @property
     def settings(self) -> Settings:
-        """Where runs go that the callback starts itself."""
+        """The settings of the runs that the callback starts."""
         return self._tracker().settings
 
     def _may_continue(self, run: Run, resume_key: str | None, continues: bool) -> bool:
@@ -163,7 +163,7 @@ class CallbackRun:
         return continues or not self._trained or run in active_runs.get()
 
     def _close_interrupted(self) -> None:
-        """The process lives, yet its training never ended: an exception, seen by the interpreter or caught."""
+        """End the run of training that never announced its end, although this process lives: it raised an exception."""
         if self.training and self.run is not None and not self._user_owns(self.run):
             self.run.end_interrupted(otherwise="FAILED")
         self.training = False
@@ -187,7 +187,7 @@ class CallbackRun:
         active = mlflow.active_run() if mlflow is not None and hasattr(mlflow, "active_run") else None
         if active is None or mlflow is None:
             return None
-        # An active run lives where mlflow's own URI points to, whatever ours says.
+        # The active run lives at mlflow's own URI, which may differ from ours.
         there = self._tracker().at(mlflow.get_tracking_uri())
         return there.join_run(active.info.run_id)
 

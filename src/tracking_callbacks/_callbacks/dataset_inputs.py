@@ -1,4 +1,4 @@
-"""What the callbacks record of a dataset that a training is given: an input of the run, and on request some rows."""
+"""What callbacks record of a dataset: an input of the run, and on request some of its rows."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def log_input(
     readable: bool = True,
     decorate: Callable[[Row], Row] = dict,
 ) -> None:
-    """Record `dataset` as an input of the run, and some of its rows where the tracker was told to.
+    """Record `dataset` as an input of the run, and some of its rows if the tracker asks for them.
 
     Args:
         run: The run.
-        dataset: What the training is given, see `summarize`.
-        role: What the training calls it: ``train``, ``eval``, …; its name, if it has none of its own.
+        dataset: What training or evaluation reads, see `summarize`.
+        role: What the framework calls it: ``train``, ``eval``, …; its name where the dataset has none.
         context: MLflow's word for what the run uses it for.
-        name: Its name.
-        readable: Whether rows may be asked for in this process.
-        decorate: Makes a row readable before it is shown.
+        name: Name of the dataset.
+        readable: Whether rows may be read in this process.
+        decorate: Makes a row readable before it is logged.
     """
 
     def write() -> None:

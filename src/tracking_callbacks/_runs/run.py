@@ -98,7 +98,7 @@ class Run:
         Args:
             metrics: Names and values; a value is a number, or a tensor or array of one element. NaN is kept; MLflow
                 stores the infinities as ±1.797e308.
-            step: Training step, a signed 64-bit integer; None stands for 0, as in MLflow.
+            step: Training step, a signed 64-bit integer; None means 0, as in MLflow.
 
         Raises:
             InvalidNameError: A name is empty or not a text.
@@ -178,9 +178,9 @@ class Run:
         self._log_files(lambda target: snapshot(source, target), "", artifact_path)
 
     def log_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Log a training's checkpoint, a file or a folder, as it is now, under ``checkpoints/``.
+        """Log a checkpoint, a file or a folder, as it is now, under ``checkpoints/``.
 
-        A store that is away, or slower than the training, must not fill the disk: where the checkpoints that wait for
+        A store that is away, or slower than training, must not fill the disk: where the checkpoints that wait for
         delivery would take more than the tracker's `max_checkpoint_bytes`, the oldest of them are dropped. The report
         and the run's tag ``tracking_callbacks.dropped_checkpoints`` count them. The latest always stays.
 
@@ -263,7 +263,7 @@ class Run:
         Args:
             name: Name of the dataset.
             dataset: The dataset itself, of which schema, size, digest and source are read: a ``datasets.Dataset``, a
-                pandas frame, a list of rows, an array, a dataset of torch. The other arguments go before it.
+                pandas frame, a list of rows, an array, a dataset of torch. The other arguments take precedence over it.
             digest: Fingerprint of its content, at most 36 characters; by default one of name, schema, size and source.
             schema: Names and types of its columns, in MLflow's words (``long``, ``string``, …).
             size: Number of rows, or a mapping such as ``{"num_rows": 3000}``.
@@ -368,7 +368,7 @@ class Run:
     def draw(
         self, kind: records.DrawingKind, artifact_path: str = "figures", data: Path | str | None = None, **captions: str
     ) -> None:
-        """Have a picture drawn of the run; delivery does it, so that it costs the training nothing.
+        """Have the delivery process draw a picture of the run, so that it costs training nothing.
 
         Args:
             kind: ``learning_curves``, of the points logged so far under ``train/``, ``eval/`` and ``test/``;
@@ -456,7 +456,7 @@ class Run:
         """Wait until the store has everything logged so far, or `timeout` seconds have passed.
 
         Args:
-            timeout: Seconds; None stands for the tracker's ``flush_timeout``. The wait shows its progress on stderr
+            timeout: Seconds; None means the tracker's ``flush_timeout``. The wait shows its progress on stderr
                 after two seconds. With ``offline=True`` nothing is waited for.
         """
         self._contents.settle()

@@ -103,7 +103,7 @@ class MLflowTracker:
         """Start a run, or continue the one that the server knows as `run_id`.
 
         Use it in a ``with`` statement, which ends the run with the status that is true, or call `Run.end`. A run that
-        nobody ends is KILLED (FAILED after an uncaught exception) when the interpreter exits.
+        is never ended is KILLED (FAILED after an uncaught exception) when the interpreter exits.
 
         Args:
             run_name: Shown in the UI; without one MLflow makes one up.
@@ -119,7 +119,7 @@ class MLflowTracker:
         return self._open(run_name=run_name, tags=tags, parent=parent, run_id=run_id)
 
     def join_run(self, run_id: str) -> Run:
-        """Log to a run that somebody else has started and will end.
+        """Log to a run that another program has started and will end.
 
         Args:
             run_id: The server's id of the run.

@@ -36,18 +36,18 @@ logger = logging.getLogger(__name__)
 
 _CHECK_DELIVERY_NS = 1_000_000_000
 _POLL_SECONDS = 0.05
-_LOOK_SECONDS = 0.1  # the training's own thread may be the one that looks
+_LOOK_SECONDS = 0.1  # the training thread may be the one that looks
 
 
 class Session:
-    """The journal of one stretch of one process's writing to one run.
+    """The journal of one process that writes to one run, from its opening to its end record.
 
     Attributes:
         folder: The run's folder.
         name: The session's key in the delivery state.
         appended: Number of entries that the journal holds.
         dropped: Number of entries that it could not take.
-        withdrawn: Number of entries that it holds and whose files had to make room.
+        withdrawn: Number of its entries whose files were dropped to make room.
         closed: The journal is sealed.
     """
 
@@ -72,7 +72,7 @@ class Session:
             self.append(opened)
 
     def append(self, record: Record) -> None:
-        """Write one record; what cannot be written is counted."""
+        """Write one record, or count it as dropped."""
         try:
             if self._writer is None:
                 raise FileNotFoundError("no journal")
@@ -92,20 +92,20 @@ class Session:
             self._writer.close()
 
     def acknowledged(self, state: SessionState) -> bool:
-        """Return whether the store has all of the journal, and its end if it has ended; also if that is gone."""
+        """Return whether the store has the whole journal, and its end if it has one; also if the journal is gone."""
         if self._writer is None or not self._writer.path.exists():
             return True  # nothing (more) that could be delivered
         return state.closed if self.closed else min(state.points, state.files) >= self._writer.position
 
     def drop(self, count: int, error: Exception) -> None:
-        """Count what could not be kept; the first time is a warning."""
+        """Count entries that could not be kept, and warn the first time."""
         level = logging.DEBUG if self.dropped else logging.WARNING
         logger.log(level, "cannot write to %s (%s): what is logged meanwhile is dropped", self.folder.path, error)
         self.dropped += count
 
 
 class RunJournal:
-    """Everything that this process writes to one run: a session, and another one after each end.
+    """Everything that this process writes to one run: one session, and another after each end.
 
     Attributes:
         root: The journal root that holds the run's folder.
@@ -131,7 +131,7 @@ class RunJournal:
         self._all_staged = threading.Condition(self._lock)
         self._clock = MetricClock()
         self._staged = 0
-        self._staging = 0
+        self._staging: list[threading.Thread] = []  # that write files now
         self._warned = False
         self._checked_delivery = 0
         self._run_id = opened.run_id
@@ -141,12 +141,12 @@ class RunJournal:
 
     @property
     def offline(self) -> bool:
-        """Whether nothing is delivered until ``tracking-callbacks sync``; so also in a forked child."""
+        """Whether nothing is delivered until ``tracking-callbacks sync``; True in a forked child."""
         return self._launcher is None or self.inert
 
     @property
     def inert(self) -> bool:
-        """A forked child inherits the object, but neither the run nor its journal."""
+        """Whether this is a forked child, which inherits the object but may not write to its parent's journal."""
         return os.getpid() != self._pid
 
     @property
@@ -181,10 +181,10 @@ class RunJournal:
     def stage(self, name: str, write: Callable[[Path], object], record: Callable[[str], Record]) -> Path | None:
         """Write files under the run's folder, then the record that names them.
 
-        Other threads may log meanwhile: a large copy holds nobody up. The run's end waits for it.
+        Other threads can log meanwhile, also while a large file is copied. The run's end waits for it.
 
         Args:
-            name: Name of the file or folder to write; where it is empty, a folder without a name of its own.
+            name: Name of the file or folder to write; where it is empty, a folder that has no name.
             write: Called with the path to write to. Its exceptions are passed on, an `OSError` apart.
             record: Called with that path relative to the run's folder.
 
@@ -197,7 +197,7 @@ class RunJournal:
             session = self._writable_session()
             self._staged += 1
             holder = f"staged/{session.name}-{self._staged:06d}"
-            self._staging += 1  # so the session stays open until the record is in it
+            self._staging.append(threading.current_thread())  # the session stays open until the record is in it
         staged = f"{holder}/{name}" if name else holder
         target = session.folder.path / staged
         written = False
@@ -211,7 +211,7 @@ class RunJournal:
             with self._lock:
                 if written:
                     session.append(record(staged))
-                self._staging -= 1
+                self._staging.remove(threading.current_thread())
                 self._all_staged.notify_all()
             if not written:
                 shutil.rmtree(session.folder.path / holder, ignore_errors=True)
@@ -219,17 +219,17 @@ class RunJournal:
         return target if written else None
 
     def withdraw(self, count: int) -> None:
-        """Count entries whose files are gone, by intent, before they were delivered."""
+        """Count entries whose files were dropped on purpose before they were delivered."""
         with self._lock:
             self._session.withdrawn += count
 
     def seal(self, status: Status | None) -> None:
-        """End the open session, if there is one, with what it has to say about the run's status."""
+        """End the open session, if there is one, with the run's status; None leaves the status to another session."""
         if self.inert:
             return
         with self._lock:
-            while self._staging:  # releases the lock
-                self._all_staged.wait()
+            while self._others_stage():
+                self._all_staged.wait(_POLL_SECONDS)  # releases the lock
             if not self._session.closed:
                 self._session.append(RunEnded(now_ms(), status))
                 self._session.close()
@@ -310,7 +310,7 @@ class RunJournal:
             self._launcher.ensure_running()
 
     def warn_if_blocked(self) -> None:
-        """Say once, in the training's own log, what will not mend itself."""
+        """Warn once, in the training process, about what needs the user: a blocked store, refused entries."""
         if self._warned or self._launcher is None:
             return
         state = self.state()
@@ -322,6 +322,11 @@ class RunJournal:
         elif refused:
             self._warned = True
             logger.warning("the store refused %d entries; rejected.jsonl among the artifacts says why", refused)
+
+    def _others_stage(self) -> bool:
+        """Return whether another thread writes files that the open session is to name."""
+        here = threading.current_thread()  # an exception may have stopped it just before its clean-up
+        return any(thread is not here and thread.is_alive() for thread in self._staging)
 
     def _check_delivery(self) -> None:
         self._checked_delivery = time.monotonic_ns()

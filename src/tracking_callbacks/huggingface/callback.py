@@ -36,11 +36,11 @@ Hook = TypeVar("Hook", bound=Callable[..., None])
 logger = logging.getLogger(__name__)
 
 STATE_KEY = "tracking_callbacks"  # in TrainerState.stateful_callbacks, and so in every checkpoint
-SUMMARY_KEY = "total_flos"  # in the summary at the end of a training, in no other log
+SUMMARY_KEY = "total_flos"  # only the summary at the end of training has it
 
 
 def on_main_process(hook: Hook) -> Hook:
-    """Run a hook in the one process that writes, and let no fault of it reach the training."""
+    """Run a hook in the one process that writes, and keep its faults away from training."""
 
     @never_in_the_way(default=None)
     @functools.wraps(hook)
@@ -60,12 +60,12 @@ def on_main_process(hook: Hook) -> Hook:
 class MLflowTrainerCallback(TrainerCallback):
     """Tracks a ``Trainer``: params, metrics, configuration and the trained model, in one truthful MLflow run.
 
-    Nothing starts before the first training event, and no tracking fault reaches the training. In
+    Nothing starts before the first training event, and no tracking fault reaches training. In
     ``Trainer.hyperparameter_search`` every trial is a run, nested under one of the search; none of them is
-    registered. A copy, or one that was pickled, begins runs of its own.
+    registered. A copied or unpickled callback begins new runs.
 
     Args:
-        tracker: Where runs go; None stands for ``MLflowTracker()``.
+        tracker: Where runs go; None means ``MLflowTracker()``.
         run_name: Name of the run; by default ``TrainingArguments.run_name``, else MLflow makes one up.
         tags: Tags of the run, and of the model and its registered version.
         log_model: How the model is saved at the end of training. ``"adapter"``: the PEFT adapter with a
@@ -78,7 +78,7 @@ class MLflowTrainerCallback(TrainerCallback):
 
     Raises:
         ConfigError: `log_model`, `registered_model_name` or `aliases` cannot be used. That `log_model` does
-            not suit the model is raised at the beginning of training, before the first step.
+            not suit the model is raised at the start of training, before the first step.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class MLflowTrainerCallback(TrainerCallback):
         self._run_name = run_name
         self._tags = dict(tags or {})
         self._callback_run: CallbackRun | None = None
-        self._begun: tuple[int, dict[str, Any] | None] | None = None  # batch size and trial of the last training
+        self._begun: tuple[int, dict[str, Any] | None] | None = None  # batch size and trial of the last begin
         self._attempts = 0
         self._trials = 0
         self._completed = False
@@ -120,7 +120,7 @@ class MLflowTrainerCallback(TrainerCallback):
         return self._callback_run.run if self._callback_run else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the run behind: it belongs to this process, and to this object."""
+        """Leave the run out: it belongs to this process and to this object."""
         return self.__dict__ | {"_callback_run": None}
 
     # -- hooks ---------------------------------------------------------------------------------------------
@@ -128,14 +128,14 @@ class MLflowTrainerCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the run, or continue it, and log what the training is made of."""
+        """Open the run, or continue it, and log what it trains with."""
         check_choice(self.log_model, kwargs["model"])  # wrong configuration raises, before the first step
         self._begin(args, state, control, **kwargs)
 
-    # This one is called at every step, with cold caches: each call of a function in it costs three microseconds.
+    # Called at every step, with cold caches: each function call in it costs three microseconds.
     @never_in_the_way(default=None)
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log the values of a training step, an evaluation or the summary."""
+        """Log the values of a training step, of an evaluation or of the summary."""
         if not state.is_world_process_zero:
             return
         logs = kwargs["logs"]
@@ -147,12 +147,12 @@ class MLflowTrainerCallback(TrainerCallback):
         values = grouped(logs)
         try:
             run.log_metrics(values, state.global_step)
-        except MetricValueError:  # one of them is no number: then none is logged
+        except MetricValueError:  # one of them is not a number, so none was logged
             run.log_metrics(self._numbers(values), state.global_step)
 
     @on_main_process
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log the report behind an evaluation; its numbers have come through `on_log` already."""
+        """Log the report behind an evaluation; `on_log` has logged its metrics already."""
         run = self._attached(args).run_for_evaluation()
         self._log_report(run, kwargs["metrics"], state.global_step)
         self._log_input(run, evaluation_prefix(kwargs["metrics"]) or "eval", "evaluation", kwargs)
@@ -166,7 +166,7 @@ class MLflowTrainerCallback(TrainerCallback):
         metrics: Any,
         **kwargs: Any,
     ) -> None:
-        """Log the numbers of a prediction, which come through no other hook, and the report behind them."""
+        """Log the metrics of a prediction, which no other hook receives, and the report behind them."""
         run = self._attached(args).run_for_evaluation()
         run.log_metrics(self._numbers(grouped(metrics)), state.global_step)
         self._log_report(run, metrics, state.global_step)
@@ -174,7 +174,7 @@ class MLflowTrainerCallback(TrainerCallback):
 
     @on_main_process
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log the checkpoint that has just been saved, if checkpoints are wanted."""
+        """Log the checkpoint that has just been saved, with `log_checkpoints`."""
         run = self.run
         checkpoint = _latest_checkpoint(args, state) if self.log_checkpoints else None
         if run is not None and checkpoint is not None:
@@ -185,18 +185,18 @@ class MLflowTrainerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save and register the model, and end the run."""
-        attachment = self._attached(args)
-        run = attachment.run
-        if run is None or not attachment.training:
+        callback_run = self._attached(args)
+        run = callback_run.run
+        if run is None or not callback_run.training:
             return
         if state.is_hyper_param_search and not self._completed:  # Trainer calls this hook for a pruned trial too
             run.set_tags({"tracking_callbacks.pruned": "true"})
-            attachment.end_training("KILLED")
+            callback_run.end_training("KILLED")
             return
         run.draw("learning_curves")
         prepare = functools.partial(self._prepare_model, args, state, kwargs)
         self._model_logger.log(run, prepare, register=not state.is_hyper_param_search)
-        attachment.end_training()
+        callback_run.end_training()
 
     # -- what they do --------------------------------------------------------------------------------------
 
@@ -210,31 +210,31 @@ class MLflowTrainerCallback(TrainerCallback):
     @on_main_process
     def _begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model = kwargs["model"]
-        attachment = self._attached(args)
+        callback_run = self._attached(args)
         self._completed = False
-        if self._is_retry(args, state) and attachment.training and attachment.run is not None:
+        if self._is_retry(args, state) and callback_run.training and callback_run.run is not None:
             self._attempts += 1
-            attachment.run.set_tags(
+            callback_run.run.set_tags(
                 {
                     "tracking_callbacks.attempts": self._attempts,
                     "tracking_callbacks.train_batch_size": state.train_batch_size,
                 }
             )
-            _write_run_reference(state, attachment.run)
+            _write_run_reference(state, callback_run.run)
             return
         self._attempts = 1
         if "mlflow" in (args.report_to or ()):
             logger.warning(
-                "report_to names 'mlflow' too: transformers' own callback makes a run beside this one; "
+                "report_to names 'mlflow' too: transformers' own callback makes a second run next to this one; "
                 "take it out of TrainingArguments(report_to=...)"
             )
         if state.is_hyper_param_search:
-            run = self._begin_trial(attachment, args, state)
+            run = self._begin_trial(callback_run, args, state)
         else:
             resume_key = run_key_from(
-                _checkpoint_state(state).get(STATE_KEY), attachment.settings, owner="the checkpoint"
+                _checkpoint_state(state).get(STATE_KEY), callback_run.settings, owner="the checkpoint"
             )
-            run = attachment.begin_training(resume_key=resume_key)
+            run = callback_run.begin_training(resume_key=resume_key)
         _write_run_reference(state, run)
         model_type = getattr(getattr(model, "config", None), "model_type", None)
         tag_framework(run, "transformers", transformers.__version__, model_type=model_type)
@@ -242,9 +242,9 @@ class MLflowTrainerCallback(TrainerCallback):
         log_description(run, describe(args, model))
         self._log_input(run, "train", "training", kwargs)
 
-    def _begin_trial(self, attachment: CallbackRun, args: TrainingArguments, state: TrainerState) -> Run:
-        number = 0 if attachment.search is None else self._trials
-        run, search = attachment.begin_trial(state.trial_name or f"trial-{number}")
+    def _begin_trial(self, callback_run: CallbackRun, args: TrainingArguments, state: TrainerState) -> Run:
+        number = 0 if callback_run.search is None else self._trials
+        run, search = callback_run.begin_trial(state.trial_name or f"trial-{number}")
         if number == 0:
             tag_framework(search, "transformers")
             log_description(search, describe_search(args, varied=state.trial_params or {}))
@@ -253,13 +253,13 @@ class MLflowTrainerCallback(TrainerCallback):
         return run
 
     def _is_retry(self, args: TrainingArguments, state: TrainerState) -> bool:
-        """Return whether ``auto_find_batch_size`` has begun the same training again, with a smaller batch."""
+        """Return whether ``auto_find_batch_size`` has restarted the same training with a smaller batch."""
         before, self._begun = self._begun, (state.train_batch_size or 0, state.trial_params)
         smaller = before is not None and self._begun[0] < before[0] and self._begun[1] == before[1]
         return args.auto_find_batch_size and smaller
 
     def _numbers(self, values: Mapping[str, Any]) -> dict[str, float]:
-        """Return those of `values` that are numbers; the first time that another comes is a warning."""
+        """Return those of `values` that are numbers, and warn once about each other name."""
         numbers = {}
         for key, value in values.items():
             try:
@@ -271,7 +271,7 @@ class MLflowTrainerCallback(TrainerCallback):
         return numbers
 
     def _log_input(self, run: Run, role: str, context: str, given: Mapping[str, Any]) -> None:
-        """Record the dataset of a training or an evaluation, the first time that it is used for this run."""
+        """Record the dataset of training or an evaluation, the first time that this run uses it."""
         role = role_name(role)
         if (run.run_key, role) not in self._inputs:
             self._inputs.add((run.run_key, role))
@@ -286,7 +286,7 @@ class MLflowTrainerCallback(TrainerCallback):
             return
         folder = evaluation_folder(prefix or "unnamed", step)
         self._reports[run.run_key, folder] += 1
-        if (count := self._reports[run.run_key, folder]) > 1:  # not over the report of an earlier one at this step
+        if (count := self._reports[run.run_key, folder]) > 1:  # another evaluation at this step has its own report
             folder += f"-{count}"
         counts = {"labels": report.labels, "matrix": report.matrix}
         run.record("reports", lambda: run.log_text(report.table, f"{folder}/classification_report.txt"))
@@ -299,7 +299,7 @@ class MLflowTrainerCallback(TrainerCallback):
             raise TrackingError("the weights are spread over processes; save them with trainer.save_model()")
         chosen = choose_form(str(self.log_model), model)
         if chosen.notice:
-            # An adapter's is a limit of what was asked for, a merged model's only says why it is one.
+            # For an adapter this is a limitation; for a merged model it only explains the choice.
             level = logging.WARNING if chosen.form is ModelForm.ADAPTER else logging.INFO
             logger.log(level, "model: %s", chosen.notice)
         processor = processor_of(context.get("processing_class"), context.get("train_dataloader"), model)
@@ -315,9 +315,9 @@ def _output_folder(args: TrainingArguments) -> Path:
 
 
 def _latest_checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:
-    """Return the checkpoint of this step, or None where ``save_total_limit`` has taken it already."""
+    """Return the checkpoint of this step, or None where ``save_total_limit`` has deleted it already."""
     name = f"checkpoint-{state.global_step}"
-    # A search gives each of its trials a folder, ``run-<number>`` or by the user's ``hp_name``.
+    # A search gives each trial a folder: ``run-<number>``, or the name that the user's ``hp_name`` returns.
     trial = glob.escape(state.trial_name) if state.trial_name else "run-*"
     pattern = f"{trial}/{name}" if state.is_hyper_param_search else name
     found = [folder for folder in _output_folder(args).glob(pattern) if folder.is_dir()]
@@ -325,12 +325,12 @@ def _latest_checkpoint(args: TrainingArguments, state: TrainerState) -> Path | N
 
 
 def _write_run_reference(state: TrainerState, run: Run) -> None:
-    """Let every checkpoint of this training say which run it belongs to."""
+    """Note in the trainer's state, and so in every checkpoint, which run this is."""
     _checkpoint_state(state)[STATE_KEY] = run_reference(run)
 
 
 def _checkpoint_state(state: TrainerState) -> dict[str, Any]:
-    """Return what checkpoints carry for callbacks; a dict, whatever its annotation in transformers says."""
+    """Return what checkpoints carry for callbacks: a plain dict in transformers 5.23, whatever the annotation says."""
     return cast(dict[str, Any], state.stateful_callbacks)
 
 
