@@ -1,7 +1,7 @@
 """Where runs go, what they record and how they are delivered; checked when a tracker is built.
 
-Environment variables take precedence over arguments, arguments over the config file, and that over the defaults. One
-declaration checks arguments and config files alike: the structs below.
+Environment variables take precedence over arguments, arguments over the config file, and that over the defaults;
+``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` alone only counts where nothing is set, as in MLflow itself. One declaration checks arguments and config files alike: the structs below.
 """
 
 from __future__ import annotations
@@ -93,6 +93,15 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         check_fields(self, "Recording")
+
+    @classmethod
+    def only(cls, **fields: Any) -> Recording:
+        """Return a recording of these fields and nothing else: ``Recording.only(source=True)``.
+
+        Raises:
+            TypeError: A field is unknown.
+        """
+        return msgspec.structs.replace(_NOTHING, **fields)
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -165,6 +165,7 @@ def test_a_piece_may_be_switched_on_where_the_config_file_records_nothing(tmp_pa
     (tmp_path / "c.yaml").write_text("record: false\n")
     record = MLflowTracker(config=tmp_path / "c.yaml", record=Recording(environment=True)).settings.record
 
+    assert record == MLflowTracker(record=Recording.only(environment=True)).settings.record
     assert record.environment
     others = (record.source, record.config, record.python_logging, record.system_metrics)
     assert not any(others)
