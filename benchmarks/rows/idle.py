@@ -11,7 +11,7 @@ import psutil
 from benchmarks.bench import Bench, delivery_processes, wait_for
 from benchmarks.comparison import Bar, Column, Figures, Group, Row
 from benchmarks.runs import stay_idle
-from benchmarks.trainings import FIRST_STEPS, train_bert
+from benchmarks.training import FIRST_STEPS, train_bert
 
 __all__ = ["ROW"]
 

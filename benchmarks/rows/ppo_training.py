@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from benchmarks.bench import Bench
 from benchmarks.comparison import Bar, Column, Figures, Group, Row
-from benchmarks.trainings import train_ppo
+from benchmarks.training import train_ppo
 
 __all__ = ["ROW"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from benchmarks.bench import ROOT, Bench
 from benchmarks.comparison import Bar, Column, Figures, Group, Row
 from benchmarks.runs import start_tracker
-from benchmarks.trainings import train_bert, train_example
+from benchmarks.training import train_bert, train_example
 
 __all__ = ["ROW"]
 

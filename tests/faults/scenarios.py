@@ -46,7 +46,7 @@ class Plan:
     """What a training does.
 
     Attributes:
-        scenario: Which of `TRAININGS`.
+        scenario: Which of `SCENARIOS`.
         ledger: The path to write the ledger to.
         steps: Number of steps; it ends earlier when the file `STOP` appears.
         pace: Seconds that a step takes beside its own work.
@@ -87,7 +87,7 @@ def run(plan: Plan) -> None:
     """Carry out a training as planned."""
     ledger = keep_ledger(Path(plan.ledger))
     atexit.register(ledger.mark, "drained")  # the first to be registered is the last to be called
-    build = TRAININGS[plan.scenario]
+    build = SCENARIOS[plan.scenario]
     if plan.compare:
         ledger.mark(f"untracked weights {build(plan, ledger, tracked=False)()}")
     train = build(plan, ledger, tracked=True)
@@ -328,4 +328,4 @@ def digest(tensors: Mapping[str, Any]) -> str:
     return content.hexdigest()
 
 
-TRAININGS: dict[str, Callable[..., Train]] = {"core": core, "huggingface": huggingface, "sb3": sb3}
+SCENARIOS: dict[str, Callable[..., Train]] = {"core": core, "huggingface": huggingface, "sb3": sb3}

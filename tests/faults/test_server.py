@@ -129,9 +129,9 @@ def test_wrong_credentials_are_named_once_and_cost_nothing(proxy, client, traine
     proxy.fault()
 
     for trainer in started:
-        (told,) = told_of(trainer)
-        assert "the store refuses the credentials (40" in told
-        assert str(trainer.journal) in told
+        (warning,) = warnings_of(trainer)
+        assert "the store refuses the credentials (40" in warning
+        assert str(trainer.journal) in warning
     check_synced(client, started)
 
 
@@ -148,8 +148,8 @@ def test_an_experiment_that_is_deleted_under_a_run_is_named_and_waited_for(proxy
         client.restore_experiment(experiment_id)
 
     for trainer in started:
-        (told,) = told_of(trainer)
-        assert "is deleted; restore it" in told
+        (warning,) = warnings_of(trainer)
+        assert "is deleted; restore it" in warning
     check_synced(client, started)
 
 
@@ -165,8 +165,8 @@ def test_an_experiment_that_was_deleted_before_is_named_and_waited_for(server, c
     switch_off(tmp_path)
     client.restore_experiment(experiment_id)
 
-    (told,) = told_of(trainer)
-    assert f"experiment '{tmp_path.name}' is deleted; restore it" in told
+    (warning,) = warnings_of(trainer)
+    assert f"experiment '{tmp_path.name}' is deleted; restore it" in warning
     check_synced(client, [trainer])
 
 
@@ -215,10 +215,10 @@ def let_all_arrive(client: MlflowClient, started: Sequence[Trainer]) -> None:
 def let_all_be_told(started: Sequence[Trainer]) -> None:
     """Wait until every training has said that nothing is delivered."""
     for trainer in started:
-        wait_for(lambda now=trainer: told_of(now), f"{trainer.folder.name} is told", 60)
+        wait_for(lambda now=trainer: warnings_of(now), f"{trainer.folder.name} is warning", 60)
 
 
-def told_of(trainer: Trainer) -> list[str]:
+def warnings_of(trainer: Trainer) -> list[str]:
     """Return what a trainer has said of a fault that will not go away by itself."""
     return [line for line in trainer.errors.splitlines() if "nothing is delivered" in line]
 

@@ -176,7 +176,7 @@ class Trainers:
         """Start a training in a folder, which is made a project of its own.
 
         Args:
-            scenario: A name of `scenarios.TRAININGS`.
+            scenario: A name of `scenarios.SCENARIOS`.
             folder: The trainer's working folder; may exist.
             uri: Tracking URI.
             environment: More environment variables.
