@@ -14,7 +14,7 @@ def callback_run(tracker: MLflowTracker) -> CallbackRun:
     return CallbackRun(tracker, run_name="of the callback", tags={"by": "callback"})
 
 
-def test_a_training_is_a_run_of_its_own(callback_run, client) -> None:
+def test_training_has_its_own_run(callback_run, client) -> None:
     run = callback_run.begin_training()
     run.log_metrics({"loss": 1.0})
     callback_run.end_training()
@@ -27,7 +27,7 @@ def test_a_training_is_a_run_of_its_own(callback_run, client) -> None:
     )
 
 
-def test_a_second_training_is_a_second_run(callback_run) -> None:
+def test_training_twice_makes_two_runs(callback_run) -> None:
     first = callback_run.begin_training()
     callback_run.end_training()
     second = callback_run.begin_training()
@@ -36,7 +36,7 @@ def test_a_second_training_is_a_second_run(callback_run) -> None:
     assert first.run_key != second.run_key
 
 
-def test_a_training_that_continues_is_the_same_run(callback_run, client) -> None:
+def test_continued_training_stays_in_the_same_run(callback_run, client) -> None:
     first = callback_run.begin_training()
     callback_run.end_training()
     again = callback_run.begin_training(continues=True)
@@ -63,7 +63,7 @@ def test_a_run_is_resumed_by_its_key_from_another_process(tracker, client) -> No
     assert [point.step for point in client.get_metric_history(first.run_id, "loss")] == [1, 2]
 
 
-def test_an_evaluation_before_training_opens_the_run_that_training_joins(callback_run) -> None:
+def test_an_evaluation_before_training_starts_the_run_that_training_joins(callback_run) -> None:
     evaluation = callback_run.run_for_evaluation()
     training = callback_run.begin_training()
     callback_run.end_training()
@@ -72,7 +72,7 @@ def test_an_evaluation_before_training_opens_the_run_that_training_joins(callbac
     assert evaluation is training is later
 
 
-def test_a_training_that_never_ended_is_failed_when_the_next_begins(callback_run, client) -> None:
+def test_training_that_never_ended_is_failed_when_training_starts_again(callback_run, client) -> None:
     first = callback_run.begin_training()
     second = callback_run.begin_training()
     callback_run.end_training()
@@ -163,7 +163,7 @@ BEGINNING = """
     ],
     ids=["search", "search and exception", "evaluation", "evaluation and training"],
 )
-def test_what_is_open_when_the_program_ends(tracker, client, server, tmp_path, rest, statuses) -> None:
+def test_open_runs_get_their_status_when_the_program_ends(tracker, client, server, tmp_path, rest, statuses) -> None:
     experiment = tracker.settings.experiment_name
     run_script(
         BEGINNING.format(experiment=experiment) + f"    {rest}\n",
@@ -175,7 +175,7 @@ def test_what_is_open_when_the_program_ends(tracker, client, server, tmp_path, r
     assert {run.info.run_name: run.info.status for run in runs} == statuses
 
 
-def test_a_training_that_resumes_another_run_ends_that_of_an_evaluation(tracker, client) -> None:
+def test_training_that_resumes_another_run_ends_the_run_of_an_evaluation(tracker, client) -> None:
     before = CallbackRun(tracker)
     earlier = before.begin_training()
     before.end_training()
@@ -189,7 +189,7 @@ def test_a_training_that_resumes_another_run_ends_that_of_an_evaluation(tracker,
     assert client.get_run(evaluation.run_id).info.status == "FINISHED"
 
 
-def test_a_training_after_a_search_is_a_run_of_its_own(tracker, client) -> None:
+def test_training_after_a_search_has_its_own_run(tracker, client) -> None:
     callback_run = CallbackRun(tracker)
     trial, search = callback_run.begin_trial("only")
     callback_run.end_training()

@@ -29,7 +29,7 @@ def test_the_public_names_are_those_of_the_design() -> None:
         assert set(importlib.import_module(module).__all__) == names
 
 
-def test_every_module_says_what_it_exports_and_has_it() -> None:
+def test_every_module_declares_its_exports_and_has_them() -> None:
     for info in pkgutil.walk_packages(tracking_callbacks.__path__, "tracking_callbacks."):
         if info.name.endswith((".__main__", *PACKAGES_WITHOUT_NAMES)):
             continue

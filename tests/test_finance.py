@@ -74,7 +74,7 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_every_figure_equals_empyrical_on_degenerate_series(name: str) -> None:
+def test_every_statistic_equals_empyrical_on_degenerate_series(name: str) -> None:
     series = np.array(DEGENERATE[name], dtype=float)
 
     assert agree(finance.sharpe_ratio(series), empyrical.sharpe_ratio(series))
@@ -108,7 +108,7 @@ def test_a_constant_series_has_no_sharpe_ratio(series: Series) -> None:
     assert finance.volatility(series) == 0.0
 
 
-def test_gains_alone_have_no_sortino_ratio() -> None:
+def test_gains_without_losses_have_no_sortino_ratio() -> None:
     assert finance.sortino_ratio([0.01, 0.02, 0.0]) is None
 
 
@@ -122,7 +122,7 @@ def test_gains_alone_have_no_sortino_ratio() -> None:
         finance.total_return,
     ],
 )
-def test_an_infinite_return_has_no_figure(figure: Callable[..., float | None]) -> None:
+def test_a_series_with_an_infinite_return_has_no_statistics(figure: Callable[..., float | None]) -> None:
     assert figure([0.01, math.inf, -0.02]) is None
 
 

@@ -14,7 +14,7 @@ FRAMEWORKS = {
 
 
 @pytest.mark.parametrize("statement", ["import tracking_callbacks", "import tracking_callbacks.cli"])
-def test_the_core_pulls_in_no_framework(statement: str) -> None:
+def test_the_core_imports_no_framework(statement: str) -> None:
     code = f"import sys; {statement}; print(*sys.modules)"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -112,7 +112,7 @@ def tick_texts(axes: Axes) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_no_text_is_cut_or_overlaps_or_takes_the_room_of_a_panel(name: str) -> None:
+def test_no_text_is_cut_off_or_overlaps_or_takes_the_space_of_a_panel(name: str) -> None:
     figure = drawn(PICTURES[name]())
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
@@ -170,7 +170,7 @@ def test_lines_are_the_points_and_a_colour_means_a_set() -> None:
     assert lines(accuracy)["test"].get_marker() not in ("none", "None", "")
 
 
-def test_sets_are_told_apart_by_their_names_also_where_metrics_have_slashes() -> None:
+def test_sets_are_distinguished_by_name_even_when_metrics_have_slashes() -> None:
     points = {
         "eval/loss": [(1, 1.0)],
         "eval/rewards/margins": [(1, 0.5)],
@@ -188,7 +188,7 @@ def test_sets_are_told_apart_by_their_names_also_where_metrics_have_slashes() ->
     }
 
 
-def test_a_loss_over_decades_has_a_logarithmic_axis_and_another_has_not() -> None:
+def test_only_a_loss_that_spans_decades_has_a_logarithmic_axis() -> None:
     steep = drawn(pictures.learning_curves({"train/loss": [(1, 30.0), (2, 1.0), (3, 0.2)]}))
     flat = drawn(pictures.learning_curves({"train/loss": [(1, 3.0), (2, 1.0), (3, 0.2)]}))
     signed = drawn(pictures.learning_curves({"train/loss": [(1, 30.0), (2, -1.0), (3, 0.2)]}))
@@ -197,7 +197,7 @@ def test_a_loss_over_decades_has_a_logarithmic_axis_and_another_has_not() -> Non
     assert "logarithmic" in steep.axes[0].get_ylabel()
 
 
-def test_values_that_are_not_finite_are_gaps_and_crosses() -> None:
+def test_non_finite_values_are_drawn_as_gaps_and_crosses() -> None:
     values = [1.0, math.nan, 0.8, math.inf, -1.797e308, 0.5, 0.4]
     axes = drawn(pictures.learning_curves({"train/loss": list(enumerate(values))})).axes[0]
 
@@ -206,14 +206,14 @@ def test_values_that_are_not_finite_are_gaps_and_crosses() -> None:
     assert axes.get_ylim()[1] < 2.0
 
 
-def test_a_number_between_gaps_is_shown_in_a_line_without_markers() -> None:
+def test_a_single_value_between_gaps_is_shown_in_a_line_without_markers() -> None:
     points = [(step, math.nan if 100 <= step <= 200 and step != 150 else 1.0) for step in range(300)]
     axes = drawn(pictures.learning_curves({"train/loss": points})).axes[0]
 
     assert any(list(line.get_xdata()) == [150] and line.get_marker() == "o" for line in axes.lines)
 
 
-def test_a_resumed_training_shows_its_last_value_of_a_step() -> None:
+def test_resumed_training_shows_the_last_value_of_each_step() -> None:
     axes = drawn(pictures.learning_curves({"train/loss": [(1, 3.0), (2, 2.0), (3, 9.0), (2, 1.5), (3, 1.0)]})).axes[0]
 
     assert lines(axes)["train"].get_xydata().tolist() == [[1, 3.0], [2, 1.5], [3, 1.0]]
@@ -225,7 +225,7 @@ def test_there_are_no_more_panels_than_fit() -> None:
     assert len(drawn(pictures.learning_curves(points)).axes) == learning.MAX_PANELS
 
 
-def test_a_step_is_called_what_it_is() -> None:
+def test_the_axis_names_the_kind_of_step() -> None:
     axes = drawn(pictures.learning_curves({"train/loss": [(2048, 0.5)]}, step="environment step")).axes[0]
 
     assert (axes.get_title(loc="left"), axes.get_xlabel()) == ("Loss over environment steps", "environment step")
@@ -258,14 +258,14 @@ def test_rounding_never_claims_all_or_none() -> None:
     assert [text.get_text().split("\n")[1] for text in figure.axes[0].texts] == [">99%", "<1%", "0%", "100%"]
 
 
-def test_a_class_without_samples_is_grey_and_said_to_be() -> None:
+def test_a_class_without_samples_is_grey_and_the_title_says_so() -> None:
     axes = drawn(pictures.confusion_matrix(["a", "b"], [[3, 1], [0, 0]])).axes[0]
 
     assert axes.images[0].get_array().mask.tolist() == [[False, False], [True, True]]
     assert "grey" in axes.get_title()
 
 
-def test_many_classes_are_shades_with_as_many_names_as_fit() -> None:
+def test_many_classes_are_drawn_as_shades_with_as_many_names_as_fit() -> None:
     fifty = drawn(pictures.confusion_matrix([f"c{n}" for n in range(50)], counts(50))).axes[0]
     many = drawn(pictures.confusion_matrix([f"c{n}" for n in range(151)], counts(151))).axes[0]
 
@@ -276,7 +276,7 @@ def test_many_classes_are_shades_with_as_many_names_as_fit() -> None:
 
 
 @pytest.mark.parametrize("matrix", [[[1, 2]], [[1, 2], [3, 4], [5, 6]], [[1, -2], [3, 4]], [[1, math.nan], [3, 4]]])
-def test_a_matrix_that_is_none_is_refused(matrix: list[list[float]]) -> None:
+def test_an_invalid_matrix_is_refused(matrix: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="matrix: expected"):
         pictures.confusion_matrix(["a", "b"], matrix)
 
@@ -303,7 +303,7 @@ def test_episodes_are_drawn_in_the_order_of_their_steps_with_a_running_mean() ->
     assert figure.axes[1].get_ylim()[0] > -1
 
 
-def test_the_work_of_drawing_does_not_grow_with_the_episodes() -> None:
+def test_the_work_of_drawing_does_not_grow_with_the_number_of_episodes() -> None:
     rewards = RANDOM.normal(size=100_000)
     rewards[77_777] = 50.0
     figure = drawn(pictures.episode_curves(np.arange(100_000) * 200, rewards, np.full(100_000, 200)))
@@ -312,7 +312,7 @@ def test_the_work_of_drawing_does_not_grow_with_the_episodes() -> None:
     assert max(lines(figure.axes[0])["each episode"].get_ydata()) == 50.0
 
 
-def test_episodes_without_a_ratio_are_left_out_and_counted() -> None:
+def test_episodes_without_a_ratio_are_skipped_and_counted() -> None:
     ratios = [1.0, math.nan, 2.0, -1.0]
     axes = drawn(pictures.sharpe_curve([10, 20, 30, 40], ratios, periods_per_year=8760, source="info:net_worth")).axes[
         0
@@ -360,7 +360,7 @@ def test_an_equity_curve_has_its_drawdown_beneath_it() -> None:
     assert (above.get_ylabel(), below.get_ylabel()) == ("account value", "below the peak (%)")
 
 
-def test_an_account_below_zero_has_the_figures_that_its_curves_show() -> None:
+def test_the_statistics_of_an_account_below_zero_match_its_curves() -> None:
     figure = drawn(pictures.equity_curves({"last episode": [100.0, 0.0, -10.0, math.nan, 3.0]}))
 
     assert legend_of(figure) == ["last episode: return −97.0%, largest drawdown 110.0%"]

@@ -11,7 +11,7 @@ from tracking_callbacks import Delivery, MLflowTracker
 from tracking_callbacks._delivery.priority import Priority, _is_grouped
 
 
-def test_delivery_is_last_while_a_run_is_written_to_and_less_so_afterwards(server, tmp_path: Path) -> None:
+def test_delivery_has_the_lowest_priority_only_while_a_run_is_being_written(server, tmp_path: Path) -> None:
     run = MLflowTracker(server.uri, "priority", delivery=Delivery(journal_root=tmp_path)).start_run()
     run.log_metrics({"loss": 1.0})
     (delivery,) = wait_for(lambda: delivery_processes(tmp_path), "delivery has started")
@@ -26,7 +26,7 @@ def test_delivery_is_last_while_a_run_is_written_to_and_less_so_afterwards(serve
     wait_for(lambda: autogroup.read_text().split()[-1] == "10", "nobody trains any more")
 
 
-def test_idle_work_is_done_and_its_fault_is_told() -> None:
+def test_idle_work_is_done_and_its_exception_is_raised() -> None:
     done: list[int] = []
     priority = Priority.__new__(Priority)
     for priority._grouped in (True, False):

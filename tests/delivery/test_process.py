@@ -74,7 +74,9 @@ def test_a_script_on_the_cold_default_store_leaves_a_complete_run(tmp_path) -> N
         ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -2, "KILLED", "KeyboardInterrupt"),
     ],
 )
-def test_the_status_is_true_however_the_trainer_ends(server, client, tmp_path, then, code, status, last_line) -> None:
+def test_the_status_is_correct_however_the_trainer_ends(
+    server, client, tmp_path, then, code, status, last_line
+) -> None:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
     done = run_script(train(then), cwd=tmp_path, env=env)
 
@@ -91,7 +93,7 @@ def test_the_status_is_true_however_the_trainer_ends(server, client, tmp_path, t
     check_exact(client, run)
 
 
-def test_an_exception_outside_of_any_with_block_is_failed_with_its_traceback(server, client, tmp_path) -> None:
+def test_an_exception_outside_a_with_block_fails_the_run_and_records_the_traceback(server, client, tmp_path) -> None:
     code = """
         from tracking_callbacks import Delivery, MLflowTracker
         run = MLflowTracker().start_run()
@@ -105,7 +107,7 @@ def test_an_exception_outside_of_any_with_block_is_failed_with_its_traceback(ser
     assert own_artifacts(client, run.info.run_id) == ["error.txt"]
 
 
-def test_an_absent_server_holds_nothing_up_and_gets_everything_later(tmp_path) -> None:
+def test_an_unreachable_server_delays_nothing_and_gets_everything_later(tmp_path) -> None:
     port = free_port()
     code = train().replace("MLflowTracker()", "MLflowTracker(delivery=Delivery(flush_timeout=1))")
     env = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", "MLFLOW_EXPERIMENT_NAME": "late"}
@@ -126,7 +128,7 @@ def test_an_absent_server_holds_nothing_up_and_gets_everything_later(tmp_path) -
         stop_server(server)
 
 
-def test_what_a_dead_machine_left_is_picked_up_by_the_next_run(server, client, tmp_path) -> None:
+def test_the_next_run_delivers_what_a_dead_machine_left(server, client, tmp_path) -> None:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
     offline = train("import os; os._exit(0)").replace(
         "MLflowTracker()", "MLflowTracker(delivery=Delivery(offline=True))"
@@ -190,7 +192,7 @@ def test_a_file_store_works_although_mlflow_refuses_it(tmp_path, monkeypatch) ->
     check_exact(client, only_run(client))
 
 
-def test_credentials_of_the_uri_are_written_nowhere(server, tmp_path) -> None:
+def test_credentials_in_the_uri_are_written_nowhere(server, tmp_path) -> None:
     uri = server.uri.replace("http://", "http://someone:s3cret-w0rd@")
     done = run_script(train("print(tracker, run, run.url)"), cwd=tmp_path, env={"MLFLOW_TRACKING_URI": uri})
     wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end")
@@ -209,7 +211,7 @@ def test_the_training_process_never_imports_mlflow_to_log(server, tmp_path) -> N
     assert done.stdout == "[]\n"
 
 
-def test_a_run_begun_right_before_its_trainers_death_is_found(server, client, tmp_path) -> None:
+def test_a_run_started_right_before_its_trainer_dies_is_found(server, client, tmp_path) -> None:
     code = """
         import os, signal, time
         from tracking_callbacks import Delivery, MLflowTracker

@@ -11,7 +11,7 @@ from tracking_callbacks._journal.owner import OwnerWatch, current_owner
 from tracking_callbacks._journal.records import Metrics, RunEnded, SessionOpened, Store, now_ms
 
 
-def test_a_session_is_known_to_be_open_as_long_as_nothing_is_unread(tmp_path: Path) -> None:
+def test_a_session_is_known_to_be_open_while_its_journal_is_fully_read(tmp_path: Path) -> None:
     opened = SessionOpened("key", 1, now_ms(), current_owner(), Store("http://127.0.0.1:9", str(tmp_path)), "e")
     writer = JournalWriter(tmp_path / "1.journal")
     writer.append(opened)

@@ -66,7 +66,7 @@ def damage_beyond_the_header(path: Path, chance: random.Random) -> tuple[list[Re
             )
 
 
-def test_all_that_is_intact_in_a_damaged_journal_is_delivered_and_the_damage_counted(server, client, tmp_path) -> None:
+def test_intact_records_of_a_damaged_journal_are_delivered_and_the_damage_is_counted(server, client, tmp_path) -> None:
     chance = random.Random(13)
     experiment = f"damaged-{uuid.uuid4().hex[:8]}"
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": experiment}

@@ -21,7 +21,7 @@ ENDINGS = [
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_status_is_true_however_a_training_ends(scenario, trainers, server, client, tmp_path) -> None:
+def test_the_status_is_correct_however_training_ends(scenario, trainers, server, client, tmp_path) -> None:
     started = []
     for number, (ending, *expected) in enumerate(ENDINGS):
         paused = isinstance(ending, signal.Signals)
@@ -65,9 +65,7 @@ def error_of(client: Any, run: Any, trainer: Trainer) -> str | None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_second_training_after_a_caught_exception_is_a_run_of_its_own(
-    scenario, trainers, server, client, tmp_path
-) -> None:
+def test_training_again_after_a_caught_exception_starts_a_new_run(scenario, trainers, server, client, tmp_path) -> None:
     trainer = trainers.start(scenario, tmp_path / "caught", server.uri, trouble="exception", caught=True)
 
     assert trainer.wait() == 0, trainer.errors

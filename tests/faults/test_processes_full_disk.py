@@ -78,7 +78,9 @@ def check_what_was_kept(server, client, folder: Path, root: Path, limit: str, fr
 
 @pytest.mark.parametrize("until", ["the end", "beyond the end"])
 @pytest.mark.parametrize("limit", ["file size", "file system"])
-def test_what_a_full_journal_took_is_delivered_and_the_rest_counted(limit, until, server, client, tmp_path) -> None:
+def test_records_written_before_the_disk_was_full_are_delivered_and_the_rest_counted(
+    limit, until, server, client, tmp_path
+) -> None:
     if limit == "file size":
         free = FREE_FILES if until == "the end" else "pass"
         check_what_was_kept(server, client, tmp_path, tmp_path / "journal", LIMIT_FILES, free)
@@ -89,7 +91,7 @@ def test_what_a_full_journal_took_is_delivered_and_the_rest_counted(limit, until
 
 
 @pytest.mark.parametrize("place", ["read-only file system", "below a file"])
-def test_a_journal_root_that_cannot_be_written_is_replaced_with_one_warning(place, server, client, tmp_path) -> None:
+def test_an_unwritable_journal_root_is_replaced_with_one_warning(place, server, client, tmp_path) -> None:
     experiment = f"elsewhere-{uuid.uuid4().hex[:8]}"
     (tmp_path / "temporary").mkdir()
     (tmp_path / "file").touch()

@@ -27,7 +27,7 @@ STAGES = ("begin", "log_metrics", "saving", "trained", "log_model")
 
 @pytest.mark.alone
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_trainer_killed_at_any_moment_is_killed_in_the_store_and_exact(
+def test_a_trainer_killed_at_any_moment_leaves_an_exact_run_with_status_killed(
     scenario, trainers, server, client, tmp_path
 ) -> None:
     chance = random.Random(f"{scenario} {KILLS}")
@@ -63,7 +63,9 @@ REQUESTS = {
 }
 
 
-def test_a_delivery_process_killed_at_any_moment_is_replaced_and_exact(trainers, server, client, tmp_path) -> None:
+def test_a_delivery_process_killed_at_any_moment_is_replaced_and_the_run_is_exact(
+    trainers, server, client, tmp_path
+) -> None:
     chance = random.Random(f"delivery {KILLS}")
     stages = ("starting", *REQUESTS)
     for first in range(0, KILLS, len(stages)):

@@ -95,7 +95,7 @@ def dead_session(experiment: str, server: Any, folder: Path) -> str:
     return died.stdout.split()[0]
 
 
-def test_the_resuming_session_decides_the_status_of_a_run_whose_first_one_is_undelivered(
+def test_the_resuming_session_decides_the_status_while_the_first_session_is_undelivered(
     server, client, tmp_path
 ) -> None:
     experiment = f"resumed-{uuid.uuid4().hex[:8]}"
@@ -110,7 +110,7 @@ def test_the_resuming_session_decides_the_status_of_a_run_whose_first_one_is_und
     check_points(client, run, 100)
 
 
-def test_a_first_session_that_arrives_after_the_resuming_one_changes_no_status(server, client, tmp_path) -> None:
+def test_a_first_session_delivered_after_the_resuming_one_does_not_change_the_status(server, client, tmp_path) -> None:
     """A machine dies, another one resumes the run, the first one's journal turns up later."""
     experiment = f"late-{uuid.uuid4().hex[:8]}"
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": experiment}

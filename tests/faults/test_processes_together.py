@@ -97,7 +97,7 @@ ABSENT = f"""
 """
 
 
-def test_a_long_absence_costs_the_trainer_no_memory_and_no_point(server, client, tmp_path) -> None:
+def test_a_long_server_outage_costs_the_trainer_no_memory_and_no_point(server, client, tmp_path) -> None:
     experiment = f"absent-{uuid.uuid4().hex[:8]}"
     env = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}", "MLFLOW_EXPERIMENT_NAME": experiment}
     done = run_script(ABSENT, cwd=tmp_path, env=env)

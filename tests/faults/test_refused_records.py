@@ -51,7 +51,7 @@ def rejected_entries(client: MlflowClient, run_id: str, folder: Path) -> list[di
     return [json.loads(line) for path in lists for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_valid_rest_arrives_and_each_refused_entry_has_its_reason(server, client, tmp_path) -> None:
+def test_valid_entries_arrive_and_each_refused_entry_has_a_reason(server, client, tmp_path) -> None:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
     first = run_script(LOGGED, cwd=tmp_path, env=env)
     assert first.returncode == 0, first.stderr
@@ -101,7 +101,7 @@ def test_the_valid_rest_arrives_and_each_refused_entry_has_its_reason(server, cl
         ("sb3", {}, {"learning_rate", "total_timesteps"}),
     ],
 )
-def test_odd_values_and_changed_settings_cost_a_training_one_warning(
+def test_odd_values_and_changed_settings_cause_one_warning(
     scenario, plan, changed, trainers, server, client, tmp_path
 ) -> None:
     trainer = trainers.start(scenario, tmp_path / scenario, server.uri, odd=True, continued=True, **plan)

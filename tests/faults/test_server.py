@@ -31,7 +31,9 @@ def proxy(server) -> Iterator[Proxy]:
         yield running
 
 
-def test_an_absent_server_changes_no_training_and_sync_brings_everything(proxy, client, trainers, tmp_path) -> None:
+def test_an_unreachable_server_does_not_change_training_and_sync_delivers_everything(
+    proxy, client, trainers, tmp_path
+) -> None:
     proxy.refuse()
     started = trainers.start_each(tmp_path, proxy.uri, compare=True, **SHORT_FLUSH)
     wait_for_all(started)
@@ -47,7 +49,7 @@ def test_an_absent_server_changes_no_training_and_sync_brings_everything(proxy, 
     check_synced(client, started)
 
 
-def test_a_server_that_comes_late_and_leaves_early_gets_everything_within_the_grace(
+def test_a_server_that_starts_late_and_stops_early_gets_everything_within_the_grace(
     proxy, client, trainers, tmp_path
 ) -> None:
     proxy.refuse()
@@ -65,7 +67,7 @@ def test_a_server_that_comes_late_and_leaves_early_gets_everything_within_the_gr
     check_all(client, started)
 
 
-def test_a_server_that_is_killed_three_times_is_not_noticed(trainers, tmp_path) -> None:
+def test_training_does_not_notice_a_server_that_is_killed_three_times(trainers, tmp_path) -> None:
     port = free_port()
     server = start_server(tmp_path, port)
     client = MlflowClient(server.uri, server.uri)
@@ -82,7 +84,7 @@ def test_a_server_that_is_killed_three_times_is_not_noticed(trainers, tmp_path) 
         stop_server(server)
 
 
-def test_errors_in_three_of_ten_answers_lose_and_double_nothing(proxy, client, trainers, tmp_path) -> None:
+def test_errors_in_three_of_ten_answers_lose_and_duplicate_nothing(proxy, client, trainers, tmp_path) -> None:
     proxy.fault(Fault("answer", share=0.3, statuses=(500, 502, 503, 429)))
     started = trainers.start_each(tmp_path, proxy.uri)
     wait_for_all(started, 170)
@@ -92,7 +94,7 @@ def test_errors_in_three_of_ten_answers_lose_and_double_nothing(proxy, client, t
     check_all(client, started)
 
 
-def test_answers_that_are_cut_off_after_the_commit_lose_and_double_nothing(proxy, client, trainers, tmp_path) -> None:
+def test_answers_cut_off_after_the_commit_lose_and_duplicate_nothing(proxy, client, trainers, tmp_path) -> None:
     proxy.fault(Fault("cut", paths=CREATIONS, times=len(SCENARIOS)), Fault("cut", share=0.3))
     started = trainers.start_each(tmp_path, proxy.uri)
     wait_for_all(started, 170)
@@ -103,7 +105,7 @@ def test_answers_that_are_cut_off_after_the_commit_lose_and_double_nothing(proxy
     check_all(client, started)
 
 
-def test_a_server_that_never_answers_or_late_is_not_waited_for(proxy, client, trainers, tmp_path) -> None:
+def test_training_does_not_wait_for_a_server_that_answers_late_or_never(proxy, client, trainers, tmp_path) -> None:
     proxy.fault(Fault("hang"))
     variables = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "6"}
     started = trainers.start_each(tmp_path, proxy.uri, environment=variables, **UNTIL_STOPPED)
@@ -119,7 +121,7 @@ def test_a_server_that_never_answers_or_late_is_not_waited_for(proxy, client, tr
     check_all(client, started)
 
 
-def test_wrong_credentials_are_named_once_and_cost_nothing(proxy, client, trainers, tmp_path) -> None:
+def test_wrong_credentials_cause_one_warning_and_lose_nothing(proxy, client, trainers, tmp_path) -> None:
     proxy.fault(Fault("answer", statuses=(401, 403)))
     started = trainers.start_each(tmp_path, proxy.uri, **UNTIL_STOPPED, **SHORT_FLUSH)
     let_all_be_told(started)
@@ -135,7 +137,9 @@ def test_wrong_credentials_are_named_once_and_cost_nothing(proxy, client, traine
     check_synced(client, started)
 
 
-def test_an_experiment_that_is_deleted_under_a_run_is_named_and_waited_for(proxy, client, trainers, tmp_path) -> None:
+def test_delivery_names_an_experiment_deleted_during_the_run_and_waits_for_it(
+    proxy, client, trainers, tmp_path
+) -> None:
     started = trainers.start_each(tmp_path, proxy.uri, **UNTIL_STOPPED, **SHORT_FLUSH)
     let_all_arrive(client, started)
     deleted = [client.get_experiment_by_name(trainer.experiment).experiment_id for trainer in started]
@@ -153,7 +157,9 @@ def test_an_experiment_that_is_deleted_under_a_run_is_named_and_waited_for(proxy
     check_synced(client, started)
 
 
-def test_an_experiment_that_was_deleted_before_is_named_and_waited_for(server, client, trainers, tmp_path) -> None:
+def test_delivery_names_an_experiment_deleted_before_the_run_and_waits_for_it(
+    server, client, trainers, tmp_path
+) -> None:
     experiment_id = client.create_experiment(tmp_path.name)
     client.delete_experiment(experiment_id)
     variables = {"MLFLOW_EXPERIMENT_NAME": tmp_path.name, "TRACKING_CALLBACKS_JOURNAL": str(tmp_path / "journal")}
@@ -178,7 +184,7 @@ def test_a_malformed_uri_raises_at_construction(uri: str) -> None:
     assert refused.value.setting == "tracking_uri"
 
 
-def test_a_creation_that_times_out_and_is_committed_later_is_made_once(proxy, client, trainers, tmp_path) -> None:
+def test_a_creation_that_is_committed_after_its_timeout_happens_once(proxy, client, trainers, tmp_path) -> None:
     proxy.fault(Fault("late", paths=CREATIONS, times=len(SCENARIOS), seconds=5))
     started = trainers.start_each(tmp_path, proxy.uri, environment={"MLFLOW_HTTP_REQUEST_TIMEOUT": "1"})
     wait_for_all(started)

@@ -127,7 +127,7 @@ def test_every_algorithm_loaded_by_its_alias_in_a_fresh_process_acts_the_same(
     assert not any(line.endswith(" 1 distinct") for line in lines if not line.startswith("ARS"))
 
 
-def test_masks_are_kept_to_through_pyfunc(tmp_path: Path) -> None:
+def test_pyfunc_respects_action_masks(tmp_path: Path) -> None:
     model = MaskablePPO("MlpPolicy", VecNormalize(DummyVecEnv([Masked])), seed=1, device="cpu", **ON_POLICY)
     flavor.save_model(model, tmp_path / "agent")
     function = mlflow.pyfunc.load_model(str(tmp_path / "agent"))
@@ -140,7 +140,7 @@ def test_masks_are_kept_to_through_pyfunc(tmp_path: Path) -> None:
     assert function.metadata.signature.params.to_dict()[1]["name"] == "action_masks"
 
 
-def test_mlflows_command_line_predicts(tmp_path: Path) -> None:
+def test_mlflow_models_predict_acts_like_the_agent(tmp_path: Path) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", seed=1))
     model = PPO("MlpPolicy", env, seed=1, device="cpu", **ON_POLICY).learn(64)
     flavor.save_model(model, tmp_path / "agent")

@@ -19,7 +19,7 @@ from tracking_callbacks.huggingface import MLflowTrainerCallback
 TrainerFactory = Callable[..., Trainer]
 
 
-def test_several_evaluation_sets_have_a_group_each(
+def test_each_evaluation_set_has_its_own_metric_group(
     tracker: MLflowTracker,
     client: MlflowClient,
     make_trainer: TrainerFactory,

@@ -62,7 +62,7 @@ def model_init(base_folder: Path) -> Callable[[], BertForSequenceClassification]
     return lambda: BertForSequenceClassification.from_pretrained(base_folder)
 
 
-def test_a_search_is_a_run_with_its_trials_below_it(
+def test_a_search_is_a_run_with_a_nested_run_for_each_trial(
     tracker: MLflowTracker,
     client: MlflowClient,
     make_trainer: TrainerFactory,
@@ -112,7 +112,7 @@ def test_a_search_is_a_run_with_its_trials_below_it(
     assert (str(version.version), version.run_id) == ("1", ordinary.run_id)
 
 
-def test_a_users_own_sweep_nests_its_trainings(
+def test_a_users_own_sweep_nests_its_training_runs(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, model_init: Callable[[], Any]
 ) -> None:
     """The loop of the README: a parent, and a block for each training."""

@@ -69,7 +69,7 @@ MODELS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
 }
 
 
-def test_the_champions_predict_as_trained(
+def test_champions_loaded_by_alias_predict_as_trained(
     tracker: MLflowTracker,
     server,
     client: MlflowClient,

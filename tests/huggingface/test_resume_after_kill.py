@@ -17,7 +17,7 @@ from tracking_callbacks.huggingface import MLflowTrainerCallback
 ROWS = [{"input_ids": [2 + number % 2, 4], "attention_mask": [1, 1], "labels": number % 2} for number in range(16)]
 
 
-def test_a_killed_training_goes_on_in_its_run_with_the_drift_of_its_params(
+def test_training_resumed_after_a_kill_continues_its_run_and_records_changed_params(
     trainers: Trainers, server, client: MlflowClient, tmp_path: Path
 ) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}

@@ -65,7 +65,7 @@ def test_one_run_holds_training_evaluation_prediction_and_model(
     }
 
 
-def test_training_goes_on_unharmed_after_the_model_was_saved(
+def test_saving_the_model_does_not_disturb_training(
     tracker: MLflowTracker, make_trainer: TrainerFactory, lora_model: PeftModel, tmp_path: Path
 ) -> None:
     class BeforeAndAfter(TrainerCallback):
@@ -82,7 +82,7 @@ def test_training_goes_on_unharmed_after_the_model_was_saved(
     assert not list((tmp_path / "output").glob(".mlmodel-*"))
 
 
-def test_a_second_training_is_a_run_of_its_own(
+def test_training_again_starts_a_new_run(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
 ) -> None:
     callback = MLflowTrainerCallback(tracker, log_model=False)
@@ -125,7 +125,7 @@ def test_a_resumed_checkpoint_continues_its_run(
     assert max(step for step, _ in points(client, run, "train/loss")) == 8
 
 
-def test_a_checkpoint_of_another_store_begins_a_new_run(
+def test_a_checkpoint_from_another_store_starts_a_new_run(
     tracker: MLflowTracker,
     make_trainer: TrainerFactory,
     full_model: Any,
@@ -202,7 +202,7 @@ def test_a_model_that_cannot_be_saved_does_not_fail_the_training(
     assert any(record.levelno >= logging.WARNING for record in caplog.records)
 
 
-def test_checkpoints_are_logged_although_the_trainer_deletes_them(
+def test_checkpoints_are_logged_even_if_the_trainer_deletes_them(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any, tmp_path: Path
 ) -> None:
     callback = MLflowTrainerCallback(tracker, log_model=False, log_checkpoints=True)
@@ -242,7 +242,7 @@ def test_the_registered_model_is_the_best_one(
     ]
 
 
-def test_a_second_end_of_the_same_training_registers_nothing(
+def test_ending_the_same_training_twice_registers_only_one_version(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any, tmp_path: Path
 ) -> None:
     name = f"once-{tmp_path.name}"
@@ -281,7 +281,7 @@ def test_a_retry_with_a_smaller_batch_is_the_same_run(
     assert "tracking_callbacks.error" not in stored.data.tags
 
 
-def test_an_exception_fails_the_run_and_the_next_training_has_its_own(
+def test_an_exception_fails_the_run_and_training_again_starts_a_new_one(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
 ) -> None:
     class Broken(TrainerCallback):
@@ -320,7 +320,7 @@ def test_only_the_main_process_writes(
     assert callback.run is None
 
 
-def test_a_choice_that_does_not_suit_the_model_stops_before_the_first_step(
+def test_a_log_model_choice_that_does_not_suit_the_model_raises_before_the_first_step(
     tracker: MLflowTracker, make_trainer: TrainerFactory, full_model: Any
 ) -> None:
     callback = MLflowTrainerCallback(tracker, log_model="adapter")
@@ -347,7 +347,7 @@ def test_wrong_configuration_raises_at_construction(arguments: dict[str, Any], s
         MLflowTrainerCallback(**arguments)
 
 
-def test_naming_mlflow_in_report_to_is_warned_about(
+def test_naming_mlflow_in_report_to_causes_a_warning(
     tracker: MLflowTracker, make_trainer: TrainerFactory, full_model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = MLflowTrainerCallback(tracker, log_model=False)

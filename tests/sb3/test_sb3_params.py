@@ -64,7 +64,7 @@ def test_the_optimizers_settings_are_those_in_effect() -> None:
     assert describe(A2C("MlpPolicy", "CartPole-v1", use_rms_prop=False))["use_rms_prop"] is False
 
 
-def test_schedules_are_their_values_at_the_begin_and_the_end() -> None:
+def test_schedules_are_described_by_their_values_at_the_start_and_the_end() -> None:
     model = PPO("MlpPolicy", "CartPole-v1", learning_rate=lambda progress: 2e-3 * progress, clip_range=lambda _: 0.3)
     params = describe(model)
 
@@ -72,7 +72,7 @@ def test_schedules_are_their_values_at_the_begin_and_the_end() -> None:
     assert params["clip_range"] == 0.3
 
 
-def test_a_schedule_that_raises_costs_its_own_value_only() -> None:
+def test_a_schedule_that_raises_loses_only_its_own_value() -> None:
     params = describe(PPO("MlpPolicy", "CartPole-v1", clip_range=lambda progress: 0.1 / progress))
 
     assert (params["clip_range.start"], params["clip_range.end"]) == (0.1, None)
@@ -100,7 +100,7 @@ class Nameless(gym.Env[Any, Any]):
         return object.__repr__(self)
 
 
-def test_an_environment_without_a_text_of_its_own_has_its_class_for_an_id() -> None:
+def test_an_environment_without_its_own_text_is_identified_by_its_class() -> None:
     params = describe(PPO("MlpPolicy", gym.wrappers.TimeLimit(Nameless(), 9)))
 
     assert (params["env.id"], params["env.class"]) == ("Nameless", "Nameless")

@@ -46,7 +46,7 @@ def test_a_saved_and_reloaded_model_continues_its_run(store: Store, tmp_path: Pa
     assert float(rows[0]["total_return"]) == pytest.approx(Market().equities(1)[-1] / 100.0 - 1.0, rel=1e-9)
 
 
-def test_a_reloaded_model_begins_a_new_run_where_it_does_not_continue(
+def test_a_reloaded_model_starts_a_new_run_when_it_does_not_continue(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, anew, elsewhere = callback_for(store), callback_for(store), None
@@ -80,7 +80,7 @@ def test_points_stay_bounded_however_often_a_saved_model_continues(store: Store,
     assert 800 < len(store.points(callback.run, "episode/reward")) <= 1000
 
 
-def test_a_run_of_the_users_that_is_continued_after_its_block_is_ended_again(store: Store) -> None:
+def test_a_user_run_that_is_continued_after_its_block_is_ended_again(store: Store) -> None:
     callback = callback_for(store)
     agent = PPO("MlpPolicy", market(), **TINY)
     with store.tracker.start_run() as run:
@@ -115,7 +115,7 @@ def learn_as_the_zoo_does(agent: PPO, steps: int, callbacks: list[Any]) -> None:
     [(None, "FINISHED"), (Interrupt, "KILLED"), (lambda: Stop(40, RuntimeError("burst")), "FAILED")],
     ids=["none", "ctrl-c", "exception"],
 )
-def test_an_end_that_somebody_else_announces_tells_the_truth(store: Store, trouble: Any, status: str) -> None:
+def test_the_status_is_correct_when_other_code_announces_the_end(store: Store, trouble: Any, status: str) -> None:
     callback = callback_for(store, log_model=True)
     callbacks = [callback, *([trouble()] if trouble else [])]
     agent = PPO("MlpPolicy", market(), **TINY)
@@ -132,7 +132,7 @@ def test_an_end_that_somebody_else_announces_tells_the_truth(store: Store, troub
         assert run.data.tags["tracking_callbacks.error"] == "RuntimeError: burst"
 
 
-def test_a_training_inside_an_exception_handler_is_finished(store: Store) -> None:
+def test_training_inside_an_exception_handler_gives_a_finished_run(store: Store) -> None:
     callback = callback_for(store)
     try:
         raise ValueError("the first attempt")

@@ -102,7 +102,7 @@ def gym_trading_env() -> gym.Env:
     ],
     ids=["gym-anytrading", "gym-trading-env", "bare"],
 )
-def test_every_figure_of_every_episode_equals_empyricals(
+def test_every_statistic_of_every_episode_equals_empyricals(
     store: Store, tmp_path: Path, make: Callable[[], gym.Env], key: str | None, returns: str, source: str
 ) -> None:
     witnesses = [Witness(make(), key) for _ in range(2)]
@@ -125,7 +125,7 @@ def test_every_figure_of_every_episode_equals_empyricals(
                     assert not math.isfinite(expected) or np.ptp(series) == 0.0, name
 
 
-def test_sixteen_environments_are_followed_apart(store: Store, tmp_path: Path) -> None:
+def test_sixteen_environments_are_tracked_separately(store: Store, tmp_path: Path) -> None:
     lengths = range(3, 19)
     env = DummyVecEnv([lambda length=length: Market(length) for length in lengths])
     callback = callback_for(store)
@@ -161,7 +161,7 @@ def test_each_statistic_of_a_rollout_is_that_of_its_episodes(store: Store, tmp_p
     )
 
 
-def test_a_changed_number_of_environments_is_said_and_the_training_goes_on(
+def test_a_changed_number_of_environments_is_reported_and_training_continues(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = callback_for(store)
@@ -178,7 +178,7 @@ def test_a_changed_number_of_environments_is_said_and_the_training_goes_on(
     assert "tracking failed" not in caplog.text
 
 
-def test_an_algorithm_that_tells_no_rewards_says_so(store: Store) -> None:
+def test_the_run_says_that_an_algorithm_passes_no_rewards_to_callbacks(store: Store) -> None:
     callback = callback_for(store)
     ARS("LinearPolicy", DummyVecEnv([lambda: Monitor(Market())]), n_delta=1, seed=0).learn(40, callback=callback)
     run = store.delivered(callback.run)
@@ -198,7 +198,7 @@ def test_episodes_too_short_for_a_ratio_are_counted(store: Store) -> None:
     assert run.data.tags["sharpe.left_out"].endswith("32 × fewer than two returns, or all of them equal")
 
 
-def test_an_episode_without_a_number_for_a_reward_is_said(store: Store) -> None:
+def test_episodes_with_nan_or_infinite_rewards_are_counted(store: Store) -> None:
     callback = callback_for(store)
     PPO("MlpPolicy", DummyVecEnv([lambda: Market(reward=math.nan)]), **TINY).learn(32, callback=callback)
     run = store.delivered(callback.run)
@@ -208,7 +208,7 @@ def test_an_episode_without_a_number_for_a_reward_is_said(store: Store) -> None:
     assert "rollout/episode_reward_mean" not in run.data.metrics
 
 
-def test_the_table_of_a_training_that_is_killed_later_has_been_logged_already(
+def test_the_episode_table_is_logged_while_training_is_still_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tracking_callbacks._episodes.episode_log._TABLE_SECONDS", 0.0)
@@ -277,9 +277,7 @@ def test_the_prices_of_training_and_evaluation_are_inputs_and_their_equity_curve
     assert store.client.download_artifacts(run.info.run_id, "evaluation/eval/step-64/equity_curves.png", str(tmp_path))
 
 
-def test_with_log_everything_off_there_are_params_and_metrics_alone(
-    server: Any, shared_journal: Path, store: Store
-) -> None:
+def test_with_record_false_a_run_holds_only_params_and_metrics(server: Any, shared_journal: Path, store: Store) -> None:
     tracker = MLflowTracker(server.uri, "bare-agents", record=False, delivery=Delivery(journal_root=shared_journal))
     callback = MLflowSB3Callback(tracker)
     PPO("MlpPolicy", prices(5, 60), **TINY).learn(64, callback=callback)
