@@ -1,4 +1,4 @@
-"""Which run a callback writes to: its own, or the one that the user has started, which it never ends."""
+"""Which run a callback writes to: its own, or one that the user started, which it never ends."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ BEGINNING = """
 @pytest.mark.parametrize(
     ("rest", "statuses"),
     [
-        # the search has caught what stopped its last trial
+        # the search caught the exception of its last trial
         ("callback_run.begin_trial('trial')", {"first": "FINISHED", "trial": "FAILED"}),
         ("callback_run.begin_trial('trial'); raise ValueError('diverged')", {"first": "FAILED", "trial": "FAILED"}),
         ("callback_run.run_for_evaluation()", {"first": "FINISHED"}),

@@ -1,4 +1,4 @@
-"""Checkpoints that wait for delivery: which are dropped, which stay, and what the run says of it."""
+"""Checkpoints that wait for delivery: which ones are dropped, which ones stay, and how the run reports it."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_by_default_checkpoints_take_half_of_the_free_disk_space(tmp_path) -> No
 
     assert waiting.make_room(1000, tmp_path) == 0
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    assert waiting.make_room(2 * free, tmp_path) == 3  # all but the claimed one
+    assert waiting.make_room(2 * free, tmp_path) == 3  # all except the claimed one
     assert [snapshot.exists() for snapshot in snapshots] == [False] * 4
     assert claim(snapshots[1]).is_dir()
     assert not claim(snapshots[0]).exists()

@@ -1,4 +1,4 @@
-"""``tracking-callbacks status`` and ``sync``: what is shown, what is delivered, the exit codes."""
+"""``tracking-callbacks status`` and ``sync``: what they show, what they deliver, their exit codes."""
 
 from __future__ import annotations
 

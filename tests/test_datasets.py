@@ -1,4 +1,4 @@
-"""What is read off a dataset, and how MLflow keeps it."""
+"""What is read from a dataset, and how MLflow stores it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Stream(IterableDataset):
 
 
 def made(kind: str, change: int = 0) -> Any:
-    """Return a dataset of ten rows; with `change` one value in it is another one."""
+    """Return a dataset of ten rows; `change` changes one value in it."""
     numbers = [*range(9), 9 + change]
     match kind:
         case "huggingface":

@@ -1,4 +1,4 @@
-"""The bookkeeping of episodes, without any reinforcement-learning library."""
+"""Tracking episodes without any reinforcement-learning library."""
 
 from __future__ import annotations
 

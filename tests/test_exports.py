@@ -1,4 +1,4 @@
-"""The public names are those of the design, and each module says what it exports."""
+"""The public names match the design, and each module declares its exports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PUBLIC = {
     "tracking_callbacks.sb3": {"MLflowSB3Callback"},
 }
 
-# Packages that only hold modules: nothing is imported from them directly.
+# These packages only hold modules; nothing is imported from them directly.
 PACKAGES_WITHOUT_NAMES = (
     *("._callbacks", "._episodes", "._runs", "._writing", "._delivery", "._delivery.stores", "._journal", "._values"),
     ".flavors",

@@ -1,4 +1,4 @@
-"""Figures of return series: equal to empyrical's where they exist, None where they do not."""
+"""Statistics of return series: equal to empyrical's where they exist, None where they do not."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_gains_without_losses_have_no_sortino_ratio() -> None:
 
 
 @pytest.mark.parametrize(
-    "figure",
+    "statistic",
     [
         finance.sharpe_ratio,
         finance.sortino_ratio,
@@ -122,8 +122,8 @@ def test_gains_without_losses_have_no_sortino_ratio() -> None:
         finance.total_return,
     ],
 )
-def test_a_series_with_an_infinite_return_has_no_statistics(figure: Callable[..., float | None]) -> None:
-    assert figure([0.01, math.inf, -0.02]) is None
+def test_a_series_with_an_infinite_return_has_no_statistics(statistic: Callable[..., float | None]) -> None:
+    assert statistic([0.01, math.inf, -0.02]) is None
 
 
 def test_drawdown_counts_a_loss_from_the_start_and_stops_at_everything() -> None:

@@ -1,4 +1,4 @@
-"""What is a secret is known by its name or its form; what only looks like one is kept."""
+"""Secrets are recognised by name or form; texts that only look like secrets are kept."""
 
 from __future__ import annotations
 
@@ -124,4 +124,4 @@ def test_masking_takes_linear_time(unit: str) -> None:
     mask_text(unit * (200_000 // len(unit)))
     mask_text(unit * (200_000 // len(unit)), code=True)
 
-    assert time.process_time() - began < 2  # it takes 0.1 s; in quadratic time 20 s and more
+    assert time.process_time() - began < 2  # linear time takes 0.1 s; quadratic time would take 20 s and more

@@ -81,7 +81,7 @@ def offline_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     content = b"1_1\t-0.9\tno picture.\n"
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     pytest.importorskip("setuptools")
-    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads "0" of this one as: no isolation
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip takes "0" here to mean no isolation
     monkeypatch.setenv("PIP_FIND_LINKS", str(published(tmp_path, content)))
     monkeypatch.setattr(sentiment_data, "_SHA256", hashlib.sha256(content).hexdigest())
     return content

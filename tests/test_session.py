@@ -92,7 +92,7 @@ def test_a_process_is_identified_by_more_than_its_pid() -> None:
     assert not elsewhere.is_local()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="zombies are told by pidfd on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="zombies are recognised by pidfd on Linux")
 def test_a_zombie_counts_as_dead() -> None:
     import tracking_callbacks._journal.owner as owner
 

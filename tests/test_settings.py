@@ -1,4 +1,4 @@
-"""Environment before argument before file before MLflow's own default; wrong configuration is named at once."""
+"""Precedence of environment, argument, file and MLflow's default; wrong configuration is named at once."""
 
 from __future__ import annotations
 

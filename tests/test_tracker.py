@@ -1,4 +1,4 @@
-"""The core by itself, read back from a real server."""
+"""The tracker on its own, read back from a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scalars, names, plain structures, masked secrets."""
+"""Conversion of scalars, names and nested structures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log takes what passes through logging, and leaves the user's logging as it is."""
+"""The Python log records what passes through logging and leaves the user's logging unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run holds unasked: its settings, source, environment, log and machine, each piece with its switch."""
+"""What a run records automatically: config, source, environment, log and machine; each can be switched off."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit, in which the program lies that "was started"."""
+    """A repository with one commit, which contains the program that "was started"."""
     git(tmp_path, "init")
     (tmp_path / "train.py").write_text("lr = 1\n")
     (tmp_path / ".gitignore").write_text("pyproject.toml\n")
@@ -175,7 +175,7 @@ def test_content_that_cannot_be_recorded_stops_neither_the_rest_nor_training(
 ) -> None:
     import tracking_callbacks._contents.environment as environment
 
-    monkeypatch.setattr(environment, "_VARIABLES", 3)  # a fault of the package's own
+    monkeypatch.setattr(environment, "_VARIABLES", 3)  # a bug in the package itself
     with tracker_of(server, shared_journal).start_run() as run:
         run.log_metrics({"loss": 1.0})
     report = run.flush()
@@ -298,5 +298,5 @@ def test_system_metrics_have_mlflows_names(server, client, tmp_path, monkeypatch
     info = client.get_run(run.run_id).info
     assert all(info.start_time <= point.timestamp <= info.end_time for point in points)
     assert [point.step for point in points] == sorted(point.step for point in points)
-    assert (report.complete, report.delivered) == (True, 0)  # nobody has logged them
+    assert (report.complete, report.delivered) == (True, 0)  # no verb logged them
     assert MLflowTracker(record=Recording(system_metrics=False)).settings.record.system_metrics is False

@@ -1,4 +1,4 @@
-"""Coalescing: as few requests as MLflow's limits allow, in order, acknowledging whole records only."""
+"""Batches: as few requests as MLflow's limits allow, in order; only whole records are acknowledged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: drawn by delivery, of what was logged, in nobody's way."""
+"""Delivery draws the pictures of a run from what was logged, without holding anything up."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_stop_delivery(tracker: MLflowTr
     with tracker.start_run() as run:
         run.draw("episodes", data="no table")
         run.draw("confusion_matrix", data="{}")
-        run.draw("learning_curves")  # of nothing
+        run.draw("learning_curves")  # there is nothing to draw
         run.log_text("kept", "note.txt")
     report = run.flush(60)
 

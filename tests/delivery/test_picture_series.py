@@ -1,4 +1,4 @@
-"""Series as pictures draw them: smoothed, thinned, with gaps; and the texts of their ticks."""
+"""The series that pictures draw: smoothed, thinned, with gaps; and their tick labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures: what they show, that nothing in them is cut or overlaps, and that matplotlib's state is left alone."""
+"""What pictures show, that nothing in them is cut off or overlaps, and that matplotlib's state is unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EVALUATIONS = range(100, 1001, 100)
 
 
 def classifier_points() -> dict[str, list[tuple[int, float]]]:
-    """Return what a run of Trainer with ClassificationMetrics holds."""
+    """Return the metrics of a Trainer run with ClassificationMetrics."""
     eval_metrics = ("loss", "accuracy", "f1", "precision", "recall", "f1_weighted", "runtime", "samples_per_second")
     return {
         "train/loss": TRAIN_LOSS,
@@ -314,9 +314,8 @@ def test_the_work_of_drawing_does_not_grow_with_the_number_of_episodes() -> None
 
 def test_episodes_without_a_ratio_are_skipped_and_counted() -> None:
     ratios = [1.0, math.nan, 2.0, -1.0]
-    axes = drawn(pictures.sharpe_curve([10, 20, 30, 40], ratios, periods_per_year=8760, source="info:net_worth")).axes[
-        0
-    ]
+    figure = drawn(pictures.sharpe_curve([10, 20, 30, 40], ratios, periods_per_year=8760, source="info:net_worth"))
+    axes = figure.axes[0]
 
     assert lines(axes)["each episode"].get_xydata().tolist() == [[10, 1.0], [30, 2.0], [40, -1.0]]
     note = axes.texts[0].get_text()

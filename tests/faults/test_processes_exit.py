@@ -1,4 +1,4 @@
-"""Exits that others arrange: a notebook kernel, pytest-xdist, a pending flush (row 18 of the fault matrix)."""
+"""Exits in a notebook kernel, under pytest-xdist and with a pending flush (row 18 of the fault matrix)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOG = """
 
 @pytest.fixture
 def experiment(server, monkeypatch) -> str:
-    """An experiment that processes started by the test log to."""
+    """The experiment that the processes started by a test log to."""
     name = f"exit-{uuid.uuid4().hex[:8]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)

@@ -1,4 +1,4 @@
-"""The MLflow flavor of SB3 agents: what is saved loads anywhere and acts the same."""
+"""The MLflow flavor of SB3 agents: a saved agent loads anywhere and acts the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the registry hands to another process: the same actions as in training, of every algorithm."""
+"""Agents loaded from the registry in another process act as they did in training, for every algorithm."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ON_POLICY = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
 
 
 class Masked(gym.Env[Any, Any]):
-    """Three actions, the last of which is never allowed."""
+    """Three actions; the last one is never allowed."""
 
     observation_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
     action_space = spaces.Discrete(3)

@@ -1,4 +1,4 @@
-"""Two processes of ``torchrun`` on the CPU: one run, written by the first alone."""
+"""Two processes of ``torchrun`` on the CPU: only the first one writes, to one run."""
 
 from __future__ import annotations
 

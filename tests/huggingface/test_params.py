@@ -119,7 +119,7 @@ def test_lora_has_all_its_settings(arguments: TrainingArguments, full_model: Ber
         "use_rslora": True,
         "use_dora": True,
         "alpha_pattern": "{'layer.1.attention.self.query': 32}",
-        "target_modules": ["query", "value"],  # a set: in order, so that two runs compare
+        "target_modules": ["query", "value"],  # a set is sorted, so that two runs can be compared
     }
     assert "pooler" in params["lora.modules_to_save"]
     assert params["lora.revision"] == "a" * 40

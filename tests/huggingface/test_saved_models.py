@@ -164,7 +164,7 @@ def test_a_model_without_a_tokenizer_says_what_to_pass() -> None:
 def test_an_adapter_on_a_hub_model_names_it_by_commit(
     lora_model: PeftModel, base_folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """The Hub's cache is laid out as huggingface_hub leaves it after a download."""
+    """The test lays out the cache as huggingface_hub leaves it after a download."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "hub" / "models--tiny--bert"
     (repository / "refs").mkdir(parents=True)

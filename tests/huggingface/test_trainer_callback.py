@@ -42,7 +42,7 @@ def test_one_run_holds_training_evaluation_prediction_and_model(
     assert stored.data.tags.items() >= {"team": "blue", "framework": "transformers", "model_type": "bert"}.items()
     assert stored.data.params["lora.r"] == "4"
     assert stored.data.params["learning_rate"] == "0.01"
-    # the state, and so the history, begins anew with the training: one evaluation was before it
+    # training resets the state and its history, and one evaluation came before it
     evaluated = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     assert points(client, run, "train/loss") == [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     assert points(client, run, "eval/loss")[1:] == evaluated
@@ -74,7 +74,7 @@ def test_saving_the_model_does_not_disturb_training(
 
     callback, witness = MLflowTrainerCallback(tracker, log_model="merged"), BeforeAndAfter()
     trainer = make_trainer(lora_model, callback)
-    trainer.add_callback(witness)  # comes after: it sees the weights of the summary, before the model is saved
+    trainer.add_callback(witness)  # runs after ours: it sees the weights at the summary, before the model is saved
     trainer.train()
 
     assert all(torch.equal(weight, witness.weights[name]) for name, weight in lora_model.state_dict().items())
@@ -333,7 +333,7 @@ def test_a_log_model_choice_that_does_not_suit_the_model_raises_before_the_first
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"log_model": "whole"}, "expected 'auto', 'adapter', 'merged', 'full' or False, got 'whole'"),
         ({"registered_model_name": "m", "aliases": ["a b"]}, "'a b' is not a model alias"),
@@ -342,8 +342,8 @@ def test_a_log_model_choice_that_does_not_suit_the_model_raises_before_the_first
         ({"registered_model_name": "a/b"}, "registered_model_name"),
     ],
 )
-def test_wrong_configuration_raises_at_construction(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_wrong_configuration_raises_at_construction(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         MLflowTrainerCallback(**arguments)
 
 

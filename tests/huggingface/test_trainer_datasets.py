@@ -1,4 +1,4 @@
-"""The datasets of a Trainer as inputs of the run, and runs that hold nothing unasked."""
+"""The datasets of a Trainer are inputs of the run; with ``record=False`` nothing is recorded automatically."""
 
 from __future__ import annotations
 

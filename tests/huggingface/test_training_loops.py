@@ -1,4 +1,4 @@
-"""However the loop goes: one run, every point once, at its step."""
+"""Every way in which the training loop can go gives one run, with every point once at its step."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_trainer_is_pickled_without_its_run(
 ) -> None:
     callback = MLflowTrainerCallback(tracker, tags={"team": "blue"}, log_model=False)
     trainer = make_trainer(full_model, callback)
-    trainer.evaluate()  # which begins a run
+    trainer.evaluate()  # it starts a run
 
     copies = [pickle.loads(pickle.dumps(trainer)).callback_handler.callbacks, copy.deepcopy([callback])]
     copied = [one for callbacks in copies for one in callbacks if isinstance(one, MLflowTrainerCallback)]

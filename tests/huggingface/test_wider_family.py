@@ -1,4 +1,4 @@
-"""``Seq2SeqTrainer`` and TRL's ``SFTTrainer`` take the callback as they are."""
+"""The callback works unchanged with ``Seq2SeqTrainer`` and TRL's ``SFTTrainer``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``MLflowSB3Callback`` on real trainings, read back from a real store."""
+"""``MLflowSB3Callback`` in real training, read back from a real store."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_the_users_own_logger_outputs_stay_unchanged(store: Store, tmp_path: Pat
         agent.learn(64, callback=callback)
         store.delivered(callback.run)
 
-        # A logger of the user's keeps the last update of one training for the next: it is not logged there.
+        # The user's logger keeps the last update of one training run for the next one, which must not log it.
         assert [step for step, _ in store.points(callback.run, "train/n_updates")] == [32, 64]
     logger.close()
     assert logger.output_formats == before
@@ -252,7 +252,7 @@ def test_learning_again_is_a_new_run_unless_it_continues(store: Store, tmp_path:
     assert store.delivered(callback.run).info.run_id != first.run_id
     assert [step for step, _ in store.points(first, "train/n_updates")] == [32, 64]
     assert store.client.get_run(first.run_id).info.status == "FINISHED"
-    # The episode that was cut in two by the pause is whole: its monitor confirms the length.
+    # The episode that the pause cut in two is complete, because its monitor confirms the length.
     assert [row["sharpe_ratio"] != "" for row in store.episodes(first, tmp_path)] == [True] * 6
 
 

@@ -1,4 +1,4 @@
-"""Evaluations by an ``EvalCallback``: their trading statistics, and the best agent as the one that is registered."""
+"""Evaluations by an ``EvalCallback``: their trading statistics, and the best agent, which is registered."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_statistics_of_each_evaluation_are_those_of_its_own_episodes(
     PPO("MlpPolicy", market(), **TINY).learn(64, callback=both)
     store.delivered(callback.run)
     run = callback.run
-    # An evaluation resets at its begin and after each episode: it plays 1 and 2, then 4 and 5, then 7 and 8.
+    # An evaluation resets at the start and after each episode, so it plays 1 and 2, then 4 and 5, then 7 and 8.
     apart = [finance.returns_from_equity(Market().equities(episode)) for episode in (7, 8)]
     together = np.concatenate(apart)
 

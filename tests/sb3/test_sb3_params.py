@@ -1,4 +1,4 @@
-"""The params of a run: every setting of every algorithm by name, as plain values."""
+"""The params of a run are the settings of every algorithm, by name and as plain values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALGORITHMS: list[tuple[type[BaseAlgorithm], str, str, set[str]]] = [
     (RecurrentPPO, "MlpLstmPolicy", "CartPole-v1", {"n_epochs", "clip_range_vf"}),
     (MaskablePPO, "MlpPolicy", "CartPole-v1", {"n_epochs", "gae_lambda"}),
 ]
-# What the constructors take besides settings, and what goes by other names in a run.
+# Constructor arguments that are not settings, and settings that a run lists under other names.
 NO_SETTINGS = {"self", "env", "_init_setup_model", "kwargs"}
 
 
@@ -91,7 +91,7 @@ def test_objects_are_described_by_what_they_do() -> None:
 
 
 class Nameless(gym.Env[Any, Any]):
-    """Its text is that of every object, with its address."""
+    """Has the default text of an object, which contains its address."""
 
     observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space = gym.spaces.Discrete(2)

@@ -1,4 +1,4 @@
-"""How long a run lives: continued by the model that was saved, ended truthfully whoever announces the end."""
+"""How long a run lives: a saved model continues it, and its status is correct whichever code announces the end."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_a_saved_and_reloaded_model_continues_its_run(store: Store, tmp_path: Pa
 def test_a_reloaded_model_starts_a_new_run_when_it_does_not_continue(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, anew, elsewhere = callback_for(store), callback_for(store), None
+    first, second, elsewhere = callback_for(store), callback_for(store), None
     PPO("MlpPolicy", Market(), **TINY).learn(32, callback=first).save(tmp_path / "agent.zip")
     reloaded = PPO.load(tmp_path / "agent.zip", env=Market())
-    reloaded.learn(32, callback=anew)
+    reloaded.learn(32, callback=second)
     other = MLflowTracker(
         store.tracker.settings.tracking_uri,
         "elsewhere",
@@ -60,7 +60,7 @@ def test_a_reloaded_model_starts_a_new_run_when_it_does_not_continue(
     )
     elsewhere = callback_for(Store(other, store.client))
     reloaded.learn(32, callback=elsewhere, reset_num_timesteps=False)
-    ids = {store.delivered(callback.run).info.run_id for callback in (first, anew, elsewhere)}
+    ids = {store.delivered(callback.run).info.run_id for callback in (first, second, elsewhere)}
 
     assert len(ids) == 3
     assert "the model's run is in experiment" in caplog.text
@@ -101,7 +101,7 @@ class Interrupt(BaseCallback):
 
 
 def learn_as_the_zoo_does(agent: PPO, steps: int, callbacks: list[Any]) -> None:
-    """As ``rl_zoo3.exp_manager.ExperimentManager.learn`` (2.9): Ctrl-C is swallowed, the end announced again."""
+    """As ``rl_zoo3.exp_manager.ExperimentManager.learn`` (2.9): it swallows Ctrl-C and announces the end again."""
     try:
         agent.learn(steps, callback=callbacks)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Trading environments as they come: the account of every episode from its own reset, whatever tells it."""
+"""Real trading environments: each episode's account starts at its own reset, wherever its value comes from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STATISTICS = {
 
 
 class Witness(gym.Wrapper):
-    """Keeps the return series of every episode, from what the environment itself says."""
+    """Keeps the return series of every episode, as the environment itself reports it."""
 
     def __init__(self, env: gym.Env, key: str | None) -> None:
         super().__init__(env)
@@ -60,7 +60,7 @@ class Witness(gym.Wrapper):
 
 
 class RewardIsReturn(gym.Env):
-    """A bare environment: no account, no info, its reward is the day's return."""
+    """A bare environment without account or info; its reward is the day's return."""
 
     observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space = spaces.Discrete(2)
@@ -84,7 +84,7 @@ def anytrading() -> gym.Env:
 
 
 def gym_trading_env() -> gym.Env:
-    with warnings.catch_warnings():  # it turns all warnings into errors
+    with warnings.catch_warnings():  # importing it turns all warnings into errors
         environments = pytest.importorskip("gym_trading_env.environments", reason="wants a Flask that MLflow does not")
     prices = 100.0 * np.cumprod(1.0 + np.random.default_rng(0).normal(0.0, 0.01, 30))
     days = pd.date_range("2024-01-01", periods=30, freq="h")
@@ -117,8 +117,8 @@ def test_every_statistic_of_every_episode_equals_empyricals(
     for env_index, witness in enumerate(witnesses):
         own = [row for row in rows if row["env"] == str(env_index)]
         for row, series in zip(own, witness.series, strict=False):
-            for name, figure in STATISTICS.items():
-                expected = figure(np.array(series))
+            for name, statistic in STATISTICS.items():
+                expected = statistic(np.array(series))
                 if row[name]:
                     assert float(row[name]) == pytest.approx(expected, rel=1e-9, abs=1e-9), name
                 else:
@@ -226,12 +226,12 @@ def test_the_episode_table_is_logged_while_training_is_still_running(
     callbacks = [MLflowSB3Callback(tracker, log_model=False), Look()]
     PPO("MlpPolicy", DummyVecEnv([Market]), **TINY).learn(192, callback=callbacks)
 
-    # Of 3, 6, 9, 12, 16 and 19 episodes; the last time, the table had grown by less than a quarter.
+    # After 3, 6, 9, 12, 16 and 19 episodes; the last time the table had grown by less than a quarter.
     assert found == [3, 6, 9, 12, 16, 16]
 
 
 class Prices(Market):
-    """A market with a frame of prices, of which a part is played, as gym-anytrading has it."""
+    """A market that plays part of a frame of prices, as gym-anytrading does."""
 
     def __init__(self, first: int, last: int) -> None:
         super().__init__()
