@@ -46,7 +46,7 @@ class Plan:
     """What a trainer does.
 
     Attributes:
-        scenario: Which of `SCENARIOS`.
+        scenario: Which of `BUILDERS`.
         ledger: The path to write the ledger to.
         steps: Number of steps; it ends earlier when the file `STOP` appears.
         pace: Seconds that a step takes in addition to its own work.
@@ -87,7 +87,7 @@ def run(plan: Plan) -> None:
     """Train as planned."""
     ledger = keep_ledger(Path(plan.ledger))
     atexit.register(ledger.mark, "drained")  # the first callback registered is the last one called
-    build = SCENARIOS[plan.scenario]
+    build = BUILDERS[plan.scenario]
     if plan.compare:
         ledger.mark(f"untracked weights {build(plan, ledger, tracked=False)()}")
     train = build(plan, ledger, tracked=True)
@@ -330,4 +330,4 @@ def digest(tensors: Mapping[str, Any]) -> str:
     return content.hexdigest()
 
 
-SCENARIOS: dict[str, Callable[..., Train]] = {"core": core, "huggingface": huggingface, "sb3": sb3}
+BUILDERS: dict[str, Callable[..., Train]] = {"core": core, "huggingface": huggingface, "sb3": sb3}

@@ -176,7 +176,7 @@ class Trainers:
         """Start a trainer in a folder, which becomes a separate project.
 
         Args:
-            scenario: A name of `scenarios.SCENARIOS`.
+            scenario: A name of `scenarios.BUILDERS`.
             folder: The trainer's working folder; may exist.
             uri: Tracking URI.
             environment: More environment variables.
