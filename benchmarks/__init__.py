@@ -1,1 +1,1 @@
-"""This package beside what a user would pick instead, on the same work, in one run: ``make bench``."""
+"""Compares this package with its alternatives on the same work, in one run: ``make bench``."""

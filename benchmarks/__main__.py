@@ -1,8 +1,8 @@
-"""Measure this package beside its peers, and write benchmarks/RESULTS.md.
+"""Measure this package against its peers, and write benchmarks/RESULTS.md.
 
 make bench                                    # everything; takes about two hours
 .venv-bench/bin/python -m benchmarks --rows 1,4
-.venv-bench/bin/python -m benchmarks --rows 2 --quick    # small sizes, to try the code; writes nothing
+.venv-bench/bin/python -m benchmarks --rows 2 --quick    # small sizes to try the code; writes nothing
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def _rows(text: str) -> list[str]:
 
 
 def main() -> int:
-    """Measure the rows that are asked for."""
+    """Measure the requested rows."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=_rows, default=list(ROWS), help=f"comma-separated, of {', '.join(ROWS)}")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to try the code; only prints")
-    parser.add_argument("--render", action="store_true", help="only write RESULTS.md anew from benchmarks/results/")
+    parser.add_argument("--rows", type=_rows, default=list(ROWS), help=f"comma-separated; available: {', '.join(ROWS)}")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds for each contender (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="small sizes to try the code; only prints")
+    parser.add_argument("--render", action="store_true", help="only rewrite RESULTS.md from benchmarks/results/")
     chosen = parser.parse_args()
     if chosen.render:
         report.write(ROWS)
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers and trainings must not outlive this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no server or training process may outlive this one
     for name in chosen.rows:
         row = ROWS[name]
         _print_line(f"row {name}: {row.title}")

@@ -1,4 +1,4 @@
-"""Where measurements are made: temporary folders, MLflow servers, and a fresh process for each training."""
+"""The place for measurements: temporary folders, MLflow servers, and a fresh process for each training run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from servers import Server, start_server, stop_server  # noqa: E402
 
 __all__ = ["ROOT", "Bench", "Child", "Store", "delivery_processes", "running_bench", "stop_delivery", "wait_for"]
 
-# Off the network, and nothing of what the user's own shell says about tracking.
+# Stay off the network, and ignore the tracking variables of the user's shell.
 SURROUNDINGS = {
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -31,14 +31,14 @@ SURROUNDINGS = {
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",
 }
-# Bytecode is cached, as it is for a user.
+# Cache bytecode, as it is for a user.
 _OURS_TO_SET = ("MLFLOW_", "TRACKING_CALLBACKS_", "WANDB_", "TRACKIO_", "PYTHONDONTWRITEBYTECODE")
 _CHILD_SECONDS = 1800
 _REQUEST = re.compile(rb'"(?:GET|POST|PUT|PATCH|DELETE) /\S* HTTP')
 
 
 class Store:
-    """An MLflow server of this benchmark, and what lies behind it."""
+    """An MLflow server of this benchmark, with its database and log."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -51,14 +51,14 @@ class Store:
         return sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=30)
 
     def count_points(self, run_id: str) -> tuple[int, int]:
-        """Return how many points a run holds, and how many of them have a name and step of their own."""
+        """Return how many points a run holds, and how many distinct pairs of name and step."""
         with contextlib.closing(self.connect()) as database:
             query = "SELECT count(*), count(DISTINCT key || ' ' || step) FROM metrics WHERE run_uuid = ?"
             found, own = database.execute(query, [run_id]).fetchone()
             return int(found), int(own)
 
     def check_exact(self, run_id: str, points: int) -> None:
-        """Fail unless a run holds just so many points, none of them twice."""
+        """Fail unless a run holds exactly that many points, none of them twice."""
         found = self.count_points(run_id)
         if found != (points, points):
             raise AssertionError(f"{points} points were logged, (all, distinct) in the store: {found}")
@@ -69,7 +69,7 @@ class Store:
 
 
 class Child:
-    """A function under measurement, in a process of its own."""
+    """A function under measurement, in a separate process."""
 
     def __init__(self, folder: Path, cwd: Path, function: Callable[..., Any], settings: dict[str, Any]) -> None:
         self.folder = folder
@@ -91,8 +91,8 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                # The kernel shares the cores out by session first: one of its own has the weight of a user's terminal,
-                # whatever the benchmark itself was started from.
+                # The kernel divides the cores between sessions first. A new session has the weight of a user's
+                # terminal, wherever the benchmark itself was started.
                 start_new_session=True,
             )
 
@@ -101,12 +101,12 @@ class Child:
         return self.process.poll() is None
 
     def said(self) -> dict[str, Any] | None:
-        """Return what the function has said so far through `fresh.say`, None before that."""
+        """Return what the function last sent through `fresh.say`, or None before that."""
         said = self.folder / "said.json"
         return json.loads(said.read_text()) if said.exists() else None
 
     def answer(self) -> None:
-        """Let a function go on that waits in `fresh.listen`."""
+        """Let a function that waits in `fresh.listen` go on."""
         assert self.process.stdin is not None
         self.process.stdin.close()
 
@@ -128,7 +128,7 @@ class Bench:
     """What one row needs; made by `running_bench`.
 
     Attributes:
-        quick: Sizes are small, figures mean nothing.
+        quick: Sizes are small, and the numbers mean nothing.
     """
 
     def __init__(self, folder: Path, *, quick: bool) -> None:
@@ -142,32 +142,32 @@ class Bench:
         return quick if self.quick else full
 
     def folder(self, name: str = "work") -> Path:
-        """Return a new folder, a project of its own."""
+        """Return a new folder for a separate project."""
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
         (folder / "pyproject.toml").touch()
         return folder
 
     def server(self, name: str) -> Store:
-        """Return the MLflow server of this name, which is started at its first use and kept for the row."""
+        """Return the MLflow server of this name, which starts at its first use and runs until the row is done."""
         if name not in self._servers:
             self._servers[name] = start_server(self.folder("server"), free_port())
         return Store(self._servers[name])
 
     def start(self, function: Callable[..., Any], *, cwd: Path | None = None, **settings: Any) -> Child:
-        """Start a function in a fresh process, in a folder of its own or in `cwd`; settings and result must be JSON."""
+        """Start a function in a fresh process, in a new folder or in `cwd`; settings and result must be JSON."""
         folder = self.folder()
         child = Child(folder, cwd or folder, function, settings)
         self._children.append(child)
         return child
 
     def run(self, function: Callable[..., Any], **settings: Any) -> dict[str, Any]:
-        """Run a function in a fresh process, wait until its delivery has come to an end too, and return its result."""
+        """Run a function in a fresh process, wait until its delivery has finished, and return its result."""
         result = self.start(function, **settings).result()
-        wait_for(lambda: not delivery_processes(self._folder), "delivery comes to its end", seconds=120)
+        wait_for(lambda: not delivery_processes(self._folder), "delivery finishes", seconds=120)
         return result
 
     def close(self) -> None:
-        """End what is left of the row's processes."""
+        """Kill what is left of the row's processes."""
         for child in self._children:
             if child.running():
                 child.kill()
@@ -178,7 +178,7 @@ class Bench:
 
 @contextlib.contextmanager
 def running_bench(*, quick: bool) -> Iterator[Bench]:
-    """Make room for one row; folders and processes are gone when the block is left."""
+    """Make a `Bench` for one row; its folders and processes are removed when the block exits."""
     for name in [name for name in os.environ if name.startswith(_OURS_TO_SET)]:
         del os.environ[name]
     os.environ.update(SURROUNDINGS)

@@ -12,35 +12,35 @@ from benchmarks.bench import Bench
 __all__ = ["Bar", "Column", "Figures", "Group", "Row", "Samples", "measure"]
 
 Figures = dict[str, float]
-Taken = dict[str, dict[str, list[float]]]  # contender, figure, one value a round
+Taken = dict[str, dict[str, list[float]]]  # contender, number, one value per round
 
 
 class Samples:
-    """The figures of all rounds of a group."""
+    """The numbers of all rounds of a group."""
 
     def __init__(self, taken: Taken) -> None:
         self.taken = taken
 
     def values(self, contender: str, figure: str) -> list[float]:
-        """Return one value a round; none where the contender has no such figure, or has come after the measurement."""
+        """Return one value per round, or none if the contender lacks this number or is newer than the measurement."""
         return self.taken.get(contender, {}).get(figure, [])
 
     def rounds(self) -> int:
-        """Return how often each contender took its turn."""
+        """Return how many rounds each contender took part in."""
         return max((len(values) for figures in self.taken.values() for values in figures.values()), default=0)
 
     def median(self, contender: str, figure: str) -> float:
-        """Return the median of the rounds, NaN where there are none."""
+        """Return the median of the rounds, or NaN without rounds."""
         return statistics.median(self.values(contender, figure) or [math.nan])
 
     def worst(self, contender: str, figure: str) -> float:
-        """Return the largest value of the rounds, NaN where there are none."""
+        """Return the largest value of the rounds, or NaN without rounds."""
         return max(self.values(contender, figure), default=math.nan)
 
     def ratio(self, figure: str, contender: str, to: str) -> float:
-        """Return the median of the rounds' ratios, NaN where there are none.
+        """Return the median of the rounds' ratios, or NaN without rounds.
 
-        What disturbs the machine for a while is in both of a pair.
+        Both values of a pair come from the same round, so a disturbance of the machine affects both.
         """
         ones, others = self.values(contender, figure), self.values(to, figure)
         if not ones or not others:
@@ -59,13 +59,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Bar:
-    """What is to be reached.
+    """A bar that the package should reach.
 
     Attributes:
-        what: Said in the report.
-        limit: The bar; None where the figure is printed without one.
-        value: Takes the figure from the group's samples.
-        at_least: The figure must be this large, not this small.
+        what: Its description in the report.
+        limit: The bar; None prints the number without one.
+        value: Computes the number from the group's samples.
+        at_least: The limit is a minimum instead of a maximum.
     """
 
     what: str
@@ -74,7 +74,7 @@ class Bar:
     at_least: bool = False
 
     def met(self, value: float) -> bool | None:
-        """Return whether `value` reaches the bar, None where there is none."""
+        """Return whether `value` reaches the bar, or None without a bar."""
         if self.limit is None:
             return None
         return value >= self.limit if self.at_least else value <= self.limit
@@ -85,8 +85,8 @@ class Group:
     """Contenders that do the same work.
 
     Attributes:
-        title: Heads the table.
-        contenders: Each does the work once, in a fresh process, and returns its figures.
+        title: Heads the table; benchmarks/results/ stores the numbers under it.
+        contenders: Each does the work once, in a fresh process, and returns its numbers.
     """
 
     title: str

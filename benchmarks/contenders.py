@@ -1,7 +1,7 @@
-"""Every contender's way to log a few metrics at a step; runs in fresh processes.
+"""How each contender logs a few metrics at a step; runs in fresh processes.
 
-An opener takes the tracking URI (empty for those that have none) and returns how to log and how to close: when close
-returns, everything is where it belongs.
+An opener takes the tracking URI (empty for contenders without one) and returns a function to log and one to close. When
+close returns, everything is stored.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def open_wandb(uri: str) -> tuple[Log, Close]:
 
 
 def open_trackio(uri: str) -> tuple[Log, Close]:
-    """``trackio.log``, into its local database, without samples of the CPU that the others do not take either."""
+    """``trackio.log``, into its local database, without CPU samples, which the others do not take either."""
     import trackio
 
     trackio.init(project=PROJECT, embed=False, auto_log_cpu=False, auto_log_gpu=False)

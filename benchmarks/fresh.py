@@ -13,7 +13,7 @@ __all__ = ["listen", "say"]
 
 
 def say(**words: Any) -> None:
-    """Tell the benchmark something in the middle of the work; it reads it with `bench.Child.said`."""
+    """Send something to the benchmark during the work, which reads it with `bench.Child.said`."""
     said = Path(sys.argv[3]).with_name("said.json")
     unfinished = said.with_suffix(".part")
     unfinished.write_text(json.dumps(words))

@@ -1,4 +1,4 @@
-"""Journals that wait, and their delivery by a process of its own, as ``tracking-callbacks sync`` does it."""
+"""Waiting journals, and their delivery by a separate process, as ``tracking-callbacks sync`` does it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ PATIENCE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Waiting:
-    """A run in a journal that nobody has delivered."""
+    """A run in a journal that is not delivered yet."""
 
     root: Path
     run_key: str
     store: Store
 
     def state(self) -> RunState | None:
-        """Return what delivery knows of the run, in its folder or after that is gone."""
+        """Return what delivery knows about the run, from its folder or after the folder is removed."""
         root = JournalRoot(self.root)
         return root.run(self.run_key).read_state() or root.final_state(self.run_key)
 
     def forget_acknowledgements(self) -> None:
-        """Lose what says how much the store has."""
+        """Delete the record of how much the store has."""
         (JournalRoot(self.root).run(self.run_key).path / "state.json").unlink()
 
 
 def waiting_journal(bench: Bench, store: Store, points: int) -> Waiting:
-    """Write a journal of `points` that nobody delivers."""
+    """Write a journal of `points` without delivering it."""
     root = bench.folder("journal")
     result = bench.run(write_offline, uri=store.uri, journal_root=str(root), points=points)
     return Waiting(root, result["run_key"], store)
@@ -49,8 +49,8 @@ class Delivery:
     Attributes:
         process: The process.
         whole_s: Seconds from its start to its end.
-        sending_s: Seconds from the first acknowledgement to the last, MLflow's import and the run's creation left out.
-        sent: Points that were acknowledged meanwhile.
+        sending_s: Seconds from the first acknowledgement to the last, without MLflow's import and the run's creation.
+        sent: Points that were acknowledged in that time.
     """
 
     def __init__(self, waiting: Waiting) -> None:
@@ -64,7 +64,7 @@ class Delivery:
         self.sent = 0
 
     def watch(self, until: int | None = None) -> RunState:
-        """Wait until `until` points are acknowledged, or for the end of the process."""
+        """Wait until `until` points are acknowledged or the process ends."""
         first: tuple[float, int] | None = None
         last: tuple[float, int] = (self._began, 0)
         try:

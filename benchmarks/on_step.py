@@ -1,11 +1,11 @@
-"""What ``MLflowSB3Callback`` adds to a step of the training, beside a callback that does nothing.
+"""What ``MLflowSB3Callback`` adds to a training step, compared with a callback that does nothing.
 
     python benchmarks/on_step.py
 
-Runs the hooks of a real ``learn()`` over an environment that costs next to nothing, with one and with sixteen copies
-of it, and times each ``on_step`` call inside: those in which no episode ends, which is what a training pays at every
-step, and all of them, the ends of episodes and their points included. Exit code 1 where a step without an end costs
-more than 8 µs with one environment, or 2 µs per environment with sixteen.
+Runs a real ``learn()`` over an environment that costs next to nothing, with one and with sixteen copies of it, and
+times each ``on_step`` call: separately for steps in which no episode ends, which is what every step costs, and for all
+steps, including the ends of episodes and their points. Exits with 1 if a step without an episode end costs more than
+8 µs with one environment, or 2 µs per environment with sixteen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tracking_callbacks import Delivery, MLflowTracker
 from tracking_callbacks.sb3 import MLflowSB3Callback
 
 EPISODE_LENGTH = 250
-LIMITS = {1: 8.0, 16: 2.0 * 16}  # µs a step
+LIMITS = {1: 8.0, 16: 2.0 * 16}  # µs per step
 
 
 class Market(gymnasium.Env):
@@ -51,14 +51,14 @@ class Market(gymnasium.Env):
 
 
 class Empty(BaseCallback):
-    """The empty callback that is compared with."""
+    """The empty callback, for comparison."""
 
     def _on_step(self) -> bool:
         return True
 
 
 class Timed:
-    """Times each ``on_step`` of a callback, apart for steps in which an episode ends."""
+    """Times each ``on_step`` of a callback, separately for steps in which an episode ends."""
 
     def __init__(self, callback: BaseCallback) -> None:
         self.between: list[int] = []
@@ -90,7 +90,7 @@ def measure(callback: BaseCallback, n_envs: int, steps: int, wrap: Callable[[Vec
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10_000, help="steps of each training (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10_000, help="steps of each training run (default: %(default)s)")
     steps = parser.parse_args().steps
     torch.set_num_threads(1)
     kinds: dict[str, Callable[[VecEnv], VecEnv]] = {
@@ -111,7 +111,7 @@ def main() -> int:
                 callback = MLflowSB3Callback(tracker, log_model=False)
                 ours = measure(callback, n_envs, steps, wrap)
                 assert callback.run is not None
-                assert callback.run.flush(300).complete  # not beside the next measurement
+                assert callback.run.flush(300).complete  # finish before the next measurement
                 times = sorted(ours.between)
                 p50, p99 = times[len(times) // 2] / 1000, times[len(times) * 99 // 100] / 1000
                 cost = p50 - statistics.median(empty.between) / 1000

@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/outages.py            # the peer alone takes five minutes without a server
 
-The same tiny BERT is trained with ``logging_steps=1``: without a server, with a server that is killed and restarted
-three times, and killed itself in the middle. Printed: how the training went, and what the store holds afterwards.
+Trains the same tiny BERT with ``logging_steps=1``: without a server, with a server that is killed and restarted three
+times, and with a trainer that is killed midway. Prints how training went and what the store holds afterwards.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ print(f"train {time.monotonic() - began:.1f}", flush=True)
 
 
 class Training:
-    """One training in a process of its own."""
+    """One training run in a separate process."""
 
     def __init__(self, who: str, folder: Path, uri: str) -> None:
         self.who = who
@@ -88,7 +88,7 @@ class Training:
                 self.seconds = float(line.split()[1])
 
     def wait(self) -> str:
-        """Wait for the end and say how it went."""
+        """Wait for the end and return how it went."""
         began = time.monotonic()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(PATIENCE_SECONDS)
@@ -103,7 +103,7 @@ class Training:
 
 
 def stored(uri: str, who: str) -> str:
-    """Return the runs of one contender, their status and points."""
+    """Describe the runs of one contender: their status and points."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(who)
     if experiment is None:
@@ -113,13 +113,13 @@ def stored(uri: str, who: str) -> str:
         names = [name for name in ("loss", "train/loss") if name in run.data.metrics]
         points = [point.step for name in names for point in client.get_metric_history(run.info.run_id, name)]
         once = len(set(points))
-        shown.append(f"{run.info.status}, {once} of {STEPS} losses, {len(points) - once} doubled")
+        shown.append(f"{run.info.status}, {once} of {STEPS} losses, {len(points) - once} duplicated")
     return "; ".join(shown) or "no run in the store"
 
 
 @contextlib.contextmanager
 def server_at(folder: Path, port: int) -> Iterator[Server]:
-    """A server that is gone when the block is left."""
+    """Run a server until the block exits."""
     server = start_server(folder, port)
     try:
         yield server
@@ -128,16 +128,16 @@ def server_at(folder: Path, port: int) -> Iterator[Server]:
 
 
 def without_a_server(who: str, folder: Path) -> str:
-    """Train without a server; start one afterwards, and wait for what still comes."""
+    """Train without a server, start one afterwards, and wait for what still arrives."""
     port = free_port()
     went = Training(who, folder, f"http://127.0.0.1:{port}").wait()
     with server_at(folder, port) as server:
-        wait_for(lambda: not delivery_processes(folder), "delivery comes to its end", seconds=120)
+        wait_for(lambda: not delivery_processes(folder), "delivery finishes", seconds=120)
         return f"{went}; afterwards: {stored(server.uri, who)}"
 
 
 def with_a_server_killed_three_times(who: str, folder: Path) -> str:
-    """Kill and restart the server three times during the training."""
+    """Kill and restart the server three times during training."""
     port = free_port()
     server = start_server(folder, port)
     training = Training(who, folder, server.uri)
@@ -150,14 +150,14 @@ def with_a_server_killed_three_times(who: str, folder: Path) -> str:
         server = start_server(folder, port)
     went = training.wait()
     try:
-        wait_for(lambda: not delivery_processes(folder), "delivery comes to its end", seconds=120)
+        wait_for(lambda: not delivery_processes(folder), "delivery finishes", seconds=120)
         return f"{went}; {stored(server.uri, who)}"
     finally:
         stop_server(server)
 
 
 def killed_in_the_middle(who: str, folder: Path) -> str:
-    """Kill the trainer two seconds after its training has begun; look ten seconds later."""
+    """Kill the trainer two seconds after training starts; look at the store ten seconds later."""
     with server_at(folder, free_port()) as server:
         training = Training(who, folder, server.uri)
         training.begun.wait(120)
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--only", choices=[scenario.__name__ for scenario in scenarios])
     only = parser.parse_args().only
     with tempfile.TemporaryDirectory() as name:
-        untracked = Training("nobody", Path(name), "http://127.0.0.1:9").wait()
+        untracked = Training("untracked", Path(name), "http://127.0.0.1:9").wait()
     print(f"untracked: {untracked}", flush=True)
     for scenario in scenarios:
         if only in (None, scenario.__name__):

@@ -1,4 +1,4 @@
-"""Keeps the figures of each row in a file, and writes RESULTS.md from these files."""
+"""Keeps the numbers of each row in a file, and writes RESULTS.md from these files."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ RESULTS = FOLDER / "RESULTS.md"
 
 HEAD = """# Results
 
-This package beside what a user would pick instead, on the same work, in one run. Written by `make bench`; every figure
-is kept, round by round, in [results/](results).
+This package compared with its alternatives on the same work, in one run. `make bench` writes this page and keeps every
+number, round by round, in [results/](results).
 
-The contenders of a table take turns (A B C A B C …), each in a fresh process, and nothing is measured while what came
-before it is still being delivered. A cell is the median of the rounds, with the least and the greatest in brackets.
-CPU is the time of the training's own thread (`time.thread_time`), which other programs on the machine do not lengthen.
+The contenders of a table take turns (A B C A B C …), each in a fresh process. No measurement starts while an earlier
+one is still being delivered. A cell is the median of the rounds, with the minimum and the maximum in brackets. CPU is
+the time of the training thread (`time.thread_time`), which other programs on the machine do not lengthen.
 """
 
 REPEAT = """## How to repeat
 
 ```console
-make bench                                                 # all of it: two hours, on a machine that does nothing else
-make bench ROWS=1,4                                        # some rows; the others' figures stay
-.venv-bench/bin/python -m benchmarks --rows 2 --rounds 9   # the same by hand, after one `make bench`
-.venv-bench/bin/python -m benchmarks --quick               # small sizes, to try the code; writes nothing
+make bench                                                 # everything: two hours on an otherwise idle machine
+make bench ROWS=1,4                                        # some rows; the others keep their numbers
+.venv-bench/bin/python -m benchmarks --rows 2 --rounds 9   # the same by hand, after `make bench` once
+.venv-bench/bin/python -m benchmarks --quick               # small sizes to try the code; writes nothing
 ```
 """
 
 
 class Result(msgspec.Struct):
-    """The figures of one row, and where they come from."""
+    """The numbers of one row, and where they come from."""
 
     row: str
     date: str
@@ -51,14 +51,14 @@ class Result(msgspec.Struct):
 
 
 def keep(result: Result) -> None:
-    """Replace the kept figures of the row."""
+    """Replace the kept numbers of the row."""
     path = FOLDER / "results" / f"row-{result.row}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(_rounded(result)), indent=1) + b"\n")
 
 
 def write(rows: Mapping[str, Row]) -> None:
-    """Write RESULTS.md from the kept figures of all rows."""
+    """Write RESULTS.md from the kept numbers of all rows."""
     found = {}
     for name in rows:
         path = FOLDER / "results" / f"row-{name}.json"
@@ -84,18 +84,18 @@ def section(row: Row, result: Result) -> str:
         if samples.rounds() != result.rounds:
             lines += ["", f"Rounds of this table: {samples.rounds()}."]
         if group.bars:
-            lines += ["", *_table(["to reach", "reached", "met"], (_judged(bar, samples) for bar in group.bars))]
+            lines += ["", *_table(["bar", "measured", "met"], (_judged(bar, samples) for bar in group.bars))]
         lines.append("")
     lines += [
         f"Measured on {result.date} at commit {result.commit}, rounds: {result.rounds}, minutes: {result.minutes}. "
-        f"Again: `make bench ROWS={row.name}`.",
+        f"To repeat: `make bench ROWS={row.name}`.",
         "",
     ]
     return "\n".join(lines)
 
 
 def _measured(row: Row, result: Result) -> list[tuple[Group, Samples]]:
-    """Return the groups with their figures; one that has a new title since has none."""
+    """Return the groups with their numbers; skip groups whose title is newer than the measurement."""
     return [(group, Samples(result.groups[group.title])) for group in row.groups if group.title in result.groups]
 
 
@@ -104,9 +104,7 @@ def _summary(rows: Mapping[str, Row], found: Mapping[str, Result]) -> str:
     for name, result in found.items():
         for group, samples in _measured(rows[name], result):
             lines += [[name, group.title, *_judged(bar, samples)] for bar in group.bars]
-    return "\n".join(
-        ["## What was to be reached", "", *_table(["row", "work", "to reach", "reached", "met"], lines), ""]
-    )
+    return "\n".join(["## The bars", "", *_table(["row", "work", "bar", "measured", "met"], lines), ""])
 
 
 def _surroundings(results: Iterable[Result]) -> str:

@@ -26,13 +26,13 @@ def _arrived(run: Any, seconds: float = 60.0) -> None:
 
 
 def end_with_pending(uri: str, points: int, everything: bool) -> dict[str, Any]:
-    """Log `points` at once while delivery is up, end the run, and time how long its delivery takes from there."""
+    """Log `points` at once while delivery is up, end the run, and time the rest of its delivery."""
     from tracking_callbacks import MLflowTracker
 
     run = MLflowTracker(uri, PROJECT, record=everything).start_run()
     run.log_metrics({"first": 0.0})
     _arrived(run)
-    time.sleep(1.0)  # no batch under way
+    time.sleep(1.0)  # no batch in flight
     calls = points // len(METRICS)
     for step in range(calls):
         run.log_metrics(values_at(step), step)
@@ -44,7 +44,7 @@ def end_with_pending(uri: str, points: int, everything: bool) -> dict[str, Any]:
 
 
 def send_raw(uri: str, points: int) -> dict[str, Any]:
-    """Send the same points by ``MlflowClient.log_batch``, a thousand at a time, and time that alone."""
+    """Send the same points with ``MlflowClient.log_batch``, a thousand at a time, and time only that."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
@@ -68,7 +68,7 @@ def send_raw(uri: str, points: int) -> dict[str, Any]:
 
 
 def write_offline(uri: str, journal_root: str, points: int) -> dict[str, Any]:
-    """Write `points` into a journal that nobody delivers yet."""
+    """Write `points` into a journal without delivering it."""
     from tracking_callbacks import Delivery, MLflowTracker
 
     tracker = MLflowTracker(uri, PROJECT, record=False, delivery=Delivery(journal_root=journal_root, offline=True))
@@ -83,7 +83,7 @@ def _resident_mb() -> float:
 
 
 def grow(uri: str, records: int) -> dict[str, Any]:
-    """Log records of five metrics, and tell what a call costs and what this process takes on the way."""
+    """Log records of five metrics, and measure the cost of a call and the memory of this process on the way."""
     from tracking_callbacks import Delivery, MLflowTracker
 
     run = MLflowTracker(uri, PROJECT, record=False, delivery=Delivery(offline=True)).start_run()
@@ -119,19 +119,19 @@ def grow_delivered(uri: str, records: int) -> dict[str, Any]:
     for step in range(1, records):
         run.log_metrics(values_at(step), step)
     say(trainer_before_mb=began, trainer_after_mb=_resident_mb())
-    while True:  # the benchmark kills this process: nobody waits for millions of points
+    while True:  # the benchmark kills this process because millions of points take too long
         time.sleep(0.5)
         report = run.report()
         say(trainer_before_mb=began, trainer_after_mb=_resident_mb(), delivered=report.delivered)
 
 
 def log_at_pace(uri: str, seconds: float, hertz: float, busy: bool = False, checkpoint: str = "") -> dict[str, Any]:
-    """Log a point several times a second, and a checkpoint after the first three seconds.
+    """Log a point several times per second, and a checkpoint after the first three seconds.
 
     Args:
         uri: The store.
         seconds: How long.
-        hertz: Points a second.
+        hertz: Points per second.
         busy: Keep every core busy between the points.
         checkpoint: A file to log.
     """

@@ -1,4 +1,4 @@
-"""Where and with which versions figures were taken."""
+"""The machine and the versions that the benchmark ran with."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PACKAGES = (
 
 
 def machine() -> dict[str, str]:
-    """Return what the figures depend on of this machine."""
+    """Return the properties of this machine that the numbers depend on."""
     return {
         "CPU": _first_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),

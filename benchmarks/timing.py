@@ -17,7 +17,7 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 
 class Stopwatch:
-    """Adds up the wall and CPU seconds that calls take on the calling thread, the outermost calls only."""
+    """Adds up the wall and CPU seconds of the outermost calls on the calling thread."""
 
     def __init__(self) -> None:
         self.wall = 0.0

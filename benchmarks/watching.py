@@ -1,4 +1,4 @@
-"""How long after it was logged a point is in the store: the server's database is looked at all the time."""
+"""How soon after logging a point is in the store, found by polling the server's database."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ Seen = list[tuple[int, int]]  # when a point was logged, when it was seen in the
 
 
 def watch(bench: Bench, store: Store, seconds: int, hertz: int, **settings: object) -> tuple[Child, Seen, int | None]:
-    """Log at a steady pace in a fresh process and look out for every point.
+    """Log at a steady pace in a fresh process and watch for every point.
 
     Returns:
-        The process, which has ended; when each point was logged and seen; when the checkpoint was seen, if there
-        was one.
+        The ended process; when each point was logged and seen; when the checkpoint was seen, if there was one.
     """
     child = bench.start(log_at_pace, uri=store.uri, seconds=seconds, hertz=hertz, **settings)
     words = wait_for(child.said, "delivery is up", seconds=120)
@@ -44,7 +43,7 @@ def watch(bench: Bench, store: Store, seconds: int, hertz: int, **settings: obje
 
 
 def freshness(seen: Seen) -> Figures:
-    """Return the figures of the points in `seen`."""
+    """Return the freshness of the points in `seen`."""
     delays = [(there - logged) / 1000 for logged, there in seen]
     return {"points": len(seen), "p50_s": percentile(delays, 50), "p95_s": percentile(delays, 95), "max_s": max(delays)}
 

@@ -1,11 +1,11 @@
-"""The whole way on real data: train and track two models, load them back from the registry, compare.
+"""The complete workflow on real data: train and track two models, load them back from the registry, compare.
 
     make demo
 
-Fine-tunes a sentiment model, trains a trading agent, each by its own example script with one callback, then loads
+Fine-tunes a sentiment model and trains a trading agent, each with its own example script and one callback. Then loads
 ``models:/sentiment-lora@champion`` and ``models:/trading-ppo@champion`` and checks that they predict as they did in
-training. Runs go to the local default store, or to ``MLFLOW_TRACKING_URI`` if that is set. Can be run again: new
-runs, next versions.
+training. Runs go to the local default store, or to ``MLFLOW_TRACKING_URI`` if it is set. Each repetition creates new
+runs and new model versions.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ PROBE = HERE.parent / "outputs" / "trading" / "probe.npz"
 
 
 def run_example(script: str, *arguments: str) -> None:
-    """Run one of the example scripts to its end, its output passed through."""
+    """Run one of the example scripts and pass its output through."""
     print(f"\n== python examples/{script} {' '.join(arguments)}\n", flush=True)
     subprocess.run([sys.executable, str(HERE / script), *arguments], check=True)
 
 
 def champion(client: MlflowClient, name: str) -> ModelVersion:
-    """Return the version that the alias stands for."""
+    """Return the version that the alias points to."""
     return client.get_model_version_by_alias(name, "champion")
 
 
@@ -70,7 +70,7 @@ def check_trading_agent(version: ModelVersion) -> bool:
     actions, _ = agent.predict(probe["observations"], deterministic=True)
     served = mlflow.pyfunc.load_model(f"models:/{version.name}@champion").predict(probe["observations"])
     equal = bool(np.array_equal(actions, probe["actions"]) and np.array_equal(served, probe["actions"]))
-    print(f"{version.name}: {len(actions)} actions, of the reloaded agent and of its pyfunc, {_word(equal)}")
+    print(f"{version.name}: {len(actions)} actions of the reloaded agent and of its pyfunc, {_word(equal)}")
     return equal
 
 
@@ -89,7 +89,7 @@ def show(client: MlflowClient, rows: list[tuple[ModelVersion, tuple[str, ...]]])
 
 
 def main() -> int:
-    """Train both, check both; return 0 when the reloaded models predict as they did in training."""
+    """Train and check both models; return 0 if the reloaded models predict as they did in training."""
     began = time.monotonic()
     settings = resolve_settings()
     run_example("train_sentiment_model.py")

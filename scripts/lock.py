@@ -1,8 +1,8 @@
 """Write requirements.lock: every package that the extras and dependency groups bring, with its version.
 
-python scripts/lock.py                        # keep the pins that still fit, add what is new
-python scripts/lock.py --upgrade peft mlflow  # let these move
-python scripts/lock.py --upgrade all          # let everything move
+python scripts/lock.py                        # keep the pins that still fit, add new packages
+python scripts/lock.py --upgrade peft mlflow  # allow these to change
+python scripts/lock.py --upgrade all          # allow everything to change
 python scripts/lock.py --compare              # how this environment differs from the lock
 
 The lock holds for CPython 3.11 on Linux. It is a constraints file, so each environment installs its own part of it.
@@ -32,7 +32,7 @@ def read_lock() -> dict[str, str]:
 
 
 def resolve(kept: dict[str, str]) -> dict[str, str]:
-    """Return what pip would install into an empty environment, with the pins `kept`."""
+    """Return the packages that pip would install into an empty environment with the pins `kept`."""
     with tempfile.TemporaryDirectory() as folder:
         constraints, report = Path(folder, "constraints.txt"), Path(folder, "report.json")
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in kept.items()), encoding="utf-8")
@@ -63,7 +63,9 @@ def changes(before: dict[str, str], after: dict[str, str]) -> list[str]:
 def main() -> None:
     """Write the lock, or compare this environment with it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--upgrade", nargs="*", default=[], metavar="PACKAGE", help="packages to move; 'all' for all")
+    parser.add_argument(
+        "--upgrade", nargs="*", default=[], metavar="PACKAGE", help="packages to upgrade; 'all' for every package"
+    )
     parser.add_argument("--compare", action="store_true", help="only print how this environment differs")
     chosen = parser.parse_args()
     locked = read_lock()

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a clean environment, a real MLflow server on the loopback interface, leak checks."""
+"""Fixtures for all tests: a clean environment, a real MLflow server on the loopback interface, leak checks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ hypothesis.settings.load_profile("noisy machine")
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What SB3 and MLflow leave in the temp folder goes with the session's own."""
+    """Give the session its own temp folder, so that what SB3 and MLflow leave there is removed with it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         patch.setattr(tempfile, "tempdir", None)
@@ -41,7 +41,7 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(autouse=True)
 def clean_environment(no_leaks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variable of the developer's reaches a test, and each works in a folder of its own."""
+    """Hide the developer's environment variables from each test, and run it in its own folder."""
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "TRACKING_CALLBACKS_")) and name != "MLFLOW_DISABLE_TELEMETRY":
             monkeypatch.delenv(name)
@@ -52,7 +52,7 @@ def clean_environment(no_leaks: None, monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.fixture(autouse=True)
 def no_leaks(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A test leaves no process, no environment variable and no file outside its folder behind."""
+    """Fail a test that leaves behind a process, an environment variable or a file outside its folder."""
     before = dict(os.environ)
     children = {process.pid for process in psutil.Process().children(recursive=True)}
     fallback = Path(tempfile.gettempdir()) / f"tracking_callbacks-{os.getuid()}"
@@ -87,7 +87,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def forking_trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainers]:
-    """The processes that trainers under faults are forked from: the frameworks are imported once."""
+    """The processes that fork the trainers of the fault tests: each imports its frameworks only once."""
     started = Trainers(tmp_path_factory.mktemp("trainers"))
     yield started
     started.close()
@@ -95,14 +95,14 @@ def forking_trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train
 
 @pytest.fixture
 def trainers(forking_trainers: Trainers) -> Iterator[Trainers]:
-    """Starts trainers, none of which outlives the test."""
+    """Starts trainers; none of them outlives the test."""
     yield forking_trainers
     forking_trainers.kill_left_over()
 
 
 @pytest.fixture(scope="session")
 def shared_journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One journal root, and so one delivery process, for all tests that log from the test process itself."""
+    """One journal root, and therefore one delivery process, for all tests that log from the test process itself."""
     root = tmp_path_factory.mktemp("journal")
     yield root
     stop_delivery(root)
@@ -118,5 +118,5 @@ def client(server: Server):
 
 @pytest.fixture
 def tracker(server: Server, shared_journal: Path) -> MLflowTracker:
-    """A tracker on the real server, with an experiment of its own."""
+    """A tracker on the real server with an experiment for this test."""
     return MLflowTracker(server.uri, f"test-{uuid.uuid4().hex[:8]}", delivery=Delivery(journal_root=shared_journal))

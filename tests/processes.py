@@ -1,4 +1,4 @@
-"""Real processes for tests: start a script, wait for a condition with a deadline, find what was left behind."""
+"""Real processes for tests: start a script, wait for a condition with a deadline, find leftovers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _pause = threading.Event()
 
 
 def wait_for(condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
-    """Poll until `condition` gives something true, and return it; fail when `seconds` have passed."""
+    """Poll until `condition` returns something true, and return it; fail after `seconds`."""
     deadline = _now() + seconds
     while not (value := condition()):
         if _now() > deadline:
-            raise AssertionError(f"not within {seconds:.0f} s: {what}")
+            raise AssertionError(f"not reached within {seconds:.0f} s: {what}")
         _pause.wait(0.02)
     return value
 
@@ -40,7 +40,7 @@ def _now() -> float:
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -50,12 +50,12 @@ def free_port() -> int:
 def script(
     code: str, *, cwd: Path, env: dict[str, str] | None = None, under: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run Python code in a process of its own, which is gone when the block is left.
+    """Run Python code in a separate process, which is killed when the block exits.
 
     Args:
-        code: The code, indented as it stands in the test.
+        code: The code, indented as in the test.
         cwd: Its working folder.
-        env: Environment variables beside those of the tests.
+        env: Environment variables in addition to those of the tests.
         under: A command that starts the interpreter, with its options.
     """
     process = subprocess.Popen(
@@ -78,7 +78,7 @@ def script(
 def run_script(
     code: str, *, cwd: Path, env: dict[str, str] | None = None, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process of its own to its end."""
+    """Run Python code in a separate process and wait for it."""
     with script(code, cwd=cwd, env=env) as process:
         output, errors = process.communicate(timeout=timeout)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
@@ -119,5 +119,5 @@ def artifacts(client: Any, run_id: str, folder: str | None = None) -> list[str]:
 
 
 def own_artifacts(client: Any, run_id: str) -> list[str]:
-    """Return the paths of the artifacts that a run does not get unasked."""
+    """Return the paths of the artifacts that a run does not get automatically."""
     return [path for path in artifacts(client, run_id) if not path.startswith(AUTOMATIC_ARTIFACTS)]

@@ -34,7 +34,7 @@ def start_server(folder: Path, port: int) -> Server:
                 *("--artifacts-destination", str(folder / "artifacts")),
             ],
             cwd=folder,
-            # Its job workers start late and would look like processes that a test has left behind.
+            # Its job workers start late and would look like processes that a test left behind.
             env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=log,
             stderr=log,
@@ -54,7 +54,7 @@ def start_server(folder: Path, port: int) -> Server:
 
 
 def stop_server(server: Server) -> None:
-    """Kill a server and its workers, all of which the test has started."""
+    """Kill a server and its workers, which the test started."""
     family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
     for process in family:
         try:

@@ -1,4 +1,4 @@
-"""Checkpoints that wait for delivery: which are dropped, which stay, and what the run says of it."""
+"""Checkpoints that wait for delivery: which ones are dropped, which ones stay, and how the run reports it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ OFFLINE = """
 """
 
 
-def test_the_oldest_checkpoints_make_room_and_the_run_says_so(server, client, tmp_path) -> None:
+def test_the_oldest_checkpoints_are_dropped_and_the_run_says_so(server, client, tmp_path) -> None:
     done = run_script(OFFLINE.format(uri=server.uri, experiment=tmp_path.name), cwd=tmp_path)
     run_key, dropped, pending = done.stdout.split()
     staged = staged_names(tmp_path / ".tracking_callbacks", run_key)
@@ -95,7 +95,7 @@ def test_a_forked_child_leaves_its_parents_checkpoints_alone(tmp_path) -> None:
     assert staged_names(tmp_path / ".tracking_callbacks", run_key) == ["checkpoint"]
 
 
-def test_the_latest_stays_however_large_and_other_artifacts_do_too(tmp_path) -> None:
+def test_the_latest_checkpoint_stays_however_large_and_so_do_other_artifacts(tmp_path) -> None:
     tracker = MLflowTracker(
         "http://127.0.0.1:9",
         record=False,
@@ -139,7 +139,7 @@ def test_the_checkpoint_that_is_being_sent_arrives_whole(server, client, tmp_pat
     ]
 
 
-def test_by_default_they_take_half_of_the_room_that_the_disk_has(tmp_path) -> None:
+def test_by_default_checkpoints_take_half_of_the_free_disk_space(tmp_path) -> None:
     waiting = WaitingCheckpoints(None)
     snapshots = [write_checkpoint(tmp_path / f"{step}", step) for step in range(4)]
     for snapshot in snapshots:
@@ -148,13 +148,13 @@ def test_by_default_they_take_half_of_the_room_that_the_disk_has(tmp_path) -> No
 
     assert waiting.make_room(1000, tmp_path) == 0
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    assert waiting.make_room(2 * free, tmp_path) == 3  # all but the claimed one
+    assert waiting.make_room(2 * free, tmp_path) == 3  # all except the claimed one
     assert [snapshot.exists() for snapshot in snapshots] == [False] * 4
     assert claim(snapshots[1]).is_dir()
     assert not claim(snapshots[0]).exists()
 
 
-def test_what_is_delivered_takes_no_room(tmp_path) -> None:
+def test_delivered_checkpoints_take_no_space(tmp_path) -> None:
     waiting = WaitingCheckpoints(2500)
     first, second = (write_checkpoint(tmp_path / f"{step}", step) for step in range(2))
     waiting.add(first, 1000)
@@ -167,7 +167,7 @@ def test_what_is_delivered_takes_no_room(tmp_path) -> None:
     assert second.exists()
 
 
-def test_a_checkpoint_that_is_not_there_is_named(tmp_path) -> None:
+def test_a_missing_checkpoint_is_named(tmp_path) -> None:
     tracker = MLflowTracker(
         "http://127.0.0.1:9", record=False, delivery=Delivery(journal_root=tmp_path / "journal", offline=True)
     )
@@ -176,6 +176,6 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "1 GB"])
-def test_a_wrong_cap_is_named(value) -> None:
+def test_an_invalid_max_checkpoint_bytes_is_named(value) -> None:
     with pytest.raises(ConfigError, match="max_checkpoint_bytes: expected a number of bytes, 0 or more"):
         MLflowTracker(delivery=Delivery(max_checkpoint_bytes=value))

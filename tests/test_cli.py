@@ -1,4 +1,4 @@
-"""``tracking-callbacks status`` and ``sync``: what is shown, what is delivered, the exit codes."""
+"""``tracking-callbacks status`` and ``sync``: what they show, what they deliver, their exit codes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_offline_runs_are_shown_and_synced(server, client, tmp_path) -> None:
     assert own_artifacts(client, run.info.run_id) == ["hello.txt"]
 
 
-def test_a_store_that_does_not_answer_leaves_everything_and_exits_with_1(tmp_path) -> None:
+def test_sync_with_an_unreachable_store_keeps_everything_and_exits_with_1(tmp_path) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     run_script(OFFLINE.format(uri=uri, experiment="e", then="pass"), cwd=tmp_path)
     synced = command("sync", "--stall-timeout", "2", cwd=tmp_path)
@@ -65,7 +65,7 @@ def test_a_run_can_be_delivered_to_another_store(server, client, tmp_path) -> No
     assert client.get_experiment_by_name(tmp_path.name) is not None
 
 
-def test_a_run_under_way_is_shown_and_left_to_its_own_delivery(tmp_path) -> None:
+def test_a_running_run_is_shown_and_left_to_its_own_delivery(tmp_path) -> None:
     code = OFFLINE.format(
         uri="http://127.0.0.1:9", experiment="e", then="print('up', flush=True); sys.stdin.readline()"
     )
@@ -78,7 +78,7 @@ def test_a_run_under_way_is_shown_and_left_to_its_own_delivery(tmp_path) -> None
     assert synced.returncode == 0
 
 
-def test_what_another_process_delivers_is_waited_for(server, client, tmp_path) -> None:
+def test_sync_waits_for_what_another_process_delivers(server, client, tmp_path) -> None:
     with running_proxy(server.uri) as proxy:
         proxy.fault(Fault("hang"))
         left_behind = OFFLINE.replace("offline=True", "flush_timeout=0.1")
@@ -101,7 +101,7 @@ def test_wrong_use_exits_with_2(tmp_path) -> None:
     assert all(word in help_text for word in ("status", "sync", "ui"))
 
 
-def test_a_run_that_is_delivered_while_it_is_looked_at_is_no_longer_pending(tmp_path, monkeypatch) -> None:
+def test_a_run_that_is_delivered_while_status_reads_it_is_no_longer_pending(tmp_path, monkeypatch) -> None:
     run_script(OFFLINE.format(uri="http://127.0.0.1:9", experiment="e", then="pass"), cwd=tmp_path)
     (folder,) = JournalRoot(tmp_path / ".tracking_callbacks").runs()
     read_opened = pending.read_opened

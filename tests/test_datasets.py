@@ -1,4 +1,4 @@
-"""What is read off a dataset, and how MLflow keeps it."""
+"""What is read from a dataset, and how MLflow stores it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Stream(IterableDataset):
 
 
 def made(kind: str, change: int = 0) -> Any:
-    """Return a dataset of ten rows; with `change` one value in it is another one."""
+    """Return a dataset of ten rows; `change` changes one value in it."""
     numbers = [*range(9), 9 + change]
     match kind:
         case "huggingface":
@@ -104,7 +104,7 @@ def digests() -> list[str]:
     return [str(summarize(made(kind)).digest) for kind in COLUMNS]
 
 
-def test_looking_at_a_torch_dataset_leaves_the_random_numbers_of_the_training_alone() -> None:
+def test_reading_a_torch_dataset_does_not_change_the_random_numbers_of_training() -> None:
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
     expected = (torch.rand(1).item(), np.random.random(), random.random())
     torch.manual_seed(1), np.random.seed(1), random.seed(1)
@@ -115,7 +115,7 @@ def test_looking_at_a_torch_dataset_leaves_the_random_numbers_of_the_training_al
     assert (torch.rand(1).item(), np.random.random(), random.random()) == expected
 
 
-def test_rows_that_worker_processes_load_are_not_asked_for_here() -> None:
+def test_rows_that_worker_processes_load_are_not_read_in_the_main_process() -> None:
     dataset = Squares()
     summary = summarize(dataset, readable=False)
 
@@ -124,14 +124,14 @@ def test_rows_that_worker_processes_load_are_not_asked_for_here() -> None:
 
 
 @pytest.mark.parametrize("dataset", [Stream(), iter([1]), [], pd.DataFrame(), np.empty((0, 2)), object()])
-def test_what_has_no_rows_to_show_still_has_a_digest(dataset: Any) -> None:
+def test_a_dataset_without_rows_to_show_still_has_a_digest(dataset: Any) -> None:
     summary = summarize(dataset)
 
     assert summary.digest
     assert summary.sample(20) == []
 
 
-def test_of_large_rows_few_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_large_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracking_callbacks._contents.datasets.summary._MAX_BYTES", 100_000)
 
     def digest(changed: int) -> str | None:
@@ -142,7 +142,7 @@ def test_of_large_rows_few_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert digest(changed=50) == digest(changed=99)
 
 
-def test_two_parts_of_one_dataset_have_digests_of_their_own() -> None:
+def test_two_parts_of_one_dataset_have_different_digests() -> None:
     whole = made("rows") * 1000
     parts = [Subset(whole, range(first, len(whole), 2)) for first in (0, 1)]
 
@@ -150,13 +150,13 @@ def test_two_parts_of_one_dataset_have_digests_of_their_own() -> None:
     assert summarize(parts[1]).sample(2) == [whole[1], whole[5001]]
 
 
-def test_objects_in_a_frame_are_told_by_their_kind_and_never_their_address() -> None:
+def test_objects_in_a_frame_are_described_by_their_kind_and_never_by_their_address() -> None:
     frames = [pd.DataFrame({"object": [[object(), 1], {"a": object()}]}) for _ in range(2)]
 
     assert summarize(frames[0]).digest == summarize(frames[1]).digest
 
 
-def test_a_dataset_of_the_hub_names_its_repository_and_commit(tmp_path: Path) -> None:
+def test_a_dataset_from_the_hub_names_its_repository_and_commit(tmp_path: Path) -> None:
     commit = "e6281661ce1c48d982bc483cf8a173c1bbeb5d31"
     folder = tmp_path / "stanfordnlp___imdb" / "plain_text" / "0.0.0" / commit  # as datasets lays its cache out
     folder.mkdir(parents=True)
@@ -194,7 +194,7 @@ def test_nested_features_have_mlflows_types() -> None:
     }
 
 
-def test_arguments_go_before_what_was_read() -> None:
+def test_arguments_take_precedence_over_what_was_read() -> None:
     record = describe_dataset(
         "prices",
         dataset=made("frame"),
@@ -240,12 +240,14 @@ def test_a_table_has_one_form(table: Any) -> None:
         (None, "got NoneType"),
     ],
 )
-def test_what_is_no_table_is_named(table: Any, message: str) -> None:
+def test_input_that_is_not_a_table_is_named(table: Any, message: str) -> None:
     with pytest.raises(InputError, match=message.replace("{", r"\{")):
         table_text(table)
 
 
-def test_tables_are_shown_as_tables_beside_those_of_others(tracker: MLflowTracker, client, tmp_path: Path) -> None:
+def test_logged_tables_are_listed_next_to_tables_that_others_logged(
+    tracker: MLflowTracker, client, tmp_path: Path
+) -> None:
     others = {"path": "theirs.json", "type": "table"}
     with tracker.start_run(tags={"mlflow.loggedArtifacts": json.dumps([others])}) as run:
         run.log_table({"a": [1], "contact": ["https://me:hunter2@host"]}, "tables/one.json")
@@ -262,7 +264,7 @@ def test_tables_are_shown_as_tables_beside_those_of_others(tracker: MLflowTracke
     assert pd.read_json(paths[1], orient="split")["a"].tolist() == [3]  # as mlflow.load_table reads it
 
 
-def test_a_sample_of_rows_is_logged_where_the_tracker_was_told_to(server, shared_journal, client, tmp_path) -> None:
+def test_a_sample_of_rows_is_logged_when_the_tracker_asks_for_it(server, shared_journal, client, tmp_path) -> None:
     rows = [{"text": "x" * 5000, "ids": list(range(100)), "raw": b"abc", "pixels": np.zeros((3, 3))} for _ in range(50)]
     tracker = MLflowTracker(
         server.uri, "samples", record=Recording(sample_rows=True), delivery=Delivery(journal_root=shared_journal)
@@ -278,7 +280,7 @@ def test_a_sample_of_rows_is_logged_where_the_tracker_was_told_to(server, shared
     assert (len(text), ids[-1], raw, pixels) == (2000, "… 100 in all", "<3 bytes>", "<float64 of shape (3, 3)>")
 
 
-def test_no_dataset_is_recorded_where_that_is_switched_off(server, shared_journal, client) -> None:
+def test_no_dataset_is_recorded_when_datasets_are_switched_off(server, shared_journal, client) -> None:
     tracker = MLflowTracker(
         server.uri,
         "samples",

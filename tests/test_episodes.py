@@ -1,4 +1,4 @@
-"""The bookkeeping of episodes, without any reinforcement-learning library."""
+"""Tracking episodes without any reinforcement-learning library."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_equity_starts_at_the_reset_and_is_not_carried_on() -> None:
 
 
 @pytest.mark.parametrize("odd", [None, "much", math.nan, math.inf, [1, 2], {}])
-def test_a_value_that_is_no_number_costs_only_its_episode_the_figures(odd: Any) -> None:
+def test_a_value_that_is_not_a_number_loses_only_the_statistics_of_its_episode(odd: Any) -> None:
     book = EpisodeTracker(1, choose_source("net_worth", {}), 252)
     book.begin(0, {"net_worth": 100.0})
     spoilt, sound = play(book, [110.0, odd, 100.0]), play(book, [55.0, 44.0, 50.0])
@@ -81,7 +81,7 @@ def test_a_value_that_is_no_number_costs_only_its_episode_the_figures(odd: Any) 
     assert sound.skipped is None
 
 
-def test_an_episode_that_was_joined_midway_counts_only_with_a_monitor() -> None:
+def test_an_episode_seen_only_in_part_counts_only_with_a_monitor() -> None:
     monitor = {"episode": {"r": 7.0, "l": 9}}
 
     joined = EpisodeTracker(1, choose_source("reward", {}), 252)

@@ -1,4 +1,4 @@
-"""The public names are those of the design, and each module says what it exports."""
+"""The public names match the design, and each module declares its exports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PUBLIC = {
     "tracking_callbacks.sb3": {"MLflowSB3Callback"},
 }
 
-# Packages that only hold modules: nothing is imported from them directly.
+# These packages only hold modules; nothing is imported from them directly.
 PACKAGES_WITHOUT_NAMES = (
     *("._callbacks", "._episodes", "._runs", "._writing", "._delivery", "._delivery.stores", "._journal", "._values"),
     ".flavors",
@@ -29,7 +29,7 @@ def test_the_public_names_are_those_of_the_design() -> None:
         assert set(importlib.import_module(module).__all__) == names
 
 
-def test_every_module_says_what_it_exports_and_has_it() -> None:
+def test_every_module_declares_its_exports_and_has_them() -> None:
     for info in pkgutil.walk_packages(tracking_callbacks.__path__, "tracking_callbacks."):
         if info.name.endswith((".__main__", *PACKAGES_WITHOUT_NAMES)):
             continue

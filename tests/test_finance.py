@@ -1,4 +1,4 @@
-"""Figures of return series: equal to empyrical's where they exist, None where they do not."""
+"""Statistics of return series: equal to empyrical's where they exist, None where they do not."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_every_figure_equals_empyrical_on_degenerate_series(name: str) -> None:
+def test_every_statistic_equals_empyrical_on_degenerate_series(name: str) -> None:
     series = np.array(DEGENERATE[name], dtype=float)
 
     assert agree(finance.sharpe_ratio(series), empyrical.sharpe_ratio(series))
@@ -108,12 +108,12 @@ def test_a_constant_series_has_no_sharpe_ratio(series: Series) -> None:
     assert finance.volatility(series) == 0.0
 
 
-def test_gains_alone_have_no_sortino_ratio() -> None:
+def test_gains_without_losses_have_no_sortino_ratio() -> None:
     assert finance.sortino_ratio([0.01, 0.02, 0.0]) is None
 
 
 @pytest.mark.parametrize(
-    "figure",
+    "statistic",
     [
         finance.sharpe_ratio,
         finance.sortino_ratio,
@@ -122,8 +122,8 @@ def test_gains_alone_have_no_sortino_ratio() -> None:
         finance.total_return,
     ],
 )
-def test_an_infinite_return_has_no_figure(figure: Callable[..., float | None]) -> None:
-    assert figure([0.01, math.inf, -0.02]) is None
+def test_a_series_with_an_infinite_return_has_no_statistics(statistic: Callable[..., float | None]) -> None:
+    assert statistic([0.01, math.inf, -0.02]) is None
 
 
 def test_drawdown_counts_a_loss_from_the_start_and_stops_at_everything() -> None:

@@ -50,7 +50,7 @@ def test_records_come_back_as_they_were(tmp_path) -> None:
     assert read_all(tmp_path / "j", limit=100) == (records, 0)
 
 
-def test_floats_that_json_loses_survive() -> None:
+def test_floats_that_json_cannot_represent_survive() -> None:
     record = decode(encode(Metrics(1, 2, {"nan": math.nan, "inf": math.inf, "zero": -0.0})))
 
     assert isinstance(record, Metrics)
@@ -137,7 +137,7 @@ def test_a_write_that_fails_leaves_the_journal_whole(tmp_path) -> None:
     assert read_all(tmp_path / "j") == (points(2), 0)
 
 
-def test_the_last_record_finds_room_where_nothing_else_does(tmp_path) -> None:
+def test_the_last_record_is_kept_when_the_journal_has_no_space_left(tmp_path) -> None:
     import resource
     import signal
 
@@ -158,7 +158,7 @@ def test_the_last_record_finds_room_where_nothing_else_does(tmp_path) -> None:
     assert read_last_words(tmp_path / "j.journal") == RunEnded(7, "FINISHED")
 
 
-def test_the_last_record_stands_in_the_journal_where_it_can(tmp_path) -> None:
+def test_the_last_record_is_in_the_journal_when_there_is_space(tmp_path) -> None:
     writer = JournalWriter(tmp_path / "j.journal")
     writer.append_last(RunEnded(7, "FINISHED"))
     writer.close()

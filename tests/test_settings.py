@@ -1,4 +1,4 @@
-"""Environment before argument before file before MLflow's own default; wrong configuration is named at once."""
+"""Precedence of environment, argument, file and MLflow's default; wrong configuration is named at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_default_is_mlflows_own_at_the_project_root(tmp_path, monkeypatch) -
     assert settings.experiment_name == "Default"
 
 
-def test_old_runs_of_the_file_store_are_followed_with_a_word(tmp_path, caplog) -> None:
+def test_an_existing_file_store_is_used_and_a_log_message_says_so(tmp_path, caplog) -> None:
     (tmp_path / "mlruns" / "0").mkdir(parents=True)
     (tmp_path / "mlruns" / "0" / "meta.yaml").touch()
     settings = resolve_settings()
@@ -43,7 +43,7 @@ def test_old_runs_of_the_file_store_are_followed_with_a_word(tmp_path, caplog) -
     assert "file store" in caplog.text
 
 
-def test_environment_goes_before_argument_before_file(config, monkeypatch, caplog) -> None:
+def test_environment_takes_precedence_over_argument_and_argument_over_file(config, monkeypatch, caplog) -> None:
     file = config("tracking_uri: http://from-file\ndefault_experiment_name: from-file\ndelivery: {flush_timeout: 5}\n")
 
     assert resolve_settings(config=file).tracking_uri == "http://from-file"
@@ -78,7 +78,7 @@ def test_the_journal_root_comes_from_the_environment_first(tmp_path, monkeypatch
         ("databricks", "databricks"),
     ],
 )
-def test_relative_places_are_resolved_at_construction(tmp_path, given, resolved) -> None:
+def test_relative_paths_are_resolved_at_construction(tmp_path, given, resolved) -> None:
     assert resolve_settings(given).tracking_uri == resolved.format(cwd=tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_a_wrong_config_file_is_named_with_its_key(config, text, expected) -> No
         MLflowTracker(config=config(text))
 
 
-def test_an_absent_config_file_is_named(tmp_path) -> None:
+def test_a_missing_config_file_is_named(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml: No such file"):
         MLflowTracker(config=tmp_path / "absent.yaml")
 

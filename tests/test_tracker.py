@@ -1,4 +1,4 @@
-"""The core by itself, read back from a real server."""
+"""The tracker on its own, read back from a real server."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_true_repeats_within_a_millisecond_all_arrive(tracker: MLflowTracker, cl
     assert len(client.get_metric_history(run.run_id, "nan")) == 50
 
 
-def test_values_that_json_loses_survive(tracker: MLflowTracker, client) -> None:
+def test_values_that_json_cannot_represent_survive(tracker: MLflowTracker, client) -> None:
     with tracker.start_run() as run:
         run.log_metrics({"nan": math.nan, "inf": math.inf, "minus_inf": -math.inf, "tiny": 5e-324})
     run.flush()
@@ -106,7 +106,7 @@ def test_values_that_json_loses_survive(tracker: MLflowTracker, client) -> None:
     assert stored["tiny"] == 5e-324
 
 
-def test_names_that_mlflow_refuses_arrive_changed_and_apart(tracker: MLflowTracker, client) -> None:
+def test_names_that_mlflow_refuses_are_changed_and_stay_distinct(tracker: MLflowTracker, client) -> None:
     names = ["a//b", "/lead", "../up", "emoji 🚀", "emoji 🎉", "x" * 300, "x" * 299 + "y", "ünï/cödé", "a\\b"]
     with tracker.start_run() as run:
         run.log_metrics({name: float(index) for index, name in enumerate(names)})
@@ -121,7 +121,7 @@ def test_names_that_mlflow_refuses_arrive_changed_and_apart(tracker: MLflowTrack
     assert "ünï/cödé" in stored.metrics
 
 
-def test_long_params_are_cut_and_kept_whole_as_a_file(tracker: MLflowTracker, client, tmp_path) -> None:
+def test_long_params_are_truncated_and_kept_in_full_in_a_file(tracker: MLflowTracker, client, tmp_path) -> None:
     with tracker.start_run() as run:
         run.log_params({"long": "x" * 6001, "fits": "y" * 6000})
         run.log_params({f"p{index}": index for index in range(1234)})
@@ -134,7 +134,9 @@ def test_long_params_are_cut_and_kept_whole_as_a_file(tracker: MLflowTracker, cl
     assert len(params) == 1236
 
 
-def test_a_changed_param_keeps_the_first_and_tags_the_drift(tracker: MLflowTracker, client, tmp_path) -> None:
+def test_a_changed_param_keeps_its_first_value_and_tags_the_later_ones(
+    tracker: MLflowTracker, client, tmp_path
+) -> None:
     with tracker.start_run() as run:
         run.log_params({"lr": 1, "other": "same"})
         run.flush()
@@ -213,7 +215,7 @@ def test_a_run_of_the_server_is_continued_by_its_id(tracker: MLflowTracker, clie
         (SystemExit(0), "FINISHED"),
     ],
 )
-def test_the_with_block_sets_the_true_status(tracker: MLflowTracker, client, error, status, tmp_path) -> None:
+def test_the_with_block_sets_the_correct_status(tracker: MLflowTracker, client, error, status, tmp_path) -> None:
     with pytest.raises(type(error)), tracker.start_run() as run:
         raise error
     run.flush()
@@ -241,7 +243,7 @@ def test_threads_may_share_a_run(tracker: MLflowTracker, client) -> None:
         assert history(client, run.run_id, name) == [(i, i) for i in range(300)]
 
 
-def test_source_tags_are_those_of_mlflow_start_run(tracker: MLflowTracker, client) -> None:
+def test_source_tags_match_those_of_mlflow_start_run(tracker: MLflowTracker, client) -> None:
     with tracker.start_run() as run:
         pass
     run.flush()
@@ -260,7 +262,7 @@ class TestBadInput:
         ).start_run()
 
     @pytest.mark.parametrize("name", ["", "  ", None, 3])
-    def test_a_name_that_is_no_name(self, run: Run, name) -> None:
+    def test_an_invalid_name(self, run: Run, name) -> None:
         for verb in (run.log_metrics, run.log_params, run.set_tags):
             with pytest.raises(InvalidNameError, match="expected a name"):
                 verb({name: 1.0})
@@ -271,11 +273,11 @@ class TestBadInput:
             run.log_metrics({"loss": value})
 
     @pytest.mark.parametrize("step", ["3", 1.5, 2**63])
-    def test_a_step_that_is_no_whole_number(self, run: Run, step) -> None:
+    def test_a_step_that_is_not_an_integer(self, run: Run, step) -> None:
         with pytest.raises(InputError, match="step: expected"):
             run.log_metrics({"loss": 1.0}, step=step)
 
-    def test_artifacts_that_are_not_there_or_lead_outside(self, run: Run, tmp_path) -> None:
+    def test_missing_artifacts_and_paths_that_lead_outside_the_run(self, run: Run, tmp_path) -> None:
         with pytest.raises(InputError, match="nothing at"):
             run.log_artifact(tmp_path / "absent")
         with pytest.raises(InputError, match="expected a folder"):
@@ -289,7 +291,7 @@ class TestBadInput:
         with pytest.raises(InputError, match="FINISHED, FAILED, KILLED"):
             run.end("DONE")
 
-    def test_what_was_logged_before_is_kept(self, run: Run) -> None:
+    def test_records_logged_before_the_bad_input_are_kept(self, run: Run) -> None:
         run.log_metrics({"loss": 1.0})
         with pytest.raises(MetricValueError):
             run.log_metrics({"good": 1.0, "bad": "x"})

@@ -1,4 +1,4 @@
-"""Scalars, names, plain structures, masked secrets."""
+"""Conversion of scalars, names and nested structures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_gradient_does_not_keep_a_tensor_from_being_logged() -> None:
 
 
 @pytest.mark.parametrize("value", ["1", b"1", None, [1], np.array([1, 2]), np.array([]), object()])
-def test_what_is_not_one_number_is_named(value: object) -> None:
+def test_a_value_that_is_not_one_number_is_named(value: object) -> None:
     with pytest.raises(MetricValueError, match="metric 'acc': expected one number") as raised:
         to_scalar("acc", value)
 
@@ -52,7 +52,7 @@ def test_what_is_not_one_number_is_named(value: object) -> None:
 
 
 @given(st.text(max_size=400))
-def test_every_text_is_refused_or_made_a_name_that_mlflow_takes(name: str) -> None:
+def test_every_text_is_refused_or_becomes_a_name_that_mlflow_accepts(name: str) -> None:
     from mlflow.utils.validation import _validate_metric_name, _validate_param_name, _validate_tag_name
 
     try:
@@ -66,14 +66,14 @@ def test_every_text_is_refused_or_made_a_name_that_mlflow_takes(name: str) -> No
 
 
 @given(st.lists(st.text(min_size=1, max_size=300).filter(str.strip), unique=True, max_size=20))
-def test_different_names_stay_apart(names: list[str]) -> None:
+def test_different_names_stay_distinct(names: list[str]) -> None:
     table = SafeNames()
 
     assert len({table.add(name) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize("name", ["loss", "train/loss", "f1 weighted", "a.b-c_d:e", "größe"])
-def test_good_names_stay_as_they_are(name: str) -> None:
+def test_valid_names_are_unchanged(name: str) -> None:
     assert safe_name(name) == name
 
 
@@ -81,7 +81,7 @@ def test_flatten_unfolds_and_loses_no_key() -> None:
     assert flatten({"a": {"b": {"c": 1}}, "d": {}, "e": [1]}) == {"a.b.c": 1, "d": {}, "e": [1]}
 
 
-def test_plain_is_json_and_the_same_each_time(tmp_path) -> None:
+def test_to_jsonable_gives_the_same_json_each_time(tmp_path) -> None:
     value = {
         "settings": Settings(path=tmp_path, colors={Color.RED}),
         "set": {"b", "a"},
@@ -105,7 +105,7 @@ def test_plain_is_json_and_the_same_each_time(tmp_path) -> None:
     assert not re.search("0x[0-9a-f]{6}", text)
 
 
-def test_plain_survives_a_structure_that_contains_itself() -> None:
+def test_to_jsonable_survives_a_structure_that_contains_itself() -> None:
     loop: dict[str, object] = {}
     loop["self"] = loop
 

@@ -18,7 +18,7 @@ def _measure(bench: Bench, name: str) -> Figures:
     store = bench.server("server")
     settings: dict[str, object] = {}
     if name:
-        # A name of its own: the artifacts of the rounds before are still on the server.
+        # A new name, because the artifacts of earlier rounds are still on the server.
         folder = bench.folder("checkpoint")
         settings["checkpoint"] = str(folder / f"{folder.name}{name}")
         bench.run(write_checkpoint, path=settings["checkpoint"], megabytes=bench.size(500, 50))
@@ -37,11 +37,11 @@ ROW = Row(
     name="9",
     title="A checkpoint of 500 MB",
     method=(
-        "A run logs twenty points a second and, three seconds later, the checkpoint by `run.log_artifact`. The hook is "
-        "the time of that call. Freshness is measured as in row 8, of the points that were logged between the call and "
-        "the moment at which the server has the whole file. A safetensors file is never rewritten in place, so it is "
-        "linked; what `torch.save` has written may be, so it is copied (without a copy, where the file system shares "
-        "blocks)."
+        "A run logs twenty points per second and, after three seconds, the checkpoint with `run.log_artifact`. The "
+        "hook is the time of that call. Freshness is measured as in row 8, for the points that were logged between the "
+        "call and the moment when the server has the whole file. A safetensors file is never rewritten in place, so it "
+        "is linked; a file that `torch.save` has written may be, so it is copied (without a copy, where the file "
+        "system shares blocks)."
     ),
     groups=(
         Group(

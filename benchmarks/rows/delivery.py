@@ -53,10 +53,10 @@ ROW = Row(
     name="5",
     title="Delivery of 200 000 points from a journal",
     method=(
-        "The journal of an offline run is delivered by the process that `tracking-callbacks sync` starts; beside it a "
-        "fresh process that sends the same points by `log_batch`, in lists of 1 000. Points a second are those between "
-        "the first acknowledged batch and the last; the whole is from the process's start to its end, MLflow's import "
-        "included. Requests are counted in the server's own log; the points are counted in the store."
+        "The process that `tracking-callbacks sync` starts delivers the journal of an offline run. The peer is a fresh "
+        "process that sends the same points with `log_batch`, in lists of 1 000. Points per second are measured "
+        "between the first acknowledged batch and the last; the whole time is from the start of the process to its "
+        "end, including MLflow's import. Requests are counted in the server's own log, and points in the store."
     ),
     groups=(
         Group(

@@ -1,4 +1,4 @@
-"""Row 4: the end of a training that has just logged a lot."""
+"""Row 4: the end of a training run that has just logged a lot."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def _raw(bench: Bench) -> Figures:
 
 ROW = Row(
     name="4",
-    title="The end of a training with 10 000 points pending",
+    title="The end of a training run with 10 000 points pending",
     method=(
-        "Delivery is up and has caught up; then 2 000 calls of five metrics follow one another in a few hundredths of "
+        "Delivery is up and has caught up. Then 2 000 calls of five metrics follow one another in a few hundredths of "
         "a second, and the run ends. The time is that of `run.end()` and `run.flush()`, until all points, the status "
-        "and the end time are in the store (and, in the second line, the last of the log and the other files). "
+        "and the end time are in the store (in the second line also the rest of the log and the other files). "
         "Raw is the time of the ten `log_batch` calls alone, in a process that has imported MLflow and created the "
-        "run. Pending is counted right before the end. One healthy HTTP server for all."
+        "run. Pending is counted right before the end. All contenders use one healthy HTTP server."
     ),
     groups=(
         Group(

@@ -24,10 +24,10 @@ ROW = Row(
     name="8",
     title="Freshness",
     method=(
-        "A run logs a point ten times a second for half a minute, once delivery is up (MLflow's import and the run's "
-        "creation delay the very first points by seconds). Meanwhile another process looks into the server's database "
-        "every 50 ms and compares the time at which it sees a point with the point's own. In the second line torch "
-        "multiplies matrices on every core between the points; delivery steps aside there, and nothing is promised."
+        "Once delivery is up, a run logs a point ten times per second for half a minute (MLflow's import and the run's "
+        "creation delay the very first points by seconds). Another process reads the server's database every 50 ms and "
+        "compares the time at which it sees a point with the point's own time. In the second line torch multiplies "
+        "matrices on every core between the points; delivery yields the cores there, and the package promises nothing."
     ),
     groups=(
         Group(

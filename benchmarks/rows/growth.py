@@ -62,10 +62,10 @@ ROW = Row(
     name="7",
     title="Growth",
     method=(
-        "Calls of five metrics, offline, in one process: the p50 of the thousand calls before each mark, and what the "
-        "process takes in memory there. Then a million records are logged at once beside a delivery process that sends "
-        "them to an HTTP server: its memory in the first and the last fifth of a minute of sending (it would need a "
-        "quarter of an hour for the five million points; it is stopped after that minute)."
+        "Calls of five metrics, offline, in one process: the p50 of the thousand calls before each mark, and the "
+        "memory of the process at that mark. Then a million records are logged at once while a delivery process sends "
+        "them to an HTTP server: its memory in the first and the last fifth of a minute of sending. (The five million "
+        "points would take a quarter of an hour, so it is stopped after that minute.)"
     ),
     groups=(
         Group(
@@ -75,7 +75,7 @@ ROW = Row(
                 *(Column(f"p50_us_{mark}", f"p50 at {f'{mark:,}'.replace(',', ' ')}, µs") for mark in MARKS),
                 Column("rss_mb_1000", "memory at 1 000, MB"),
                 Column("rss_growth_mb", "grown at 1 000 000, MB"),
-                Column("bytes", "bytes a record", 0),
+                Column("bytes", "bytes per record", 0),
             ),
             bars=(
                 Bar(

@@ -11,7 +11,7 @@ import psutil
 from benchmarks.bench import Bench, delivery_processes, wait_for
 from benchmarks.comparison import Bar, Column, Figures, Group, Row
 from benchmarks.runs import stay_idle
-from benchmarks.trainings import FIRST_STEPS, train_bert
+from benchmarks.training import FIRST_STEPS, train_bert
 
 __all__ = ["ROW"]
 
@@ -33,7 +33,7 @@ def _idle(bench: Bench) -> Figures:
     child.answer()
     child.result()
     ended = time.perf_counter()
-    wait_for(lambda: not delivery_processes(child.folder), "delivery comes to its end", seconds=60)
+    wait_for(lambda: not delivery_processes(child.folder), "delivery finishes", seconds=60)
     return {
         "cpu_percent": 100 * spent / seconds,
         "memory_mb": memory,
@@ -61,10 +61,10 @@ ROW = Row(
     name="idle",
     title="Delivery that has nothing to do, and delivery that starts",
     method=(
-        "A training logs one point and then nothing: CPU of its delivery process over half a minute, five seconds "
-        "after the point has arrived (`cpu_times`, all its threads), and how long it outlives a training whose run has "
-        "ended. Then the training of row 2 with torch's default threads, but only its first 200 steps, beside which "
-        "delivery imports MLflow and creates the run."
+        "A run logs one point and then nothing: the CPU time of its delivery process over half a minute, from five "
+        "seconds after the point has arrived (`cpu_times`, all its threads), and how long delivery outlives the "
+        "trainer after the run has ended. Then the training of row 2 with torch's default threads, but only its first "
+        "200 steps, while delivery imports MLflow and creates the run."
     ),
     groups=(
         Group(
@@ -73,7 +73,7 @@ ROW = Row(
             columns=(
                 Column("cpu_percent", "CPU, % of a core", 2),
                 Column("memory_mb", "memory, MB"),
-                Column("outlives_s", "outlives the training, s", 2),
+                Column("outlives_s", "outlives the trainer, s", 2),
             ),
             bars=(
                 Bar("≤ 1 % of a core", lambda of: of.median(OURS, "cpu_percent"), 1.0),
@@ -91,10 +91,10 @@ ROW = Row(
             ),
             bars=(
                 Bar(
-                    f"first {FIRST_STEPS} steps beside untracked",
+                    f"first {FIRST_STEPS} steps against untracked",
                     lambda of: of.ratio("first_steps_s", OURS, UNTRACKED),
                 ),
-                Bar("200 steps beside untracked", lambda of: of.ratio("train_s", OURS, UNTRACKED)),
+                Bar("200 steps against untracked", lambda of: of.ratio("train_s", OURS, UNTRACKED)),
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""Row 1: what a call costs the training."""
+"""Row 1: what a call costs training."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ ROW = Row(
     name="1",
     title="A call of `log_metrics` with five metrics",
     method=(
-        "Calls follow one another without a pause, from the first after the run's start, while delivery starts up "
-        "beside them. CPU is `time.thread_time` of the calling thread, over all calls. Close is the time from the "
-        "last call until everything is where it belongs: on the server, or in the peer's own file. Slow peers make "
-        "fewer calls; ours and MLflow keep the points that a SIGKILL of this process finds in the journal or on the "
-        "server; wandb, trackio and MLflow async queue them in memory first. The points of this package are counted "
-        "in the store after each round."
+        "Calls follow one another without a pause, from the first one after the run's start, while delivery starts in "
+        "parallel. CPU is `time.thread_time` of the calling thread over all calls. Close is the time from the last "
+        "call until everything is stored: on the server, or in the peer's own file. Slow peers make fewer calls. After "
+        "a SIGKILL of this process our points are safe in the journal, and those of synchronous MLflow on the server; "
+        "wandb, trackio and MLflow async queue points in memory first. The points of this package are counted in the "
+        "store after each round."
     ),
     groups=(
         Group(
@@ -62,7 +62,7 @@ ROW = Row(
                 Column("calls", "calls", 0),
                 Column("p50_us", "p50, µs"),
                 Column("p99_us", "p99, µs"),
-                Column("cpu_us", "CPU a call, µs"),
+                Column("cpu_us", "CPU per call, µs"),
                 Column("close_s", "close, s"),
             ),
             bars=(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from benchmarks.bench import Bench
 from benchmarks.comparison import Bar, Column, Figures, Group, Row
-from benchmarks.trainings import train_ppo
+from benchmarks.training import train_ppo
 
 __all__ = ["ROW"]
 
@@ -55,9 +55,9 @@ ROW = Row(
     method=(
         "50 000 steps, an update and a dump of the logger every 512 steps (98 dumps), ten epochs in batches of 256, "
         "one torch thread, no console output. This package also records every episode. `log_model=False`. "
-        "Where two cores are two threads of one, as on most virtual machines, whatever runs on the other slows the "
-        "training: here the start of delivery and the server, once a run, for some seconds. The time inside hooks is "
-        "free of that."
+        "On most virtual machines two cores are two threads of one physical core, so anything on the other thread "
+        "slows down training: here the start of delivery and the server, for some seconds once per run. The time "
+        "inside hooks does not include that."
     ),
     groups=(_group("1 environment", 1, 512), _group("16 environments", 16, 32)),
 )

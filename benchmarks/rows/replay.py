@@ -17,7 +17,7 @@ def _deliver(bench: Bench, *, crash: bool) -> Figures:
     waiting = waiting_journal(bench, store, points)
     there = 0
     if crash:
-        Delivery(waiting).watch(until=points // 2)  # and killed there
+        Delivery(waiting).watch(until=points // 2)  # and kill it there
         before = waiting.state()
         assert before is not None
         assert before.run_id is not None
@@ -43,7 +43,8 @@ ROW = Row(
     method=(
         "Delivery is killed (SIGKILL) when half of the points are acknowledged, and the file that says so is deleted: "
         "the next delivery process finds the run by its key and sends everything again. The time is that process's "
-        "whole life, beside a first delivery of another journal of the same size. The points are counted in the store."
+        "whole life, compared with a first delivery of another journal of the same size. The points are counted in the "
+        "store."
     ),
     groups=(
         Group(
@@ -62,7 +63,7 @@ ROW = Row(
             bars=(
                 Bar("no doubled point", lambda of: of.worst(REPLAY, "doubled"), 0),
                 Bar("no missing point", lambda of: of.worst(REPLAY, "missing"), 0),
-                Bar("time beside a first delivery", lambda of: of.ratio("whole_s", REPLAY, FIRST)),
+                Bar("time compared with a first delivery", lambda of: of.ratio("whole_s", REPLAY, FIRST)),
             ),
         ),
     ),

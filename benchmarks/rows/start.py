@@ -1,4 +1,4 @@
-"""Row 6: what the start costs."""
+"""Row 6: the cost of the start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from benchmarks.bench import ROOT, Bench
 from benchmarks.comparison import Bar, Column, Figures, Group, Row
 from benchmarks.runs import start_tracker
-from benchmarks.trainings import train_bert, train_example
+from benchmarks.training import train_bert, train_example
 
 __all__ = ["ROW"]
 
@@ -50,7 +50,7 @@ def _import(bench: Bench, module: str) -> Figures:
         printed = subprocess.run(command, cwd=bench.folder(), check=True, capture_output=True, text=True).stdout
         return [float(figure) for figure in printed.splitlines()[-1].split()]
 
-    once()  # writes the bytecode
+    once()  # writes the bytecode cache
     wall, cpu = zip(*(once() for _ in range(bench.size(5, 1))), strict=True)
     return {"ms": statistics.median(wall), "cpu_ms": statistics.median(cpu)}
 
@@ -63,14 +63,14 @@ ROW = Row(
     name="6",
     title="The start",
     method=(
-        "Each time on a local SQLite store that does not exist yet; delivery creates it. The first table is "
-        "`on_train_begin` of a Trainer callback, and all that lies between the call of `train()` and the first step, "
-        "with torch's default threads, in a project without git; transformers' callback has MLflow imported and its "
-        "database created beforehand, which costs it seconds more in a user's training. The second is the core by "
-        "itself, started in this git repository, so that the source is recorded too. The third is an import in a "
-        "fresh interpreter with its bytecode cached, the median of five a round. The last are the trainings of "
-        "`make demo`, whole: the hook at the begin, the hook at the end without saving the model, and that by itself, "
-        "with the import of MLflow for it."
+        "Each run logs to a local SQLite store that does not exist yet; delivery creates it. The first table is "
+        "`on_train_begin` of a Trainer callback, and the whole time between the call of `train()` and the first step, "
+        "with torch's default threads, in a project without git. For transformers' callback MLflow is imported and the "
+        "database is created beforehand, which would cost a user seconds more. The second table is the core on its "
+        "own, started in this git repository, so that it records the source too. The third is an import in a fresh "
+        "interpreter with its bytecode cached, the median of five per round. The last table covers the complete "
+        "training scripts of `make demo`: the hook at the start, the hook at the end without saving the model, and "
+        "saving the model on its own, including the import of MLflow for it."
     ),
     groups=(
         Group(
@@ -118,12 +118,12 @@ ROW = Row(
             title="the demo's trainings",
             contenders={name: functools.partial(_example, name=name) for name in ("sentiment", "trading")},
             columns=(
-                Column("begin_ms", "begin, ms"),
+                Column("begin_ms", "start, ms"),
                 Column("end_ms", "end, ms"),
-                Column("model_ms", "the model besides, ms", 0),
+                Column("model_ms", "saving the model, ms", 0),
             ),
             bars=(
-                Bar("begin ≤ 150 ms", lambda of: max(of.median(name, "begin_ms") for name in of.taken), 150),
+                Bar("start ≤ 150 ms", lambda of: max(of.median(name, "begin_ms") for name in of.taken), 150),
                 Bar("end ≤ 1.5 s", lambda of: max(of.median(name, "end_ms") for name in of.taken), 1500),
             ),
         ),

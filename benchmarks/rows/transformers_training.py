@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from benchmarks.bench import Bench
 from benchmarks.comparison import Bar, Column, Figures, Group, Row
-from benchmarks.trainings import train_bert
+from benchmarks.training import train_bert
 
 __all__ = ["ROW"]
 
@@ -17,7 +17,7 @@ OURS = "this package, HTTP"
 
 def _measure(bench: Bench, contender: str, threads: int, store: str = "http") -> Figures:
     if contender == "untracked":
-        uri = "http://127.0.0.1:9"  # not asked
+        uri = "http://127.0.0.1:9"  # not measured
     elif store == "sqlite":
         uri = f"sqlite:///{bench.folder('sqlite')}/mlflow.db"
     else:
@@ -58,12 +58,12 @@ ROW = Row(
     name="2",
     title="Fine-tuning with `logging_steps=1`",
     method=(
-        "A tiny BERT with LoRA, 600 steps of about 10 ms. A step is the time between two `on_step_begin`. Time inside "
-        "hooks is measured around every hook that the callback defines, also for transformers' own. Delivery starts "
-        "with the training and imports MLflow beside its first seconds; transformers' callback is given a process that "
-        "has imported MLflow and a database that has its tables. `log_model=False`: transformers' callback logs no "
-        "model either. What this package still has to deliver after `train()` is the last column; the peer has none, "
-        "for its steps wait. Ratios are medians of the rounds' ratios."
+        "A tiny BERT with LoRA, 600 steps of about 10 ms. A step is the time between two `on_step_begin` calls. Time "
+        "inside hooks is measured around every hook that the callback defines, also for transformers' own callback. "
+        "Delivery starts with training and imports MLflow during its first seconds; transformers' callback gets a "
+        "process that has imported MLflow and a database that has its tables. `log_model=False`, because transformers' "
+        "callback logs no model either. The last column is the time for what this package still has to deliver after "
+        "`train()`; the peer has none because its steps wait. Ratios are medians of the rounds' ratios."
     ),
     groups=(
         _group("torch's default threads, every core busy", 0),

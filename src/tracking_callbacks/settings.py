@@ -1,7 +1,8 @@
 """Where runs go, what they record and how they are delivered; checked when a tracker is built.
 
 Environment variables take precedence over arguments, arguments over the config file, and that over the defaults;
-``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` alone only counts where nothing is set, as in MLflow itself. One declaration checks arguments and config files alike: the structs below.
+``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` alone only counts where nothing is set, as in MLflow itself. One declaration,
+the structs below, checks arguments and config files alike.
 """
 
 from __future__ import annotations

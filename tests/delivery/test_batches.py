@@ -1,4 +1,4 @@
-"""Coalescing: as few requests as MLflow's limits allow, in order, acknowledging whole records only."""
+"""Batches: as few requests as MLflow's limits allow, in order; only whole records are acknowledged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_thousand_points_make_one_request() -> None:
     assert batches[0].end == 500
 
 
-def test_a_record_over_two_batches_is_acknowledged_by_the_second() -> None:
+def test_a_record_split_over_two_batches_is_acknowledged_by_the_second() -> None:
     batches = list(coalesce(numbered([Metrics(0, 0, {f"m{i}": 1.0 for i in range(1500)})])))
 
     assert [(len(batch), batch.end) for batch in batches] == [(1000, None), (500, 1)]

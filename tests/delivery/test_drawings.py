@@ -1,4 +1,4 @@
-"""Pictures of a run: drawn by delivery, of what was logged, in nobody's way."""
+"""Delivery draws the pictures of a run from what was logged, without holding anything up."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def pixels(client: MlflowClient, run_id: str, path: str, folder: Path) -> tuple[
     return struct.unpack(">II", content[16:24])
 
 
-def test_delivery_draws_what_a_run_asks_for(tracker: MLflowTracker, client: MlflowClient, tmp_path: Path) -> None:
+def test_delivery_draws_the_pictures_that_a_run_requests(
+    tracker: MLflowTracker, client: MlflowClient, tmp_path: Path
+) -> None:
     with tracker.start_run() as run:
         for step in range(50):
             run.log_metrics({"train/loss": 1 / (step + 1)}, step=step)
@@ -42,11 +44,11 @@ def test_delivery_draws_what_a_run_asks_for(tracker: MLflowTracker, client: Mlfl
         assert min(width, height) > 500, path
 
 
-def test_a_picture_that_cannot_be_drawn_stops_nothing(tracker: MLflowTracker, client: MlflowClient) -> None:
+def test_a_picture_that_cannot_be_drawn_does_not_stop_delivery(tracker: MLflowTracker, client: MlflowClient) -> None:
     with tracker.start_run() as run:
         run.draw("episodes", data="no table")
         run.draw("confusion_matrix", data="{}")
-        run.draw("learning_curves")  # of nothing
+        run.draw("learning_curves")  # there is nothing to draw
         run.log_text("kept", "note.txt")
     report = run.flush(60)
 

@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_saved_says_why_and_leaves_nothing(tracker, save,
     assert (report.complete, report.delivered, report.dropped) == (True, 0, 0)
 
 
-def test_the_next_run_makes_the_next_version_and_takes_the_alias(tracker, client, mlmodel, tmp_path) -> None:
+def test_the_next_run_creates_the_next_version_and_takes_the_alias(tracker, client, mlmodel, tmp_path) -> None:
     name = f"versions-{tmp_path.name}"
     for _ in range(2):
         with tracker.start_run() as run:
@@ -128,7 +128,7 @@ def test_the_next_run_makes_the_next_version_and_takes_the_alias(tracker, client
     assert client.get_model_version_by_alias(name, "champion").version == "2"
 
 
-def test_bad_names_and_aliases_are_named_at_the_call(tmp_path, mlmodel) -> None:
+def test_invalid_names_and_aliases_raise_at_the_call(tmp_path, mlmodel) -> None:
     run = MLflowTracker("http://127.0.0.1:9", delivery=Delivery(journal_root=tmp_path / "j", offline=True)).start_run()
     with pytest.raises(ConfigError, match="latest"):
         run.log_model(mlmodel, registered_model_name="m", aliases=["latest"])

@@ -1,4 +1,4 @@
-"""How far delivery stays behind a training, as the kernel has it."""
+"""How the kernel ranks delivery behind training."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from tracking_callbacks import Delivery, MLflowTracker
 from tracking_callbacks._delivery.priority import Priority, _is_grouped
 
 
-def test_delivery_is_last_while_a_run_is_written_to_and_less_so_afterwards(server, tmp_path: Path) -> None:
+def test_delivery_has_the_lowest_priority_only_while_a_run_is_being_written(server, tmp_path: Path) -> None:
     run = MLflowTracker(server.uri, "priority", delivery=Delivery(journal_root=tmp_path)).start_run()
     run.log_metrics({"loss": 1.0})
-    (delivery,) = wait_for(lambda: delivery_processes(tmp_path), "delivery has started")
-    wait_for(lambda: delivery.nice() == 10, "delivery has lowered itself")
+    (delivery,) = wait_for(lambda: delivery_processes(tmp_path), "delivery starts")
+    wait_for(lambda: delivery.nice() == 10, "delivery lowers its priority")
     autogroup = Path(f"/proc/{delivery.pid}/autogroup")
     if not _is_grouped():
         pytest.skip("the kernel does not schedule sessions as groups here")
 
-    wait_for(lambda: autogroup.read_text().split()[-1] == "19", "delivery is last")
+    wait_for(lambda: autogroup.read_text().split()[-1] == "19", "delivery has the lowest priority")
     run.end()
     assert run.flush().complete
-    wait_for(lambda: autogroup.read_text().split()[-1] == "10", "nobody trains any more")
+    wait_for(lambda: autogroup.read_text().split()[-1] == "10", "delivery raises its priority after training")
 
 
-def test_idle_work_is_done_and_its_fault_is_told() -> None:
+def test_idle_work_is_done_and_its_exception_is_raised() -> None:
     done: list[int] = []
     priority = Priority.__new__(Priority)
     for priority._grouped in (True, False):

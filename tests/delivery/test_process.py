@@ -1,4 +1,4 @@
-"""The delivery process under real faults: killed, without a server, cold store, orphans, status of dead trainers."""
+"""The delivery process under real faults: kills, no server, a cold store, orphans, dead trainers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_script_on_the_cold_default_store_leaves_a_complete_run(tmp_path) -> N
     assert run.info.status == "FINISHED"
     assert run.info.artifact_uri.startswith(f"{tmp_path}/mlruns/")
     check_exact(client, run)
-    wait_for(lambda: not delivery_processes(tmp_path), "the delivery process ends with its work")
+    wait_for(lambda: not delivery_processes(tmp_path), "the delivery process exits when its work is done")
     left = {path.name for path in (tmp_path / ".tracking_callbacks").iterdir()}
     assert left <= {".gitignore", ".lock", "delivered", "delivery.log"}
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -74,7 +74,9 @@ def test_a_script_on_the_cold_default_store_leaves_a_complete_run(tmp_path) -> N
         ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -2, "KILLED", "KeyboardInterrupt"),
     ],
 )
-def test_the_status_is_true_however_the_trainer_ends(server, client, tmp_path, then, code, status, last_line) -> None:
+def test_the_status_is_correct_however_the_trainer_ends(
+    server, client, tmp_path, then, code, status, last_line
+) -> None:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
     done = run_script(train(then), cwd=tmp_path, env=env)
 
@@ -91,7 +93,7 @@ def test_the_status_is_true_however_the_trainer_ends(server, client, tmp_path, t
     check_exact(client, run)
 
 
-def test_an_exception_outside_of_any_with_block_is_failed_with_its_traceback(server, client, tmp_path) -> None:
+def test_an_exception_outside_a_with_block_fails_the_run_and_records_the_traceback(server, client, tmp_path) -> None:
     code = """
         from tracking_callbacks import Delivery, MLflowTracker
         run = MLflowTracker().start_run()
@@ -105,7 +107,7 @@ def test_an_exception_outside_of_any_with_block_is_failed_with_its_traceback(ser
     assert own_artifacts(client, run.info.run_id) == ["error.txt"]
 
 
-def test_an_absent_server_holds_nothing_up_and_gets_everything_later(tmp_path) -> None:
+def test_an_unreachable_server_delays_nothing_and_gets_everything_later(tmp_path) -> None:
     port = free_port()
     code = train().replace("MLflowTracker()", "MLflowTracker(delivery=Delivery(flush_timeout=1))")
     env = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}", "MLFLOW_EXPERIMENT_NAME": "late"}
@@ -117,7 +119,7 @@ def test_an_absent_server_holds_nothing_up_and_gets_everything_later(tmp_path) -
     server = start_server(tmp_path, port)
     try:
         client = MlflowClient(server.uri)
-        wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end", seconds=90)
+        wait_for(lambda: not delivery_processes(tmp_path), "delivery finishes", seconds=90)
         (run,) = client.search_runs([client.get_experiment_by_name("late").experiment_id])
         assert run.info.status == "FINISHED"
         assert run.info.end_time - run.info.start_time < 20_000
@@ -126,7 +128,7 @@ def test_an_absent_server_holds_nothing_up_and_gets_everything_later(tmp_path) -
         stop_server(server)
 
 
-def test_what_a_dead_machine_left_is_picked_up_by_the_next_run(server, client, tmp_path) -> None:
+def test_the_next_run_delivers_what_a_dead_machine_left(server, client, tmp_path) -> None:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
     offline = train("import os; os._exit(0)").replace(
         "MLflowTracker()", "MLflowTracker(delivery=Delivery(offline=True))"
@@ -134,7 +136,7 @@ def test_what_a_dead_machine_left_is_picked_up_by_the_next_run(server, client, t
     run_script(offline, cwd=tmp_path, env=env)
     assert not delivery_processes(tmp_path)
     run_script(train(), cwd=tmp_path, env=env)
-    wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end")
+    wait_for(lambda: not delivery_processes(tmp_path), "delivery finishes")
 
     runs = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
     assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
@@ -148,7 +150,7 @@ def test_delivery_outlives_sigterm_and_a_shadowing_mlflow(server, client, tmp_pa
     with script(train("print('ready', flush=True); sys.stdin.readline()"), cwd=tmp_path, env=env) as trainer:
         assert trainer.stdout.readline() == "ready\n"
         (process,) = wait_for(lambda: delivery_processes(tmp_path), "delivery runs")
-        wait_for(lambda: "SIGTERM" in ignored_signals(process), "delivery has set its signals up")
+        wait_for(lambda: "SIGTERM" in ignored_signals(process), "delivery sets up its signals")
         process.terminate()
         trainer.communicate("\n", timeout=60)
 
@@ -190,10 +192,10 @@ def test_a_file_store_works_although_mlflow_refuses_it(tmp_path, monkeypatch) ->
     check_exact(client, only_run(client))
 
 
-def test_credentials_of_the_uri_are_written_nowhere(server, tmp_path) -> None:
+def test_credentials_in_the_uri_are_written_nowhere(server, tmp_path) -> None:
     uri = server.uri.replace("http://", "http://someone:s3cret-w0rd@")
     done = run_script(train("print(tracker, run, run.url)"), cwd=tmp_path, env={"MLFLOW_TRACKING_URI": uri})
-    wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end")
+    wait_for(lambda: not delivery_processes(tmp_path), "delivery finishes")
 
     assert done.returncode == 0, done.stderr
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -209,7 +211,7 @@ def test_the_training_process_never_imports_mlflow_to_log(server, tmp_path) -> N
     assert done.stdout == "[]\n"
 
 
-def test_a_run_begun_right_before_its_trainers_death_is_found(server, client, tmp_path) -> None:
+def test_a_run_started_right_before_its_trainer_dies_is_found(server, client, tmp_path) -> None:
     code = """
         import os, signal, time
         from tracking_callbacks import Delivery, MLflowTracker
@@ -226,7 +228,7 @@ def test_a_run_begun_right_before_its_trainers_death_is_found(server, client, tm
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "pyproject.toml").touch()
         run_script(code.format(seconds=seconds), cwd=tmp_path / str(number), env=env)
-    wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end", 60)
+    wait_for(lambda: not delivery_processes(tmp_path), "delivery finishes", 60)
 
     runs = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
     assert [run.info.status for run in runs] == ["KILLED"] * 3

@@ -1,7 +1,7 @@
-"""Whether a store holds exactly what a ledger says: all that was accepted, once, and nothing else.
+"""Checks that a store holds exactly what a ledger says: everything that was accepted, once, and nothing else.
 
-Points have the very times that the journal gave them, files and models the very bytes, the run its true start, end and
-status. Only a call that was in flight when the trainer died may have come through or not.
+Points must have the times that the journal gave them, files and models the same bytes, and the run its true start, end
+and status. Only a call that was in flight when the trainer died may be stored or missing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from tracking_callbacks._values.names import MAX_KEY_LENGTH
 
 __all__ = ["check_exact", "check_nothing_waited", "journaled_points", "stored_points", "stored_runs"]
 
-STAMP_MS = 1  # a true repeat within one millisecond is moved into the next one, or MLflow would drop it
-UNASKED_TAGS = ("tracking_callbacks.run_key", "tracking_callbacks.session", *AUTOMATIC_TAGS)
-UNASKED_FILES = ("tracking_callbacks/", *AUTOMATIC_ARTIFACTS)  # what delivery says about the run, and its context
+STAMP_MS = 1  # a true repeat within one millisecond moves to the next one because MLflow would drop it
+AUTOMATIC_TAG_PREFIXES = ("tracking_callbacks.run_key", "tracking_callbacks.session", *AUTOMATIC_TAGS)
+# what delivery reports about the run, and the run's automatic contents
+AUTOMATIC_FILES = ("tracking_callbacks/", *AUTOMATIC_ARTIFACTS)
 RECORD_TAG = "tracking_callbacks.record"
 SAVING = {"on_train_end", "_on_training_end", "log_model"}  # they write the model's files
 
@@ -32,16 +33,16 @@ Points = Counter[tuple[tuple[str, str, int], int]]
 
 
 def stored_runs(client: Any, experiment: str) -> dict[str, Any]:
-    """Return the runs of an experiment, which may not exist yet, by their keys; no two may have one key."""
+    """Return the runs of an experiment by key; the experiment may not exist yet, and no two runs share a key."""
     found = client.get_experiment_by_name(experiment)
     runs = client.search_runs([found.experiment_id]) if found else []
     keyed = {run.data.tags["tracking_callbacks.run_key"]: run for run in runs}
-    assert len(keyed) == len(runs), "a run has been made twice"
+    assert len(keyed) == len(runs), "a run was created twice"
     return keyed
 
 
 def check_nothing_waited(ledger: Ledger) -> None:
-    """Fail if a hook or a verb has waited for tracking; a busy machine is allowed for, a request's time-out is not."""
+    """Fail if a hook or a verb waited for tracking; allow for a busy machine but not for a request's time-out."""
     costs = defaultdict(list)
     for name, seconds in ledger.seconds:
         costs["saving" if name in SAVING else "hook" if "on_" in name else "verb"].append(seconds)
@@ -58,7 +59,7 @@ def check_exact(client: Any, experiment: str, ledger: Ledger, folder: Path) -> l
 
     Args:
         client: Client of the store.
-        experiment: Name of the experiment, which holds nothing but what the ledger tells of.
+        experiment: Name of the experiment, which holds nothing but what is in the ledger.
         ledger: What was accepted.
         folder: An empty or absent folder to download to.
     """
@@ -83,7 +84,7 @@ def check_exact(client: Any, experiment: str, ledger: Ledger, folder: Path) -> l
 
 
 def check_times(run: Any, ledger: Ledger) -> None:
-    """The run has the start of its first session, and the end and status that its last one gave it, if it did."""
+    """Check that the run has the start of its first session, and the end and status from its last one, if any."""
     sessions = [session for session in ledger.taken(SessionOpened) if session.intent == "own"]
     ends = [end for end in ledger.taken(RunEnded) if end.status]
     if not sessions[0].resumed:
@@ -93,9 +94,9 @@ def check_times(run: Any, ledger: Ledger) -> None:
 
 
 def check_points(client: Any, run: Any, ledger: Ledger) -> None:
-    """Each point has the time that its record gave it, which lies within the call that logged it."""
+    """Check that each point has the time of its record, and that this time is within the call that logged it."""
     stored, journaled = stored_points(client, run), journaled_points(ledger)
-    assert not journaled - stored, f"lost, or at another time: {journaled - stored}"
+    assert not journaled - stored, f"lost, or stored with another time: {journaled - stored}"
     times = defaultdict(list)
     for point, timestamp in sorted(stored.elements()):
         times[point].append(timestamp)
@@ -107,7 +108,7 @@ def check_points(client: Any, run: Any, ledger: Ledger) -> None:
             if fitting:
                 at.remove(fitting[0])
     left = {point: at for point, at in times.items() if at}
-    assert not left, f"points that nobody logged, or doubled: {left}"
+    assert not left, f"points that were never logged, or duplicated: {left}"
 
 
 def stored_points(client: Any, run: Any) -> Points:
@@ -120,7 +121,7 @@ def stored_points(client: Any, run: Any) -> Points:
 
 
 def journaled_points(ledger: Ledger) -> Points:
-    """Return the points that journals have taken, as a store keeps them."""
+    """Return the points in the journals as a store keeps them."""
     return Counter(
         ((key, repr(as_stored(value)), record.step), record.timestamp)
         for record in ledger.taken(Metrics)
@@ -129,22 +130,22 @@ def journaled_points(ledger: Ledger) -> Points:
 
 
 def as_stored(value: float) -> float:
-    """Return a metric's value as MLflow's SQL stores keep it: they know no infinities."""
+    """Return a metric's value as MLflow's SQL stores keep it: they cannot hold infinities."""
     return math.copysign(1.7976931348623157e308, value) if math.isinf(value) else value
 
 
 def opening_tags(ledger: Ledger) -> Logged:
-    """Return the tags that a run was begun with."""
+    """Return the tags that a run was started with."""
     return [(session.tags, True) for session in ledger.taken(SessionOpened)]
 
 
 def asked(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags that the package does not set unasked."""
-    return {name: text for name, text in tags.items() if not name.startswith(UNASKED_TAGS)}
+    """Return the tags that the package does not set automatically."""
+    return {name: text for name, text in tags.items() if not name.startswith(AUTOMATIC_TAG_PREFIXES)}
 
 
 def first_values(logged: Logged) -> tuple[Logged, dict[str, str]]:
-    """Return the params of a run, of two values the first, and the tags that tell of the later ones."""
+    """Return the first value of each param of a run, and the tags that report later values."""
     kept: list[tuple[dict[str, str], bool]] = []
     certain: dict[str, str] = {}
     drift: dict[str, str] = {}
@@ -159,7 +160,7 @@ def first_values(logged: Logged) -> tuple[Logged, dict[str, str]]:
 
 
 def check_mapping(logged: Logged, stored: dict[str, str]) -> None:
-    """The last accepted value stands; one in flight may stand in its place."""
+    """Check that the store has the last accepted value, or one that was in flight."""
     allowed: dict[str, set[str | None]] = {}
     for content, accepted in logged:
         for key, value in content.items():
@@ -170,14 +171,14 @@ def check_mapping(logged: Logged, stored: dict[str, str]) -> None:
 
 
 def check_list(logged: Logged, stored: list[Any]) -> None:
-    """What was accepted is there as often as it was logged; what was in flight may be there, too."""
+    """Check that the store has what was accepted as often as it was logged; what was in flight may be there too."""
     accepted, in_flight = [], []
     for content, was_accepted in logged:
         (accepted if was_accepted else in_flight).append(content)
     found, certain, possible = (Counter(json.dumps(one, sort_keys=True) for one in some)
                                 for some in (stored, accepted, in_flight))  # fmt: skip
     assert not certain - found, f"lost: {certain - found}"
-    assert not found - certain - possible, f"doubled, or logged by nobody: {found - certain - possible}"
+    assert not found - certain - possible, f"duplicated, or never logged: {found - certain - possible}"
 
 
 def stored_files(client: Any, run: Any, folder: Path) -> dict[str, str]:
@@ -186,7 +187,7 @@ def stored_files(client: Any, run: Any, folder: Path) -> dict[str, str]:
         return {}
     folder.mkdir(parents=True)
     client.download_artifacts(run.info.run_id, "", str(folder))
-    return {path: print_ for path, print_ in fingerprints(folder, "").items() if not path.startswith(UNASKED_FILES)}
+    return {path: print_ for path, print_ in fingerprints(folder, "").items() if not path.startswith(AUTOMATIC_FILES)}
 
 
 def stored_datasets(run: Any) -> list[list[str | None]]:
@@ -196,12 +197,12 @@ def stored_datasets(run: Any) -> list[list[str | None]]:
 
 
 def stored_models(client: Any, run: Any, ledger: Ledger, folder: Path) -> list[Any]:
-    """Return the run's models as the ledger describes them: made once, linked, ready, registered once, loadable."""
+    """Return the run's models as the ledger describes them: created once, linked, ready, registered once, loadable."""
     found = client.search_logged_models([run.info.experiment_id])
     models = {model.model_id: model for model in found if model.source_run_id == run.info.run_id}
     made = [model.tags[RECORD_TAG] for model in models.values()]
     assert {record.record_key for record in ledger.taken(Model)} <= set(made)
-    assert len(set(made)) == len(made), "a model has been made twice"
+    assert len(set(made)) == len(made), "a model was created twice"
     assert {output.model_id for output in run.outputs.model_outputs} == set(models)
     versions = defaultdict(list)
     for version in client.search_model_versions(f"run_id = '{run.info.run_id}'"):
@@ -209,7 +210,7 @@ def stored_models(client: Any, run: Any, ledger: Ledger, folder: Path) -> list[A
     described = []
     for model in models.values():
         own = versions.pop(f"models:/{model.model_id}", []) + versions.pop(model.artifact_location, [])
-        assert len(own) <= 1, "a version has been made twice"
+        assert len(own) <= 1, "a version was created twice"
         assert str(model.status) in ("READY", "LoggedModelStatus.READY")
         registered = own[0].name if own else None
         aliases = client.get_registered_model(registered).aliases if registered else {}
@@ -217,7 +218,7 @@ def stored_models(client: Any, run: Any, ledger: Ledger, folder: Path) -> list[A
         name = f"{registered}@{held[0]}" if held else f"{registered}/{own[0].version}" if own else model.model_id
         files = loaded_files(client, name, model.model_id, folder / model.model_id)
         described.append({"name": model.name, "registered": registered, "aliases": held, "files": files})
-    assert not versions, "versions of models that are not there"
+    assert not versions, "versions of models that do not exist"
     return described
 
 

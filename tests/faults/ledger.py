@@ -1,4 +1,4 @@
-"""What a trainer was told is accepted, in a file beside the journal that outlives any kill.
+"""A record of every call that returned in a trainer, in a file next to the journal that survives any kill.
 
 In the trainer, `keep_ledger` writes one line before each of the run's verbs and one after it has returned, one for each
 record that a journal has taken, and the seconds that hooks have cost. In the test, `read_ledger` gives it back, for
@@ -36,7 +36,7 @@ MARK = "mark"
 
 
 def keep_ledger(path: Path) -> LedgerWriter:
-    """Write down what the verbs of all runs accept, and what journals take, from now on."""
+    """From now on, write down what the verbs of all runs accept and what the journals take."""
     ledger = LedgerWriter(path)
     for name in _DESCRIPTIONS:
         setattr(Run, name, ledger.recorded(getattr(Run, name)))
@@ -59,7 +59,7 @@ class LedgerWriter:
         os.write(self._file, (json.dumps(line) + "\n").encode())
 
     def mark(self, mark: str) -> None:
-        """Write down how far the training has come."""
+        """Write down how far training has come."""
         self._write(mark=mark)
 
     def time_calls(self, owner: type, *names: str) -> None:
@@ -90,7 +90,7 @@ class LedgerWriter:
             try:
                 content = self._content(run, verb.__name__, bound.arguments)
             except TrackingError:
-                return verb(run, *args, **kwargs)  # which refuses the input, too
+                return verb(run, *args, **kwargs)  # it refuses the input, too
             number = next(self._numbers)
             self._write(call=number, run=run.run_key, verb=verb.__name__, content=content)
             started = time.perf_counter()
@@ -148,8 +148,8 @@ def fingerprints(source: Path, place: str) -> dict[str, str]:
 
 
 def model_files(folder: Path) -> dict[str, str]:
-    """Return digests of the files of a model, but for those that delivery completes."""
-    # MLflow writes down beside the MLmodel file which version was registered from it.
+    """Return digests of the files of a model, except for those that delivery completes."""
+    # MLflow writes a file next to MLmodel that says which version was registered from it.
     changed = ("MLmodel", "registered_model_meta")
     return {place: print_ for place, print_ in fingerprints(folder, "").items() if place not in changed}
 
@@ -213,10 +213,10 @@ class Ledger:
     """What one trainer wrote down.
 
     Attributes:
-        marks: How far the training came, each mark with its time (ms).
+        marks: How far training came, each mark with its time (ms).
         calls: The verbs that were called.
         records: What the journals have taken, each with the key of its run.
-        seconds: What each timed call has cost, with its name.
+        seconds: The seconds that each timed call took, with its name.
     """
 
     marks: list[tuple[str, int]] = field(default_factory=list)
@@ -242,11 +242,11 @@ class Ledger:
                 yield call.content, call.returned is not None
 
     def time_of(self, mark: str) -> int:
-        """Return the time (ms) of a mark, of several the last."""
+        """Return the time (ms) of a mark, or of the last one if there are several."""
         return next(time_ for name, time_ in reversed(self.marks) if name == mark)
 
     def marked(self, beginning: str) -> list[str]:
-        """Return what follows `beginning` in marks that begin so."""
+        """Return the rest of each mark that starts with `beginning`."""
         return [mark.removeprefix(beginning) for mark, _ in self.marks if mark.startswith(beginning)]
 
     @property
@@ -256,7 +256,7 @@ class Ledger:
 
 
 def read_ledger(*paths: Path) -> Ledger:
-    """Read the ledgers of one or several trainers; what forked children of theirs wrote is left out."""
+    """Read the ledgers of one or several trainers; skip what their forked children wrote."""
     ledger = Ledger()
     for path in paths:
         _read(ledger, path.read_text().splitlines() if path.exists() else ())

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 __all__ = ["CREATIONS", "Fault", "Proxy", "running_proxy"]
 
-# The requests that MLflow does not make idempotent, each of which a lost answer could double.
+# MLflow does not make these requests idempotent, so a lost answer could duplicate each of them.
 CREATIONS = ("/runs/create", "/logged-models", "/model-versions/create")
 
 _HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "te", "trailer", "upgrade", "host", "content-length"}
@@ -28,13 +28,14 @@ class Fault:
     """What happens to requests.
 
     Attributes:
-        kind: ``answer``: one of `statuses`, without asking the server (but 502: what a gateway says that has lost the
-            server's answer, so the server is asked); ``cut``: the server is asked, the connection closed without an
-            answer; ``hang``: nothing is answered until the faults change; ``slow``: the server's answer comes `seconds`
-            late; ``late``: the server is asked `seconds` late, when the client may have given up.
-        share: Share of the requests that it befalls.
-        paths: Ends of the paths that it befalls; empty: all.
-        times: How often it strikes each of `paths`; None: without end.
+        kind: ``answer``: the proxy answers with one of `statuses` without asking the server (except for 502, which a
+            gateway sends when it loses the server's answer, so the server is asked); ``cut``: the server is asked and
+            the connection is closed without an answer; ``hang``: there is no answer until the faults change; ``slow``:
+            the server's answer comes `seconds` late; ``late``: the server is asked `seconds` late, when the client may
+            have given up.
+        share: Share of the requests that the fault affects.
+        paths: Ends of the paths that the fault affects; empty means all.
+        times: How often it strikes each of `paths`; None means without limit.
     """
 
     kind: Literal["answer", "cut", "hang", "slow", "late"]
@@ -45,20 +46,20 @@ class Fault:
     times: int | None = None
 
     def concerns(self, method: str, path: str) -> str | None:
-        """Return which of `paths` a request has (an empty text where any will do), None where it is not meant."""
+        """Return which of `paths` a request matches: an empty text if all do, None if the fault does not apply."""
         if not self.paths:
             return ""
         return next((end for end in self.paths if method in ("POST", "PUT") and path.endswith(end)), None)
 
 
 class Proxy:
-    """Passes requests on to `upstream`, but for the faults it is told; runs in threads of this process.
+    """Passes requests on to `upstream` except for the current faults; runs in threads of this process.
 
     Attributes:
         uri: Where it listens; stays the same through `refuse` and `accept`.
         struck: How often each kind of fault has struck, and each kind on each of the named paths.
         late: How many answers a fault has held back for all of its seconds.
-        refused: What the server itself has answered with an error.
+        refused: The requests that the server itself answered with an error.
     """
 
     def __init__(self, upstream: str, seed: int = 0) -> None:
@@ -76,7 +77,7 @@ class Proxy:
         self.uri = f"http://127.0.0.1:{self._port}"
 
     def fault(self, *faults: Fault) -> None:
-        """Let `faults` befall the requests from now on, the first that strikes counts; none: all pass."""
+        """Apply `faults` to requests from now on; the first that strikes counts. Without faults all requests pass."""
         with self._lock:
             self._faults = faults
             self._changed.set()
@@ -97,7 +98,7 @@ class Proxy:
             threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def strike(self, method: str, path: str) -> tuple[Fault | None, threading.Event]:
-        """Return the fault that befalls a request, and the event that says that the faults have changed."""
+        """Return the fault that strikes a request, and the event that is set when the faults change."""
         with self._lock:
             for fault in self._faults:
                 place = fault.concerns(method, path)
@@ -117,7 +118,7 @@ class Proxy:
 
 @contextmanager
 def running_proxy(upstream: str, seed: int = 0) -> Iterator[Proxy]:
-    """Run a proxy, which is gone when the block is left."""
+    """Run a proxy until the block exits."""
     proxy = Proxy(upstream, seed)
     try:
         yield proxy
@@ -144,7 +145,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request, client_address) -> None:
-        """A client that has given up is what is provoked here."""
+        """Ignore the error because this proxy provokes clients to give up."""
 
     def stop(self) -> None:
         self.shutdown()
@@ -228,7 +229,7 @@ class _Passage(http.server.BaseHTTPRequestHandler):
 
 
 def _refusal(status: int) -> tuple[list[tuple[str, str]], bytes]:
-    """Return headers and body as the one who would answer `status` writes them: a gateway, MLflow, or basic auth."""
+    """Return the headers and body that the sender of `status` writes: a gateway, MLflow, or basic auth."""
     if status in (401, 403):
         text = {401: "You are not authenticated.", 403: "Permission denied"}[status]
         return [("Content-Type", "text/html"), ("WWW-Authenticate", 'Basic realm="mlflow"')], text.encode()

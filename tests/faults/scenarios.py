@@ -1,4 +1,4 @@
-"""Trainings that a test puts under a fault: the bare tracker, a tiny BERT, a tiny PPO. They run in `trainer.py`."""
+"""Training programs for the fault tests: the bare tracker, a tiny BERT, a tiny PPO. They run in `trainer.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from faults.ledger import LedgerWriter, keep_ledger
 Train = Callable[..., str]
 InStep = Callable[[int], bool]
 
-STOP = "stop"  # a file of this name in its folder lets a training come to its end
+STOP = "stop"  # a file of this name in the trainer's folder stops its training
 TROUBLE_STEP = 3
 TAGS = {"team": "faults"}
 LONG_TEXT = "ü" + 6000 * "x"
@@ -43,22 +43,22 @@ flavors:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training does.
+    """What a trainer does.
 
     Attributes:
-        scenario: Which of `TRAININGS`.
+        scenario: Which of `BUILDERS`.
         ledger: The path to write the ledger to.
         steps: Number of steps; it ends earlier when the file `STOP` appears.
-        pace: Seconds that a step takes beside its own work.
+        pace: Seconds that a step takes in addition to its own work.
         trouble: What happens in step 3.
-        caught: The user's loop catches what the training raises, and trains again.
-        continued: A second training continues the first, with another learning rate and more steps.
+        caught: The user's loop catches what training raises, and trains again.
+        continued: Training continues a second time, with another learning rate and more steps.
         odd: Log `ODD_METRICS` in step 3, and have a setting that is too long for a param.
         compare: Train without tracking first, from the same seed.
-        model: Registered name of the model; without one it is only logged.
+        model: Registered name of the model; without one the model is only logged.
         tracker: Arguments of `MLflowTracker`.
-        flush: Seconds that the core flushes for after its run; 0: that is left to the exit.
-        arguments: `TrainingArguments` beside the usual ones.
+        flush: Seconds that the core flushes for after its run; 0 leaves that to the exit.
+        arguments: `TrainingArguments` in addition to the usual ones.
         subprocesses: PPO's environments are processes.
     """
 
@@ -84,10 +84,10 @@ class Plan:
 
 
 def run(plan: Plan) -> None:
-    """Carry out a training as planned."""
+    """Train as planned."""
     ledger = keep_ledger(Path(plan.ledger))
-    atexit.register(ledger.mark, "drained")  # the first to be registered is the last to be called
-    build = TRAININGS[plan.scenario]
+    atexit.register(ledger.mark, "drained")  # the first callback registered is the last one called
+    build = BUILDERS[plan.scenario]
     if plan.compare:
         ledger.mark(f"untracked weights {build(plan, ledger, tracked=False)()}")
     train = build(plan, ledger, tracked=True)
@@ -103,7 +103,7 @@ def run(plan: Plan) -> None:
 
 
 def steps(plan: Plan, ledger: LedgerWriter) -> InStep:
-    """Return a function that makes the trouble in step 3, once, and says after every step whether to go on."""
+    """Return a function that causes the trouble once, in step 3, and returns after every step whether to go on."""
     work, planned = threading.Event(), [plan.trouble]
 
     def in_step(step: int) -> bool:
@@ -118,7 +118,9 @@ def steps(plan: Plan, ledger: LedgerWriter) -> InStep:
                     os._exit(1)
                 case "fork":
                     if (child := os.fork()) == 0:
-                        sys.exit(0)  # as from a forgotten `if __name__`: it ends the training's blocks and hooks
+                        sys.exit(
+                            0
+                        )  # as with a forgotten `if __name__`: it runs the exits of training's blocks and hooks
                     os.waitpid(child, 0)
                 case "pause":
                     ledger.mark("paused")
@@ -129,7 +131,7 @@ def steps(plan: Plan, ledger: LedgerWriter) -> InStep:
 
 
 def core(plan: Plan, ledger: LedgerWriter, *, tracked: bool) -> Train:
-    """Return a function that logs with the tracker alone: every kind of record, and trains nothing."""
+    """Return a function that logs every kind of record with the tracker alone, without training."""
     from tracking_callbacks import MLflowTracker, Run
 
     if not tracked:
@@ -140,7 +142,7 @@ def core(plan: Plan, ledger: LedgerWriter, *, tracked: bool) -> Train:
 
     def train() -> str:
         with tracker.start_run("core", tags=TAGS) as run:
-            log_everything(run, plan, ledger, in_step)
+            log_every_kind(run, plan, ledger, in_step)
         ledger.mark("trained")
         if plan.flush:
             run.flush(plan.flush)
@@ -156,7 +158,7 @@ class StoredWeights:
         self.weights = weights
 
     def predict(self, rows: list[float]) -> list[float]:
-        """Return how many weights there are, for each row."""
+        """Return the number of weights for each row."""
         return [float(len(self.weights))] * len(rows)
 
 
@@ -164,8 +166,8 @@ def _load_pyfunc(path: str) -> StoredWeights:
     return StoredWeights(Path(path).read_bytes())
 
 
-def log_everything(run: Any, plan: Plan, ledger: LedgerWriter, in_step: InStep) -> None:
-    """Log a run's beginning, its steps, and its model."""
+def log_every_kind(run: Any, plan: Plan, ledger: LedgerWriter, in_step: InStep) -> None:
+    """Log a run's start, its steps, and its model."""
     count = plan.steps or 600
     run.log_params({"lr": 0.1, "layers": [16, 16]})
     run.log_dataset("sentences", size=18, context="training")
@@ -189,7 +191,7 @@ def log_everything(run: Any, plan: Plan, ledger: LedgerWriter, in_step: InStep) 
 
 
 def huggingface(plan: Plan, ledger: LedgerWriter, *, tracked: bool) -> Train:
-    """Return the training of a tiny BERT, of twelve steps if nothing else is planned, with our callback."""
+    """Return the training of a tiny BERT with our callback: twelve steps unless the plan says otherwise."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         BertConfig,
@@ -265,7 +267,7 @@ def huggingface(plan: Plan, ledger: LedgerWriter, *, tracked: bool) -> Train:
 
 
 def sb3(plan: Plan, ledger: LedgerWriter, *, tracked: bool) -> Train:
-    """Return the training of a tiny PPO, of eight rollouts if nothing else is planned, with our callback."""
+    """Return the training of a tiny PPO with our callback: eight rollouts unless the plan says otherwise."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
@@ -328,4 +330,4 @@ def digest(tensors: Mapping[str, Any]) -> str:
     return content.hexdigest()
 
 
-TRAININGS: dict[str, Callable[..., Train]] = {"core": core, "huggingface": huggingface, "sb3": sb3}
+BUILDERS: dict[str, Callable[..., Train]] = {"core": core, "huggingface": huggingface, "sb3": sb3}

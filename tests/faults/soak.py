@@ -1,13 +1,13 @@
-"""Minutes of random SIGKILLs of trainers, delivery processes and the server, then the count of every point.
+"""Kill trainers, delivery processes and the server at random for minutes, then count every point.
 
     make soak
     .venv/bin/python tests/faults/soak.py --minutes 2 --seed 7
 
-Trainings of some seconds each, of the bare tracker and with both callbacks, share one journal root and one server, and
-write down every call that has returned and every record that their journals have taken. Each kind of process is killed
-every few seconds. At the end everything is synced and compared, as in the fault matrix: a point is lost if it was
-accepted and is not in the store, doubled if it is there twice; files, models, params, tags, times and statuses must be
-the very ones. Exits with 1 if anything is not.
+Trainers that run for some seconds each, with the bare tracker and with both callbacks, share one journal root and one
+server. They write down every call that has returned and every record that their journals have taken. Each kind of
+process is killed every few seconds. At the end everything is synced and compared, as in the fault matrix: a point is
+lost if it was accepted and is not in the store, and duplicated if it is there twice; files, models, params, tags, times
+and statuses must match exactly. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from faults.trainers import SCENARIOS, Trainer, Trainers
 from processes import delivery_processes, free_port, wait_for
 from servers import Server, start_server, stop_server
 
-# What keeps a training busy for about ten seconds.
+# These plans keep a trainer busy for about ten seconds.
 PLANS = {
     "core": {"steps": 4000, "pace": 0.002},
     "huggingface": {"steps": 200, "pace": 0.05},
@@ -48,7 +48,7 @@ class Soak:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.kills: Counter[str] = Counter()
-        self.trainings: list[tuple[str, Trainer]] = []
+        self.trainers: list[tuple[str, Trainer]] = []
         self._random = random.Random(seed)
         self._pause = threading.Event()
         self._running: dict[str, Trainer] = {}
@@ -56,7 +56,7 @@ class Soak:
         self.server: Server = start_server(folder, free_port())
 
     def run(self, seconds: float) -> None:
-        """Kill at random for so long, then let everything come to its end."""
+        """Kill at random for that long, then let everything finish."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             for scenario in SCENARIOS:
@@ -69,7 +69,7 @@ class Soak:
             trainer.stop()
         for trainer in self._running.values():
             trainer.wait(120)
-        wait_for(lambda: not delivery_processes(self.folder), "delivery comes to its end", seconds=600)
+        wait_for(lambda: not delivery_processes(self.folder), "delivery finishes", seconds=600)
         command = [sys.executable, "-m", "tracking_callbacks.cli", "sync", str(self.folder / "journal")]
         subprocess.run(command, check=False, timeout=600)
 
@@ -82,14 +82,14 @@ class Soak:
         stop_server(self.server)
 
     def _start(self, scenario: str) -> None:
-        number = len(self.trainings)
+        number = len(self.trainers)
         environment = {"TRACKING_CALLBACKS_JOURNAL": str(self.folder / "journal")}
         plan = {"model": f"model-{number}", "flush": 0, "tracker": {"delivery": {"flush_timeout": 1}}} | PLANS[scenario]
         folder = self.folder / f"{scenario}-{number}"
         self._running[scenario] = self._trainers.start(
             scenario, folder, self.server.uri, environment=environment, **plan
         )
-        self.trainings.append((scenario, self._running[scenario]))
+        self.trainers.append((scenario, self._running[scenario]))
 
     def _kill_trainer(self) -> int:
         trainer = self._random.choice(list(self._running.values()))
@@ -112,13 +112,13 @@ class Soak:
         return 1
 
 
-def compare(client: MlflowClient, trainings: list[tuple[str, Trainer]]) -> Counter[str]:
-    """Count what was accepted, what is in the store, what is lost, doubled or wrong."""
+def compare(client: MlflowClient, trainers: list[tuple[str, Trainer]]) -> Counter[str]:
+    """Count what was accepted, what is in the store, what is lost, duplicated or wrong."""
     count = Counter(dict.fromkeys(BAD, 0))
-    for scenario, trainer in trainings:
+    for scenario, trainer in trainers:
         ledger = trainer.ledger
         runs = stored_runs(client, trainer.experiment)
-        count[f"trainings, {scenario}"] += 1
+        count[f"trainers, {scenario}"] += 1
         for key, run in runs.items():
             journaled, stored = journaled_points(ledger.of_run(key)), stored_points(client, run)
             known = {point for point, _ in journaled}
@@ -126,7 +126,7 @@ def compare(client: MlflowClient, trainings: list[tuple[str, Trainer]]) -> Count
             count["points accepted"] += journaled.total()
             count["points delivered"] += stored.total()
             count["points lost"] += (journaled - stored).total()
-            count["points doubled"] += sum(point in known for point in extra)
+            count["points duplicated"] += sum(point in known for point in extra)
             count["points in flight at a kill"] += sum(point not in known for point in extra)
             count[f"runs {run.info.status}"] += 1
             count["statuses wrong"] += run.info.status not in trainer.true_statuses()
@@ -134,16 +134,16 @@ def compare(client: MlflowClient, trainings: list[tuple[str, Trainer]]) -> Count
         try:
             trainer.check_exact(client)
         except AssertionError as error:
-            count["trainings not exact"] += 1
+            count["trainers not exact"] += 1
             print(f"{trainer.folder.name}, exit code {trainer.returncode}: {error}")
     return count
 
 
-BAD = ("points lost", "points doubled", "runs lost", "statuses wrong", "trainings not exact")
+BAD = ("points lost", "points duplicated", "runs lost", "statuses wrong", "trainers not exact")
 
 
 def main() -> int:
-    """Soak and print the count; return 1 if anything is lost, doubled or wrong."""
+    """Soak and print the count; return 1 if anything is lost, duplicated or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -154,7 +154,7 @@ def main() -> int:
         soak = Soak(Path(name), options.seed)
         stack.callback(soak.close)
         soak.run(options.minutes * 60)
-        count = compare(MlflowClient(soak.server.uri, soak.server.uri), soak.trainings)
+        count = compare(MlflowClient(soak.server.uri, soak.server.uri), soak.trainers)
     print("kills:", ", ".join(f"{kind} {number}" for kind, number in sorted(soak.kills.items())))
     for what, number in sorted(count.items()):
         print(f"{what}: {number}")

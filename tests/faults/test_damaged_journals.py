@@ -1,6 +1,6 @@
-"""Journals that a bad disk has damaged are delivered but for what was hit (row 13 of the fault matrix).
+"""Delivery of journals that a bad disk has damaged: only the damaged records are lost (row 13 of the fault matrix).
 
-The reader itself is tried on hundreds of cases in tests/test_journal.py; here whole deliveries are.
+tests/test_journal.py tries the reader on hundreds of cases; this module tests whole deliveries.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 
 
 def damage_beyond_the_header(path: Path, chance: random.Random) -> tuple[list[Record], bool]:
-    """Damage a journal but for one of its headers; return the records that are still whole, and if a trace is left."""
+    """Damage a journal but keep one header; return the intact records, and whether the damage leaves a trace."""
     content = path.read_bytes()
     records = read_chunk(path, 0, complete=True).records
     begins = [0, *(end for _, end in records)]
@@ -60,13 +60,13 @@ def damage_beyond_the_header(path: Path, chance: random.Random) -> tuple[list[Re
         whole = [(record, frame) for (record, _), frame in zip(records, frames, strict=True) if frame in changed]
         if changed != content and any(isinstance(record, SessionOpened) for record, _ in whole):
             path.write_bytes(changed)
-            left = changed.replace(frames[0], b"")  # the header stands there twice
+            left = changed.replace(frames[0], b"")  # the header is there twice
             return [record for record, _ in whole], left != b"".join(
                 frame for record, frame in whole if not isinstance(record, SessionOpened)
             )
 
 
-def test_all_that_is_intact_in_a_damaged_journal_is_delivered_and_the_damage_counted(server, client, tmp_path) -> None:
+def test_intact_records_of_a_damaged_journal_are_delivered_and_the_damage_is_counted(server, client, tmp_path) -> None:
     chance = random.Random(13)
     experiment = f"damaged-{uuid.uuid4().hex[:8]}"
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": experiment}

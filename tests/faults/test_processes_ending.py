@@ -1,4 +1,4 @@
-"""Every way in which a training can end (rows 8 and 9 of the fault matrix)."""
+"""Every way in which training can end (rows 8 and 9 of the fault matrix)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from faults.trainers import SCENARIOS, Trainer
 from processes import wait_for
 
-# What happens, the exit code it has without us, the run's status, the last line of its error.txt.
+# What happens, the exit code without our package, the run's status, the last line of its error.txt.
 ENDINGS = [
     ("exception", 1, "FAILED", "RuntimeError: diverged"),
     (signal.SIGINT, -signal.SIGINT, "KILLED", "KeyboardInterrupt"),
@@ -21,7 +21,7 @@ ENDINGS = [
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_the_status_is_true_however_a_training_ends(scenario, trainers, server, client, tmp_path) -> None:
+def test_the_status_is_correct_however_training_ends(scenario, trainers, server, client, tmp_path) -> None:
     started = []
     for number, (ending, *expected) in enumerate(ENDINGS):
         paused = isinstance(ending, signal.Signals)
@@ -29,7 +29,7 @@ def test_the_status_is_true_however_a_training_ends(scenario, trainers, server, 
             scenario, tmp_path / f"ending-{number}", server.uri, trouble="pause" if paused else ending
         )
         if paused:
-            wait_for(lambda now=trainer: now.reached("paused"), "the training is in its third step")
+            wait_for(lambda now=trainer: now.reached("paused"), "training reaches its third step")
             trainer.send(ending)
         started.append((trainer, ending, *expected))
 
@@ -38,14 +38,14 @@ def test_the_status_is_true_however_a_training_ends(scenario, trainers, server, 
         trainer.delivered()
         (run,) = trainer.check_exact(client)
         assert run.info.status == status, ending
-        # The `with` block sees sys.exit(3); a callback only sees that its training never came to its end.
+        # The `with` block sees sys.exit(3); a callback only sees that training never finished.
         shown = "SystemExit: 3" if (scenario, ending) == ("core", "sys.exit(3)") else last_line
         assert error_of(client, run, trainer) == shown
         assert tracebacks(trainer.errors) == ([last_line] if ending in ("exception", signal.SIGINT) else [])
 
 
 def tracebacks(errors: str) -> list[str]:
-    """Return the last lines of the tracebacks that a trainer has shown."""
+    """Return the last line of each traceback that a trainer printed."""
     shown = errors.split("Traceback (most recent call last):\n")[1:]
     return [next(line for line in text.splitlines() if not line.startswith(" ")) for text in shown]
 
@@ -65,9 +65,7 @@ def error_of(client: Any, run: Any, trainer: Trainer) -> str | None:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_second_training_after_a_caught_exception_is_a_run_of_its_own(
-    scenario, trainers, server, client, tmp_path
-) -> None:
+def test_training_again_after_a_caught_exception_starts_a_new_run(scenario, trainers, server, client, tmp_path) -> None:
     trainer = trainers.start(scenario, tmp_path / "caught", server.uri, trouble="exception", caught=True)
 
     assert trainer.wait() == 0, trainer.errors

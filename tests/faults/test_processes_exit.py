@@ -1,4 +1,4 @@
-"""Exits that others arrange: a notebook kernel, pytest-xdist, a pending flush (row 18 of the fault matrix)."""
+"""Exits in a notebook kernel, under pytest-xdist and with a pending flush (row 18 of the fault matrix)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOG = """
 
 @pytest.fixture
 def experiment(server, monkeypatch) -> str:
-    """An experiment that processes started by the test log to."""
+    """The experiment that the processes started by a test log to."""
     name = f"exit-{uuid.uuid4().hex[:8]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
@@ -42,7 +42,7 @@ def zombies() -> set[int]:
 
 
 @pytest.mark.parametrize("end", ["run.end()", "run.end(); run.flush(0)", "pass"])
-def test_an_exit_with_a_pending_flush_waits_for_it_and_leaves_nobody(end, client, experiment, tmp_path) -> None:
+def test_an_exit_waits_for_a_pending_flush_and_leaves_no_process(end, client, experiment, tmp_path) -> None:
     before = zombies()
     done = run_script(f"{textwrap.dedent(LOG)}\n{end}", cwd=tmp_path, timeout=60)
 
@@ -72,7 +72,7 @@ def test_an_exit_without_a_server_takes_the_flush_timeout_and_no_longer(tmp_path
     [(False, "", "KILLED"), (True, "", "KILLED"), (True, "run.end()", "FINISHED")],
     ids=["restarted", "killed", "killed after the run's end"],
 )
-def test_a_restarted_notebook_kernel_leaves_a_true_status_and_no_process(
+def test_a_restarted_notebook_kernel_leaves_a_correct_status_and_no_process(
     now, end, status, client, experiment, tmp_path
 ) -> None:
     manager_module = pytest.importorskip("jupyter_client.manager")
@@ -95,7 +95,7 @@ def test_a_restarted_notebook_kernel_leaves_a_true_status_and_no_process(
     check_points(client, run)
 
 
-def test_an_error_in_a_notebook_cell_is_the_reason_of_the_runs_end(client, experiment, tmp_path) -> None:
+def test_an_error_in_a_notebook_cell_fails_the_run(client, experiment, tmp_path) -> None:
     manager_module = pytest.importorskip("jupyter_client.manager")
     manager, notebook = manager_module.start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
     try:
@@ -113,7 +113,7 @@ def test_an_error_in_a_notebook_cell_is_the_reason_of_the_runs_end(client, exper
     check_points(client, run)
 
 
-def test_under_pytest_xdist_every_worker_delivers_its_runs_and_ends(client, experiment, tmp_path) -> None:
+def test_under_pytest_xdist_every_worker_delivers_its_runs_and_exits(client, experiment, tmp_path) -> None:
     pytest.importorskip("xdist")
     body = textwrap.indent(textwrap.dedent(LOG), "    ") + "    run.end()\n"
     code = f"import pytest\n@pytest.mark.parametrize('n', range(4))\ndef test_logging(n):\n{body}"

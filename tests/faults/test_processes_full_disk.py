@@ -1,4 +1,4 @@
-"""No room, or no permission, for the journal (row 12 of the fault matrix)."""
+"""No space, or no permission, for the journal (row 12 of the fault matrix)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from faults.exactness import stored_runs
 from processes import delivery_processes, run_script, wait_for
 
-# Logs until the disk is full and on; `limit` fills it or takes it away. Says in the end what the report says.
+# Logs until the disk is full, and goes on; `limit` fills the disk or removes it. Prints the report at the end.
 TRAIN = """
     import json, os, resource, signal, sys
     from tracking_callbacks import Delivery, MLflowTracker
@@ -50,11 +50,11 @@ def tmpfs(folder: Path, size: str) -> Iterator[Path]:
 
 
 def check_what_was_kept(server, client, folder: Path, root: Path, limit: str, free: str) -> None:
-    """Train with a journal root that takes a part only; what it took is in the store, the rest is counted.
+    """Log to a journal root that fills up; check that the store has what was written and that the rest is counted.
 
     Args:
-        limit: Code that fills the disk or takes it away.
-        free: Code that gives it back before the run ends; "pass" leaves it full.
+        limit: Code that fills the disk or removes it.
+        free: Code that restores it before the run ends; "pass" leaves it full.
     """
     experiment = f"full-{uuid.uuid4().hex[:8]}"
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": experiment}
@@ -78,7 +78,9 @@ def check_what_was_kept(server, client, folder: Path, root: Path, limit: str, fr
 
 @pytest.mark.parametrize("until", ["the end", "beyond the end"])
 @pytest.mark.parametrize("limit", ["file size", "file system"])
-def test_what_a_full_journal_took_is_delivered_and_the_rest_counted(limit, until, server, client, tmp_path) -> None:
+def test_records_written_before_the_disk_was_full_are_delivered_and_the_rest_counted(
+    limit, until, server, client, tmp_path
+) -> None:
     if limit == "file size":
         free = FREE_FILES if until == "the end" else "pass"
         check_what_was_kept(server, client, tmp_path, tmp_path / "journal", LIMIT_FILES, free)
@@ -89,7 +91,7 @@ def test_what_a_full_journal_took_is_delivered_and_the_rest_counted(limit, until
 
 
 @pytest.mark.parametrize("place", ["read-only file system", "below a file"])
-def test_a_journal_root_that_cannot_be_written_is_replaced_with_one_warning(place, server, client, tmp_path) -> None:
+def test_an_unwritable_journal_root_is_replaced_with_one_warning(place, server, client, tmp_path) -> None:
     experiment = f"elsewhere-{uuid.uuid4().hex[:8]}"
     (tmp_path / "temporary").mkdir()
     (tmp_path / "file").touch()
@@ -101,7 +103,7 @@ def test_a_journal_root_that_cannot_be_written_is_replaced_with_one_warning(plac
     with tmpfs(tmp_path / "small", "600k,ro") as small:
         root = small / "journal" if place == "read-only file system" else tmp_path / "file" / "journal"
         done = run_script(TRAIN.format(root=str(root), limit="pass", free="pass"), cwd=tmp_path, env=env)
-    wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end")
+    wait_for(lambda: not delivery_processes(tmp_path), "delivery finishes")
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [20_003, 0, 0, True]

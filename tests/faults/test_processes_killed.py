@@ -1,4 +1,4 @@
-"""The trainer, its delivery process, or both, are killed at any moment (rows 7, 10 and 11 of the fault matrix)."""
+"""The trainer, its delivery process or both are killed at any moment (rows 7, 10 and 11 of the fault matrix)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tracking_callbacks._journal.layout import JournalRoot
 
 pytestmark = pytest.mark.timeout(900 if SOAK else 180)
 
-KILLED_WITHIN = 10.0  # seconds, of a machine that is not busy: delivery steps aside for whatever else runs
+KILLED_WITHIN = 10.0  # seconds on an idle machine, because delivery yields to everything else that runs
 STAGES = ("begin", "log_metrics", "saving", "trained", "log_model")
 
 
 @pytest.mark.alone
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_trainer_killed_at_any_moment_is_killed_in_the_store_and_exact(
+def test_a_trainer_killed_at_any_moment_leaves_an_exact_run_with_status_killed(
     scenario, trainers, server, client, tmp_path
 ) -> None:
     chance = random.Random(f"{scenario} {KILLS}")
@@ -54,7 +54,7 @@ def test_a_trainer_killed_at_any_moment_is_killed_in_the_store_and_exact(
     assert any(trainer.returncode == -signal.SIGKILL for trainer, _, _ in killed)
 
 
-# What a delivery process is doing when it is killed, as the request that it makes then.
+# What a delivery process is doing when it is killed, named by the request that it is making.
 REQUESTS = {
     "creating the run": "/runs/create",
     "sending a batch": "/runs/log-batch",
@@ -63,7 +63,9 @@ REQUESTS = {
 }
 
 
-def test_a_delivery_process_killed_at_any_moment_is_replaced_and_exact(trainers, server, client, tmp_path) -> None:
+def test_a_delivery_process_killed_at_any_moment_is_replaced_and_the_run_is_exact(
+    trainers, server, client, tmp_path
+) -> None:
     chance = random.Random(f"delivery {KILLS}")
     stages = ("starting", *REQUESTS)
     for first in range(0, KILLS, len(stages)):
@@ -71,7 +73,7 @@ def test_a_delivery_process_killed_at_any_moment_is_replaced_and_exact(trainers,
             started = []
             for number, stage in enumerate(stages, first):
                 proxy = stack.enter_context(running_proxy(server.uri, number))
-                if stage in REQUESTS:  # the server is asked before the kill, or, with "late", after it
+                if stage in REQUESTS:  # the server gets the request before the kill or, with "late", after it
                     proxy.fault(Fault(chance.choice(["slow", "late"]), paths=(REQUESTS[stage],), seconds=2))
                 trainer = trainers.start(
                     "core", tmp_path / f"kill-{number}", proxy.uri, model=f"{tmp_path.name}-{number}"
@@ -84,7 +86,7 @@ def test_a_delivery_process_killed_at_any_moment_is_replaced_and_exact(trainers,
                 else:
                     wait_for(trainer.delivery, "delivery runs")
                     let_pass(chance.uniform(0, 2.0))
-                for process in trainer.delivery():  # two at the instant in which it starts a command of its own
+                for process in trainer.delivery():  # there are two at the moment when it starts a command
                     with contextlib.suppress(psutil.NoSuchProcess):
                         process.send_signal(signal.SIGKILL)
                 proxy.fault()

@@ -1,4 +1,4 @@
-"""Who is alive, and which session of a run decides its status (row 20 of the fault matrix)."""
+"""Which owners are alive, and which session of a run decides its status (row 20 of the fault matrix)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_points(client: Any, run: Any, count: int) -> None:
 
 def test_a_zombie_counts_as_dead(trainers, server, client, tmp_path) -> None:
     trainer = trainers.start("core", tmp_path / "trainer", server.uri, trouble="pause")
-    wait_for(lambda: trainer.reached("paused"), "the training is in its third step")
+    wait_for(lambda: trainer.reached("paused"), "training reaches its third step")
     trainer.send(signal.SIGKILL)
     trainer.delivered()
 
@@ -50,7 +50,7 @@ def test_a_zombie_counts_as_dead(trainers, server, client, tmp_path) -> None:
 
 
 def container(code: str, *, cwd: Path) -> AbstractContextManager[subprocess.Popen[str]]:
-    """Run Python code as the first process of a pid namespace of its own."""
+    """Run Python code as the first process of a new pid namespace."""
     return script(code, cwd=cwd, under=("unshare", "--pid", "--fork", "--mount-proc", "--kill-child"))
 
 
@@ -95,7 +95,7 @@ def dead_session(experiment: str, server: Any, folder: Path) -> str:
     return died.stdout.split()[0]
 
 
-def test_the_resuming_session_decides_the_status_of_a_run_whose_first_one_is_undelivered(
+def test_the_resuming_session_decides_the_status_while_the_first_session_is_undelivered(
     server, client, tmp_path
 ) -> None:
     experiment = f"resumed-{uuid.uuid4().hex[:8]}"
@@ -110,8 +110,8 @@ def test_the_resuming_session_decides_the_status_of_a_run_whose_first_one_is_und
     check_points(client, run, 100)
 
 
-def test_a_first_session_that_arrives_after_the_resuming_one_changes_no_status(server, client, tmp_path) -> None:
-    """A machine dies, another one resumes the run, the first one's journal turns up later."""
+def test_a_first_session_delivered_after_the_resuming_one_does_not_change_the_status(server, client, tmp_path) -> None:
+    """A machine dies, another machine resumes the run, and the first machine's journal turns up later."""
     experiment = f"late-{uuid.uuid4().hex[:8]}"
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": experiment}
     key = dead_session(experiment, server, tmp_path)

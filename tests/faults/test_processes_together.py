@@ -1,4 +1,4 @@
-"""Many trainers at once, forked children, and a server that is long away (rows 15, 16, 17 and 19)."""
+"""Many trainers at once, forked children, and a long server outage (rows 15, 16, 17 and 19 of the fault matrix)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_trainers_with_one_journal_root_are_each_delivered_once(trainers, server
 
     for trainer in started:
         assert trainer.wait(150) == 0, trainer.errors
-    wait_for(lambda: not delivery_processes(shared), "delivery comes to its end")
+    wait_for(lambda: not delivery_processes(shared), "delivery finishes")
     for trainer in started:
         (run,) = trainer.check_exact(client)
         assert run.info.status == "FINISHED"
@@ -51,7 +51,7 @@ def test_kills_during_the_cold_start_of_eight_trainers_break_neither_store_nor_r
     def kill_one() -> bool:
         alive = [trainer for trainer in started if trainer.poll() is None and trainer not in victims]
         deliveries = delivery_processes(tmp_path)
-        if len(victims) % 3 == 0 and alive:  # of three victims one trains, two deliver
+        if len(victims) % 3 == 0 and alive:  # one trainer and two delivery processes out of every three victims
             trainer = chance.choice(alive)
             trainer.send(signal.SIGKILL)
             victims.append(trainer)
@@ -65,10 +65,10 @@ def test_kills_during_the_cold_start_of_eight_trainers_break_neither_store_nor_r
 
     for _ in range(min(KILLS, 5)):
         let_pass(chance.uniform(0.2, 2.5))
-        wait_for(kill_one, "somebody can be killed")
+        wait_for(kill_one, "there is a process to kill")
     for trainer in started:
         assert trainer.wait(150) in ((-signal.SIGKILL,) if trainer in victims else (0,)), trainer.errors
-    # An orphan of a killed trainer whose delivery was killed, too, is delivered by whoever comes next.
+    # If a trainer and its delivery process were both killed, the next delivery process delivers the run.
     started[0].delivered(120)
     synced = run_script("from tracking_callbacks.cli import main; main(['sync'])", cwd=tmp_path / "project")
 
@@ -97,7 +97,7 @@ ABSENT = f"""
 """
 
 
-def test_a_long_absence_costs_the_trainer_no_memory_and_no_point(server, client, tmp_path) -> None:
+def test_a_long_server_outage_costs_the_trainer_no_memory_and_no_point(server, client, tmp_path) -> None:
     experiment = f"absent-{uuid.uuid4().hex[:8]}"
     env = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}", "MLFLOW_EXPERIMENT_NAME": experiment}
     done = run_script(ABSENT, cwd=tmp_path, env=env)

@@ -1,4 +1,4 @@
-"""Entries that the store refuses among valid ones: the valid rest arrives, the others are accounted for."""
+"""The store refuses some entries: the valid ones arrive, and the refused ones are accounted for."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ RESUMED = """
 
 
 def rejected_entries(client: MlflowClient, run_id: str, folder: Path) -> list[dict[str, object]]:
-    """Return what the lists of refused entries hold: one of the run's beginning, and one of each later session."""
+    """Return the lists of refused entries: one from the run's first session, and one from each later session."""
     lists = Path(client.download_artifacts(run_id, "tracking_callbacks", str(folder))).rglob("rejected.jsonl")
     return [json.loads(line) for path in lists for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_valid_rest_arrives_and_each_refused_entry_has_its_reason(server, client, tmp_path) -> None:
+def test_valid_entries_arrive_and_each_refused_entry_has_a_reason(server, client, tmp_path) -> None:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
     first = run_script(LOGGED, cwd=tmp_path, env=env)
     assert first.returncode == 0, first.stderr
@@ -101,7 +101,7 @@ def test_the_valid_rest_arrives_and_each_refused_entry_has_its_reason(server, cl
         ("sb3", {}, {"learning_rate", "total_timesteps"}),
     ],
 )
-def test_odd_values_and_changed_settings_cost_a_training_one_warning(
+def test_odd_values_and_changed_settings_cause_one_warning(
     scenario, plan, changed, trainers, server, client, tmp_path
 ) -> None:
     trainer = trainers.start(scenario, tmp_path / scenario, server.uri, odd=True, continued=True, **plan)
@@ -121,7 +121,7 @@ def test_odd_values_and_changed_settings_cost_a_training_one_warning(
     assert whole.read_text("utf-8") == LONG_TEXT
 
     refused = rejected_entries(client, run.info.run_id, tmp_path)
-    # transformers itself completes the model's configuration while it trains and saves.
+    # transformers completes the model's configuration while it trains and saves.
     assert {str(entry["name"]) for entry in refused if "model." not in str(entry["name"])} == changed
     assert {entry["record"] for entry in refused} == {"param"}
     assert all("param" in str(entry["reason"]).lower() for entry in refused)
@@ -132,5 +132,5 @@ def test_odd_values_and_changed_settings_cost_a_training_one_warning(
 
 
 def quiet_but_for(errors: str) -> list[str]:
-    """Return what was said beside the progress of a long delivery."""
+    """Return the messages other than the progress of a long delivery."""
     return [line for line in errors.splitlines() if "delivering," not in line]

@@ -1,4 +1,4 @@
-"""Faults of the server and of the way to it: training does not notice, and the store is exact in the end.
+"""Faults of the server and the network: training does not notice them, and the store is exact in the end.
 
 Rows 1 to 6 and 21 of the fault matrix, each for the tracker core and both callbacks at once.
 """
@@ -22,7 +22,7 @@ from tracking_callbacks._journal.records import now_ms
 
 UNTIL_STOPPED = {"steps": 100_000, "pace": 0.05}
 SHORT_FLUSH: dict[str, Any] = {"tracker": {"delivery": {"flush_timeout": 1}}, "flush": 0}
-STARTING_TO_WAIT = 1000  # milliseconds of a busy machine, beside those that an exit waits for delivery
+STARTING_TO_WAIT = 1000  # milliseconds on a busy machine, in addition to those that an exit waits for delivery
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def proxy(server) -> Iterator[Proxy]:
         yield running
 
 
-def test_an_absent_server_changes_no_training_and_sync_brings_everything(proxy, client, trainers, tmp_path) -> None:
+def test_an_unreachable_server_does_not_change_training_and_sync_delivers_everything(
+    proxy, client, trainers, tmp_path
+) -> None:
     proxy.refuse()
     started = trainers.start_each(tmp_path, proxy.uri, compare=True, **SHORT_FLUSH)
     wait_for_all(started)
@@ -47,7 +49,7 @@ def test_an_absent_server_changes_no_training_and_sync_brings_everything(proxy, 
     check_synced(client, started)
 
 
-def test_a_server_that_comes_late_and_leaves_early_gets_everything_within_the_grace(
+def test_a_server_that_starts_late_and_stops_early_gets_everything_within_the_grace(
     proxy, client, trainers, tmp_path
 ) -> None:
     proxy.refuse()
@@ -60,12 +62,12 @@ def test_a_server_that_comes_late_and_leaves_early_gets_everything_within_the_gr
     end_all(started)
     assert len(delivery_processes(tmp_path)) == len(started)
     proxy.accept()
-    wait_for(lambda: not delivery_processes(tmp_path), "delivery comes to its end without sync", 90)
+    wait_for(lambda: not delivery_processes(tmp_path), "delivery finishes without sync", 90)
 
     check_all(client, started)
 
 
-def test_a_server_that_is_killed_three_times_is_not_noticed(trainers, tmp_path) -> None:
+def test_training_does_not_notice_a_server_that_is_killed_three_times(trainers, tmp_path) -> None:
     port = free_port()
     server = start_server(tmp_path, port)
     client = MlflowClient(server.uri, server.uri)
@@ -82,7 +84,7 @@ def test_a_server_that_is_killed_three_times_is_not_noticed(trainers, tmp_path) 
         stop_server(server)
 
 
-def test_errors_in_three_of_ten_answers_lose_and_double_nothing(proxy, client, trainers, tmp_path) -> None:
+def test_errors_in_three_of_ten_answers_lose_and_duplicate_nothing(proxy, client, trainers, tmp_path) -> None:
     proxy.fault(Fault("answer", share=0.3, statuses=(500, 502, 503, 429)))
     started = trainers.start_each(tmp_path, proxy.uri)
     wait_for_all(started, 170)
@@ -92,7 +94,7 @@ def test_errors_in_three_of_ten_answers_lose_and_double_nothing(proxy, client, t
     check_all(client, started)
 
 
-def test_answers_that_are_cut_off_after_the_commit_lose_and_double_nothing(proxy, client, trainers, tmp_path) -> None:
+def test_answers_cut_off_after_the_commit_lose_and_duplicate_nothing(proxy, client, trainers, tmp_path) -> None:
     proxy.fault(Fault("cut", paths=CREATIONS, times=len(SCENARIOS)), Fault("cut", share=0.3))
     started = trainers.start_each(tmp_path, proxy.uri)
     wait_for_all(started, 170)
@@ -103,7 +105,7 @@ def test_answers_that_are_cut_off_after_the_commit_lose_and_double_nothing(proxy
     check_all(client, started)
 
 
-def test_a_server_that_never_answers_or_late_is_not_waited_for(proxy, client, trainers, tmp_path) -> None:
+def test_training_does_not_wait_for_a_server_that_answers_late_or_never(proxy, client, trainers, tmp_path) -> None:
     proxy.fault(Fault("hang"))
     variables = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "6"}
     started = trainers.start_each(tmp_path, proxy.uri, environment=variables, **UNTIL_STOPPED)
@@ -119,54 +121,58 @@ def test_a_server_that_never_answers_or_late_is_not_waited_for(proxy, client, tr
     check_all(client, started)
 
 
-def test_wrong_credentials_are_named_once_and_cost_nothing(proxy, client, trainers, tmp_path) -> None:
+def test_wrong_credentials_cause_one_warning_and_lose_nothing(proxy, client, trainers, tmp_path) -> None:
     proxy.fault(Fault("answer", statuses=(401, 403)))
     started = trainers.start_each(tmp_path, proxy.uri, **UNTIL_STOPPED, **SHORT_FLUSH)
-    let_all_be_told(started)
+    let_all_warn(started)
     let_all_log(started)
     end_all(started)
     switch_off(tmp_path)
     proxy.fault()
 
     for trainer in started:
-        (told,) = told_of(trainer)
-        assert "the store refuses the credentials (40" in told
-        assert str(trainer.journal) in told
+        (warning,) = warnings_of(trainer)
+        assert "the store refuses the credentials (40" in warning
+        assert str(trainer.journal) in warning
     check_synced(client, started)
 
 
-def test_an_experiment_that_is_deleted_under_a_run_is_named_and_waited_for(proxy, client, trainers, tmp_path) -> None:
+def test_delivery_names_an_experiment_deleted_during_the_run_and_waits_for_it(
+    proxy, client, trainers, tmp_path
+) -> None:
     started = trainers.start_each(tmp_path, proxy.uri, **UNTIL_STOPPED, **SHORT_FLUSH)
     let_all_arrive(client, started)
     deleted = [client.get_experiment_by_name(trainer.experiment).experiment_id for trainer in started]
     for experiment_id in deleted:
         client.delete_experiment(experiment_id)
-    let_all_be_told(started)
+    let_all_warn(started)
     end_all(started)
     switch_off(tmp_path)
     for experiment_id in deleted:
         client.restore_experiment(experiment_id)
 
     for trainer in started:
-        (told,) = told_of(trainer)
-        assert "is deleted; restore it" in told
+        (warning,) = warnings_of(trainer)
+        assert "is deleted; restore it" in warning
     check_synced(client, started)
 
 
-def test_an_experiment_that_was_deleted_before_is_named_and_waited_for(server, client, trainers, tmp_path) -> None:
+def test_delivery_names_an_experiment_deleted_before_the_run_and_waits_for_it(
+    server, client, trainers, tmp_path
+) -> None:
     experiment_id = client.create_experiment(tmp_path.name)
     client.delete_experiment(experiment_id)
     variables = {"MLFLOW_EXPERIMENT_NAME": tmp_path.name, "TRACKING_CALLBACKS_JOURNAL": str(tmp_path / "journal")}
     trainer = trainers.start(
         "core", tmp_path / "core", server.uri, environment=variables, **UNTIL_STOPPED, **SHORT_FLUSH
     )
-    let_all_be_told([trainer])
+    let_all_warn([trainer])
     end_all([trainer])
     switch_off(tmp_path)
     client.restore_experiment(experiment_id)
 
-    (told,) = told_of(trainer)
-    assert f"experiment '{tmp_path.name}' is deleted; restore it" in told
+    (warning,) = warnings_of(trainer)
+    assert f"experiment '{tmp_path.name}' is deleted; restore it" in warning
     check_synced(client, [trainer])
 
 
@@ -178,7 +184,7 @@ def test_a_malformed_uri_raises_at_construction(uri: str) -> None:
     assert refused.value.setting == "tracking_uri"
 
 
-def test_a_creation_that_times_out_and_is_committed_later_is_made_once(proxy, client, trainers, tmp_path) -> None:
+def test_a_creation_that_is_committed_after_its_timeout_happens_once(proxy, client, trainers, tmp_path) -> None:
     proxy.fault(Fault("late", paths=CREATIONS, times=len(SCENARIOS), seconds=5))
     started = trainers.start_each(tmp_path, proxy.uri, environment={"MLFLOW_HTTP_REQUEST_TIMEOUT": "1"})
     wait_for_all(started)
@@ -187,21 +193,21 @@ def test_a_creation_that_times_out_and_is_committed_later_is_made_once(proxy, cl
     check_all(client, started)
 
 
-# -- what the tests have in common -----------------------------------------------------------------------------------
+# -- shared by the tests ---------------------------------------------------------------------------------------------
 
 
 def let_all_log(started: Sequence[Trainer], calls: int = 5) -> None:
-    """Wait until every training has logged points so many times more."""
+    """Wait until every trainer has logged points that many times more."""
     before = [trainer.points() for trainer in started]
     wait_for(
         lambda: all(trainer.points() >= count + calls for trainer, count in zip(started, before, strict=True)),
-        "the trainings log on",
+        "the trainers go on logging",
         seconds=60,
     )
 
 
 def let_all_arrive(client: MlflowClient, started: Sequence[Trainer]) -> None:
-    """Wait until points that every training logs from now on are in the store."""
+    """Wait until the store has points that every trainer logs from now on."""
     since = now_ms()
 
     def arrived(trainer: Trainer) -> bool:
@@ -212,31 +218,31 @@ def let_all_arrive(client: MlflowClient, started: Sequence[Trainer]) -> None:
         wait_for(lambda now=trainer: arrived(now), f"{trainer.folder.name} arrives", 60)
 
 
-def let_all_be_told(started: Sequence[Trainer]) -> None:
-    """Wait until every training has said that nothing is delivered."""
+def let_all_warn(started: Sequence[Trainer]) -> None:
+    """Wait until every trainer has warned that nothing is delivered."""
     for trainer in started:
-        wait_for(lambda now=trainer: told_of(now), f"{trainer.folder.name} is told", 60)
+        wait_for(lambda now=trainer: warnings_of(now), f"{trainer.folder.name} warns", 60)
 
 
-def told_of(trainer: Trainer) -> list[str]:
-    """Return what a trainer has said of a fault that will not go away by itself."""
+def warnings_of(trainer: Trainer) -> list[str]:
+    """Return a trainer's warnings about a fault that will not go away by itself."""
     return [line for line in trainer.errors.splitlines() if "nothing is delivered" in line]
 
 
 def end_all(started: Sequence[Trainer]) -> None:
-    """Let the trainings come to their end."""
+    """Stop all trainers and wait for them."""
     for trainer in started:
         trainer.stop()
     wait_for_all(started)
 
 
 def switch_off(folder: Path) -> None:
-    """Kill what delivers, as when the machine is switched off after the trainings."""
+    """Kill the delivery processes, as when the machine is switched off after training."""
     stop_delivery(folder)
 
 
 def check_all(client: MlflowClient, started: Sequence[Trainer]) -> None:
-    """Every training has come to its end without waiting for anything, and is in the store exactly."""
+    """Check that every trainer finished without waiting for anything, and that the store is exact."""
     for trainer in started:
         trainer.delivered()
         trainer.check_nothing_waited()
@@ -245,7 +251,7 @@ def check_all(client: MlflowClient, started: Sequence[Trainer]) -> None:
 
 
 def check_synced(client: MlflowClient, started: Sequence[Trainer]) -> None:
-    """What ended trainings have left behind is delivered by ``sync``, exactly."""
+    """Check that ``sync`` delivers exactly what the trainers left behind."""
     (journal,) = {trainer.journal for trainer in started}
     synced = run_script(
         f"from tracking_callbacks.cli import main; main(['sync', {str(journal)!r}])", cwd=journal.parent

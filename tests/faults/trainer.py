@@ -1,6 +1,6 @@
-"""Runs as a process of its own: imports the frameworks once, then forks a trainer for each line on its input.
+"""Runs as a separate process: imports the frameworks once, then forks a trainer for each line on its input.
 
-Every trainer is a real process that ends, or is killed, as any other; only the seconds of its imports are spared.
+Every trainer is a real process that ends or is killed like any other; forking only saves the seconds of its imports.
 """
 
 from __future__ import annotations
@@ -59,5 +59,5 @@ def _move_to(folder: str, environment: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    # The first argument names the folder, for those who look at processes.
+    # The first argument only names the folder in the list of processes.
     scenarios.run(scenarios.Plan(**wait_for_plan(sys.argv[2:])))

@@ -43,7 +43,7 @@ def let_pass(seconds: float) -> None:
 
 @dataclass
 class Trainer:
-    """One training process with a folder, an experiment and a ledger of its own.
+    """One training process with its own folder, experiment and ledger.
 
     Attributes:
         journal: Its journal root.
@@ -58,14 +58,14 @@ class Trainer:
     returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return the exit code as `subprocess` would, None while the trainer lives."""
+        """Return the exit code as `subprocess` would, or None while the trainer is alive."""
         if self.returncode is None:
             self.returncode = self.forking.ask({"poll": self.pid})["exit code"]
         return self.returncode
 
     def wait(self, seconds: float = 90.0) -> int:
         """Wait for the exit code."""
-        wait_for(lambda: self.poll() is not None, f"the trainer ends; it says {self.errors[-2000:]}", seconds)
+        wait_for(lambda: self.poll() is not None, f"the trainer ends; its stderr: {self.errors[-2000:]}", seconds)
         assert self.returncode is not None
         return self.returncode
 
@@ -75,7 +75,7 @@ class Trainer:
             os.kill(self.pid, number)
 
     def stop(self) -> None:
-        """Let the training come to its end after the present step."""
+        """Stop training after the current step."""
         (self.folder / STOP).touch()
 
     @property
@@ -90,15 +90,15 @@ class Trainer:
         return read_ledger(self.ledger_path)
 
     def reached(self, mark: str) -> bool:
-        """Return whether the training has come to a mark."""
+        """Return whether training has reached a mark."""
         return self.ledger_path.exists() and f'"{mark}"' in self.ledger_path.read_text()
 
     def points(self) -> int:
-        """Return how many calls with points the training has made so far."""
+        """Return how many calls with points the trainer has made so far."""
         return self.ledger_path.read_text().count('"log_metrics", "content"') if self.ledger_path.exists() else 0
 
     def true_statuses(self) -> set[str]:
-        """Return what the status of a killed trainer's run may be, by how far the training had come."""
+        """Return the possible statuses of a killed trainer's run, given how far training had come."""
         if self.reached("trained"):
             return {"FINISHED"}
         return {"FINISHED", "KILLED"} if self.reached("log_model") else {"KILLED"}  # it ends right after its model
@@ -108,11 +108,11 @@ class Trainer:
         return delivery_processes(self.journal)
 
     def delivered(self, seconds: float = 90.0) -> None:
-        """Wait until nothing is left to deliver and nobody to do it."""
-        wait_for(lambda: not self.delivery(), f"delivery comes to its end: {self.delivery_log()}", seconds)
+        """Wait until everything is delivered and no delivery process is left."""
+        wait_for(lambda: not self.delivery(), f"delivery finishes: {self.delivery_log()}", seconds)
 
     def delivery_log(self) -> str:
-        """The last lines of what delivery says."""
+        """The last lines of the delivery log."""
         log = self.journal / "delivery.log"
         return log.read_text()[-2000:] if log.exists() else ""
 
@@ -121,12 +121,12 @@ class Trainer:
         return check_exact(client, self.experiment, self.ledger, self.folder / f"downloaded-{uuid.uuid4().hex}")
 
     def check_nothing_waited(self) -> None:
-        """Fail if a hook or a verb has waited for tracking."""
+        """Fail if a hook or a verb waited for tracking."""
         check_nothing_waited(self.ledger)
 
 
 def wait_for_all(trainers: Sequence[Trainer], seconds: float = 90.0) -> None:
-    """Wait until all trainers have come to their end by themselves, without an error."""
+    """Wait until all trainers have finished by themselves, without an error."""
     wait_for(lambda: None not in [trainer.poll() for trainer in trainers], "the trainers end", seconds)
     for trainer in trainers:
         assert trainer.returncode == 0, trainer.errors
@@ -173,10 +173,10 @@ class Trainers:
     def start(
         self, scenario: str, folder: Path, uri: str, *, environment: dict[str, str] | None = None, **plan: Any
     ) -> Trainer:
-        """Start a training in a folder, which is made a project of its own.
+        """Start a trainer in a folder, which becomes a separate project.
 
         Args:
-            scenario: A name of `scenarios.TRAININGS`.
+            scenario: A name of `scenarios.BUILDERS`.
             folder: The trainer's working folder; may exist.
             uri: Tracking URI.
             environment: More environment variables.
@@ -201,24 +201,24 @@ class Trainers:
         return trainer
 
     def start_each(self, folder: Path, uri: str, **plan: Any) -> list[Trainer]:
-        """Start a training of each scenario, with a model to register, all with one journal root in `folder`."""
+        """Start a trainer for each scenario with a model to register, all with one journal root in `folder`."""
         environment = plan.pop("environment", {}) | {"TRACKING_CALLBACKS_JOURNAL": str(folder / "journal")}
         unique = uuid.uuid4().hex[:8]
         for name in SCENARIOS:
-            self.forking(name)  # the imports of the last must not take the time of the first
+            self.forking(name)  # one trainer's imports must not slow down another's training
         return [
             self.start(name, folder / name, uri, environment=environment, **{"model": f"{name}-{unique}"} | plan)
             for name in SCENARIOS
         ]
 
     def forking(self, scenario: str) -> Forking:
-        """Return the forking process of a scenario, started when it is first asked for."""
+        """Return the forking process of a scenario, which starts at the first request."""
         if scenario not in self._forking:
             self._forking[scenario] = Forking(FRAMEWORKS[scenario], self._folder)
         return self._forking[scenario]
 
     def kill_left_over(self) -> None:
-        """Kill trainers that a failed test has left, and what they have forked: environments wait for ever."""
+        """Kill the trainers that a failed test left, and their children, because environments wait forever."""
         for trainer in self._started:
             trainer.send(signal.SIGKILL)
             trainer.wait()

@@ -1,4 +1,4 @@
-"""The MLflow flavor of SB3 agents: what is saved loads anywhere and acts the same."""
+"""The MLflow flavor of SB3 agents: a saved agent loads anywhere and acts the same."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_recurrent_agent_keeps_its_memory_until_an_episode_starts(tmp_path: Pa
     assert len(np.unique(expected)) == 5
 
 
-def test_with_an_environment_the_agent_trains_on_behind_its_statistics(tmp_path: Path) -> None:
+def test_an_agent_loaded_with_an_environment_keeps_training_with_its_statistics(tmp_path: Path) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", seed=1))
     model = PPO("MlpPolicy", env, seed=1, **TINY).learn(64)
     flavor.save_model(model, tmp_path / "agent")
@@ -156,7 +156,7 @@ def test_with_an_environment_the_agent_trains_on_behind_its_statistics(tmp_path:
     assert loaded.learn(32, reset_num_timesteps=False).num_timesteps == 96
 
 
-def test_an_agent_that_was_loaded_can_be_saved_again(tmp_path: Path) -> None:
+def test_a_loaded_agent_can_be_saved_again(tmp_path: Path) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", seed=1))
     model = PPO("MlpPolicy", env, seed=1, **TINY).learn(64)
     flavor.save_model(model, tmp_path / "first")
@@ -200,7 +200,7 @@ def test_an_agent_loads_where_the_package_is_not_installed(tmp_path: Path) -> No
     np.testing.assert_array_equal(np.load(tmp_path / "actions.npy"), expected_actions(model, observations))
 
 
-def test_a_class_that_is_no_algorithm_is_refused(tmp_path: Path) -> None:
+def test_a_class_that_is_not_an_algorithm_is_refused(tmp_path: Path) -> None:
     flavor.save_model(PPO("MlpPolicy", "CartPole-v1", **TINY), tmp_path / "agent")
     file = tmp_path / "agent" / "MLmodel"
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -212,7 +212,7 @@ def test_a_class_that_is_no_algorithm_is_refused(tmp_path: Path) -> None:
             flavor.load_model(str(tmp_path / "agent"))
 
 
-def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
 
     with pytest.raises(MlflowException, match="not empty"):

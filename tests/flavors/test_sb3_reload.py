@@ -1,4 +1,4 @@
-"""What the registry hands to another process: the same actions as in training, of every algorithm."""
+"""Agents loaded from the registry in another process act as they did in training, for every algorithm."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ON_POLICY = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
 
 
 class Masked(gym.Env[Any, Any]):
-    """Three actions, the last of which is never allowed."""
+    """Three actions; the last one is never allowed."""
 
     observation_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
     action_space = spaces.Discrete(3)
@@ -127,7 +127,7 @@ def test_every_algorithm_loaded_by_its_alias_in_a_fresh_process_acts_the_same(
     assert not any(line.endswith(" 1 distinct") for line in lines if not line.startswith("ARS"))
 
 
-def test_masks_are_kept_to_through_pyfunc(tmp_path: Path) -> None:
+def test_pyfunc_respects_action_masks(tmp_path: Path) -> None:
     model = MaskablePPO("MlpPolicy", VecNormalize(DummyVecEnv([Masked])), seed=1, device="cpu", **ON_POLICY)
     flavor.save_model(model, tmp_path / "agent")
     function = mlflow.pyfunc.load_model(str(tmp_path / "agent"))
@@ -140,7 +140,7 @@ def test_masks_are_kept_to_through_pyfunc(tmp_path: Path) -> None:
     assert function.metadata.signature.params.to_dict()[1]["name"] == "action_masks"
 
 
-def test_mlflows_command_line_predicts(tmp_path: Path) -> None:
+def test_mlflow_models_predict_acts_like_the_agent(tmp_path: Path) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", seed=1))
     model = PPO("MlpPolicy", env, seed=1, device="cpu", **ON_POLICY).learn(64)
     flavor.save_model(model, tmp_path / "agent")

@@ -72,7 +72,7 @@ def full_model(base_folder: Path) -> BertForSequenceClassification:
 
 @pytest.fixture
 def lora_model(full_model: BertForSequenceClassification) -> PeftModel:
-    """LoRA with weights as after a training: the fresh ones would add nothing to the base."""
+    """LoRA with weights as after training, because fresh weights would add nothing to the base."""
     config = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"])
     model = get_peft_model(full_model, config)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def lora_model(full_model: BertForSequenceClassification) -> PeftModel:
 def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, sentences: Dataset) -> Iterator[TrainerFactory]:
     """Build a Trainer of six steps that logs every second one; keyword arguments are TrainingArguments.
 
-    So are Trainer's own ``model_init`` and ``eval_dataset``.
+    Trainer's own ``model_init`` and ``eval_dataset`` are accepted, too.
     """
     callbacks: list[MLflowTrainerCallback] = []
 

@@ -1,4 +1,4 @@
-"""Reading back from the server what a callback's run holds."""
+"""Read back from the server what a callback's run holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tracking_callbacks.huggingface import MLflowTrainerCallback
 
 
 def finished_run(callback: MLflowTrainerCallback) -> Run:
-    """Return the callback's run when the server has all of it."""
+    """Wait until the server has all of the callback's run, and return it."""
     assert callback.run is not None
     assert callback.run.flush(timeout=60).complete
     return callback.run

@@ -17,7 +17,7 @@ THREE_CLASSES = RANDOM.integers(0, 3, 200)
 THREE_LOGITS = RANDOM.normal(size=(200, 3))
 
 
-def test_two_classes_are_scored_by_the_second() -> None:
+def test_binary_scores_are_those_of_the_second_class() -> None:
     predicted = TWO_LOGITS.argmax(axis=-1)
 
     assert ClassificationMetrics()(EvalPrediction(TWO_LOGITS, TWO_CLASSES)) == {
@@ -29,7 +29,7 @@ def test_two_classes_are_scored_by_the_second() -> None:
     }
 
 
-def test_more_classes_are_averaged() -> None:
+def test_scores_of_more_than_two_classes_are_averaged() -> None:
     predicted = THREE_LOGITS.argmax(axis=-1)
 
     statistics = ClassificationMetrics(("a", "b", "c"))(EvalPrediction(THREE_LOGITS, THREE_CLASSES))
@@ -48,7 +48,7 @@ def test_more_classes_are_averaged() -> None:
     ],
     ids=["logits", "tuple", "class ids", "bfloat16 tensor"],
 )
-def test_every_form_of_predictions_gives_the_same_figures(predictions: object) -> None:
+def test_every_form_of_predictions_gives_the_same_scores(predictions: object) -> None:
     exact = torch.tensor(TWO_LOGITS).bfloat16().float().numpy() if isinstance(predictions, torch.Tensor) else TWO_LOGITS
 
     statistics = ClassificationMetrics()(EvalPrediction(predictions, TWO_CLASSES))
@@ -56,14 +56,14 @@ def test_every_form_of_predictions_gives_the_same_figures(predictions: object) -
     assert statistics["accuracy"] == accuracy_score(TWO_CLASSES, exact.argmax(axis=-1))
 
 
-def test_labels_of_minus_100_are_left_out() -> None:
+def test_labels_of_minus_100_are_ignored() -> None:
     labels = np.array([[0, 1, -100], [1, -100, -100]])
     logits = np.array([[[2, 0], [0, 2], [2, 0]], [[2, 0], [0, 2], [0, 2]]])
 
     assert ClassificationMetrics()(EvalPrediction(logits, labels))["accuracy"] == pytest.approx(2 / 3)
 
 
-def test_batches_give_the_figures_of_the_whole() -> None:
+def test_batches_give_the_scores_of_the_whole_set() -> None:
     whole = ClassificationMetrics()(EvalPrediction(THREE_LOGITS, THREE_CLASSES))
     batched = ClassificationMetrics()
 
@@ -94,7 +94,7 @@ def test_a_class_without_a_name_is_an_error() -> None:
         ClassificationMetrics(("no", "yes"))(EvalPrediction(THREE_LOGITS, THREE_CLASSES))
 
 
-def test_a_report_belongs_to_the_evaluation_with_its_figures() -> None:
+def test_a_report_belongs_to_the_evaluation_with_its_scores() -> None:
     statistics = ClassificationMetrics(("no", "yes"))(EvalPrediction(np.array([0, 1, 1]), np.array([0, 0, 1])))
     metrics = {f"eval_{key}": value for key, value in statistics.items()}
 

@@ -1,4 +1,4 @@
-"""Two processes of ``torchrun`` on the CPU: one run, written by the first alone."""
+"""Two processes of ``torchrun`` on the CPU: only the first one writes, to one run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_rank_0_alone_writes_one_run(
+def test_only_rank_0_writes_a_run(
     tracker: MLflowTracker,
     server,
     client: MlflowClient,

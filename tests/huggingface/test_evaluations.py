@@ -1,4 +1,4 @@
-"""Every evaluation's numbers arrive once, in their own group; none overwrites the report of another."""
+"""The metrics of every evaluation arrive once, in their own group; no evaluation overwrites another's report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tracking_callbacks.huggingface import MLflowTrainerCallback
 TrainerFactory = Callable[..., Trainer]
 
 
-def test_several_evaluation_sets_have_a_group_each(
+def test_each_evaluation_set_has_its_own_metric_group(
     tracker: MLflowTracker,
     client: MlflowClient,
     make_trainer: TrainerFactory,
@@ -35,9 +35,9 @@ def test_several_evaluation_sets_have_a_group_each(
     history = trainer.state.log_history
     for name in sets:
         evaluated = [entry for entry in history if f"eval_{name}_loss" in entry]
-        for figure in ("loss", "accuracy", "f1", "runtime"):
-            expected = [(entry["step"], entry[f"eval_{name}_{figure}"]) for entry in evaluated]
-            assert points(client, run, f"eval/{name}/{figure}") == expected
+        for metric in ("loss", "accuracy", "f1", "runtime"):
+            expected = [(entry["step"], entry[f"eval_{name}_{metric}"]) for entry in evaluated]
+            assert points(client, run, f"eval/{name}/{metric}") == expected
         assert [entry["step"] for entry in evaluated] == [3, 6]
     assert artifacts(client, run, "evaluation") == {
         f"evaluation/eval_{name}/step-{step}/{file}"

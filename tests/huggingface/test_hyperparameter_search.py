@@ -22,7 +22,7 @@ RATES = (1e-2, 2e-2, 3e-2, 4e-2)
 
 
 class PrunesTheSecond(optuna.pruners.BasePruner):
-    """Prunes trial 1 at whichever evaluation comes first."""
+    """Prunes trial 1 at its first evaluation."""
 
     def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
         return trial.number == 1
@@ -37,14 +37,14 @@ class FailsTheThird(TrainerCallback):
 
 
 class InOrder(optuna.samplers.RandomSampler):
-    """Suggests the choices in their order."""
+    """Suggests the choices in order."""
 
     def sample_independent(self, study: Any, trial: Any, name: str, distribution: Any) -> Any:
         return distribution.choices[trial.number]
 
 
 def search(trainer: Trainer) -> Any:
-    """Try the learning rates one after the other; trial 1 is pruned, trial 2 fails and the search goes on."""
+    """Try the learning rates one after the other; trial 1 is pruned, and the search goes on after trial 2 fails."""
     trainer.add_callback(FailsTheThird())
     return trainer.hyperparameter_search(
         backend="optuna",
@@ -62,7 +62,7 @@ def model_init(base_folder: Path) -> Callable[[], BertForSequenceClassification]
     return lambda: BertForSequenceClassification.from_pretrained(base_folder)
 
 
-def test_a_search_is_a_run_with_its_trials_below_it(
+def test_a_search_is_a_run_with_a_nested_run_for_each_trial(
     tracker: MLflowTracker,
     client: MlflowClient,
     make_trainer: TrainerFactory,
@@ -78,7 +78,7 @@ def test_a_search_is_a_run_with_its_trials_below_it(
         callback,
         model_init=model_init,
         eval_strategy="steps",
-        eval_steps=6,  # once, in the last step: a pruned trial has done all its steps
+        eval_steps=6,  # once, in the last step, because a pruned trial has done all its steps
         save_strategy="steps",
         save_steps=6,
     )
@@ -112,10 +112,10 @@ def test_a_search_is_a_run_with_its_trials_below_it(
     assert (str(version.version), version.run_id) == ("1", ordinary.run_id)
 
 
-def test_a_users_own_sweep_nests_its_trainings(
+def test_a_users_own_sweep_nests_its_training_runs(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, model_init: Callable[[], Any]
 ) -> None:
-    """The loop of the README: a parent, and a block for each training."""
+    """Run the loop of the README: a parent run, and a block for each training run."""
     callback = MLflowTrainerCallback(tracker, log_model=False)
 
     def objective(trial: optuna.Trial) -> float:
@@ -168,4 +168,4 @@ def test_a_search_joins_the_users_own_run(
     assert not ended
     assert set(runs) == {"mine", "first of 0"}
     assert runs["first of 0"].data.tags["mlflow.parentRunId"] == mine.run_id
-    assert runs["first of 0"].data.metrics["eval/loss"] > 0  # of the evaluation that the search makes afterwards
+    assert runs["first of 0"].data.metrics["eval/loss"] > 0  # from the evaluation that follows the search

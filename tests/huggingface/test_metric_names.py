@@ -44,7 +44,7 @@ def test_the_summary_does_not_add_a_point_to_the_loss_curve() -> None:
         ("holdout", "holdout"),
     ],
 )
-def test_an_evaluation_is_a_group_of_its_own_prefix(prefix: str, group: str) -> None:
+def test_an_evaluation_is_grouped_under_its_prefix(prefix: str, group: str) -> None:
     logs = {
         f"{prefix}_loss": 0.3,
         f"{prefix}_accuracy": 0.9,

@@ -46,7 +46,7 @@ def test_parameters_are_counted(arguments: TrainingArguments, lora_model: PeftMo
     assert params["trainable_percent"] == pytest.approx(100 * trainable / total, abs=1e-4)
 
 
-def test_a_model_without_peft_trains_all_of_itself(
+def test_all_parameters_of_a_model_without_peft_are_trainable(
     arguments: TrainingArguments, full_model: BertForSequenceClassification
 ) -> None:
     description = describe(arguments, full_model)
@@ -119,7 +119,7 @@ def test_lora_has_all_its_settings(arguments: TrainingArguments, full_model: Ber
         "use_rslora": True,
         "use_dora": True,
         "alpha_pattern": "{'layer.1.attention.self.query': 32}",
-        "target_modules": ["query", "value"],  # a set: in order, so that two runs compare
+        "target_modules": ["query", "value"],  # a set is sorted, so that two runs can be compared
     }
     assert "pooler" in params["lora.modules_to_save"]
     assert params["lora.revision"] == "a" * 40
@@ -159,7 +159,7 @@ def test_patterns_by_module_name_stay_one_param(
     assert params["lora.rank_pattern"] == "{'layer.0.attention.self.query': 2}"
 
 
-def test_documents_are_whole_json_without_secrets(arguments: TrainingArguments, lora_model: PeftModel) -> None:
+def test_documents_are_complete_json_without_secrets(arguments: TrainingArguments, lora_model: PeftModel) -> None:
     documents = describe(arguments, lora_model).documents
 
     text = json.dumps(documents)
@@ -173,7 +173,7 @@ def test_documents_are_whole_json_without_secrets(arguments: TrainingArguments, 
     assert " at 0x" not in text
 
 
-def test_the_server_has_long_values_cut_and_whole_and_no_secret(
+def test_the_server_has_long_values_truncated_and_in_full_and_no_secret(
     tracker: MLflowTracker,
     client: MlflowClient,
     make_trainer: Callable[..., Trainer],

@@ -69,7 +69,7 @@ MODELS: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
 }
 
 
-def test_the_champions_predict_as_trained(
+def test_champions_loaded_by_alias_predict_as_trained(
     tracker: MLflowTracker,
     server,
     client: MlflowClient,
@@ -82,7 +82,7 @@ def test_the_champions_predict_as_trained(
     for kind, (log_model, form, adapted) in MODELS.items():
         base = Path(shutil.copytree(base_folder, tmp_path / f"base-{kind}"))
         torch.manual_seed(0)
-        # the head's own weights come with the adapter: it is what PEFT saves beside it
+        # the head's weights come with the adapter, because PEFT saves them next to it
         model = adapted(
             BertForSequenceClassification.from_pretrained(
                 base, id2label=dict(enumerate(LABELS)), label2id={label: index for index, label in enumerate(LABELS)}

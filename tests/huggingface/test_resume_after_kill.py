@@ -1,4 +1,4 @@
-"""A training killed by SIGKILL goes on in another process from its last checkpoint, in the same run."""
+"""Training killed by SIGKILL resumes in another process from its last checkpoint, in the same run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tracking_callbacks.huggingface import MLflowTrainerCallback
 ROWS = [{"input_ids": [2 + number % 2, 4], "attention_mask": [1, 1], "labels": number % 2} for number in range(16)]
 
 
-def test_a_killed_training_goes_on_in_its_run_with_the_drift_of_its_params(
+def test_training_resumed_after_a_kill_continues_its_run_and_records_changed_params(
     trainers: Trainers, server, client: MlflowClient, tmp_path: Path
 ) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
     killed = trainers.start("huggingface", tmp_path / "killed", server.uri, trouble="pause", arguments=saving)
-    wait_for(lambda: killed.reached("paused"), "the training is in its third step")
+    wait_for(lambda: killed.reached("paused"), "training reaches its third step")
     killed.send(signal.SIGKILL)
     killed.delivered()
     tracker = MLflowTracker(server.uri, killed.experiment, delivery=Delivery(journal_root=killed.journal))
@@ -55,7 +55,10 @@ def test_a_killed_training_goes_on_in_its_run_with_the_drift_of_its_params(
     assert before.info.status == "KILLED"
     assert run.run_id == before.info.run_id == after.info.run_id
     assert after.info.status == "FINISHED"
-    assert steps_before == [1, 2]  # a step is logged after its last hook, and the kill came within that of the third
+    assert steps_before == [
+        1,
+        2,
+    ]  # a step is logged after its last hook, and the kill came during the third step's hook
     assert [point.step for point in history] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert [point.value for point in history[2:]] == [
         entry["loss"] for entry in trainer.state.log_history if "loss" in entry and entry["step"] > 2

@@ -70,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def test_on_a_local_base_auto_merges_and_says_why(lora_model: PeftModel, base_folder: Path) -> None:
+def test_auto_merges_an_adapter_on_a_local_base_and_says_why(lora_model: PeftModel, base_folder: Path) -> None:
     chosen = choose_form("auto", lora_model)
 
     assert chosen.form is ModelForm.MERGED
@@ -164,7 +164,7 @@ def test_a_model_without_a_tokenizer_says_what_to_pass() -> None:
 def test_an_adapter_on_a_hub_model_names_it_by_commit(
     lora_model: PeftModel, base_folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """The Hub's cache is laid out as huggingface_hub leaves it after a download."""
+    """The test lays out the cache as huggingface_hub leaves it after a download."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "hub" / "models--tiny--bert"
     (repository / "refs").mkdir(parents=True)
@@ -221,7 +221,7 @@ def test_an_adapter_that_could_not_be_loaded_is_refused(base_folder: Path) -> No
     assert choose_form("auto", model).form is ModelForm.MERGED
 
 
-def test_what_cannot_be_merged_stays_an_adapter(full_model: BertForSequenceClassification) -> None:
+def test_an_adapter_that_cannot_be_merged_stays_an_adapter(full_model: BertForSequenceClassification) -> None:
     model = get_peft_model(full_model, PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
 
     assert choose_form("auto", model).form is ModelForm.ADAPTER
@@ -242,7 +242,7 @@ def test_an_unknown_choice_is_refused(choice: Any) -> None:
         check_choice(choice)
 
 
-def test_the_tokenizer_is_found_beside_the_base_model(
+def test_the_tokenizer_is_found_next_to_the_base_model(
     lora_model: PeftModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     found = processor_of(None, None, lora_model)

@@ -42,7 +42,7 @@ def test_one_run_holds_training_evaluation_prediction_and_model(
     assert stored.data.tags.items() >= {"team": "blue", "framework": "transformers", "model_type": "bert"}.items()
     assert stored.data.params["lora.r"] == "4"
     assert stored.data.params["learning_rate"] == "0.01"
-    # the state, and so the history, begins anew with the training: one evaluation was before it
+    # training resets the state and its history, and one evaluation came before it
     evaluated = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     assert points(client, run, "train/loss") == [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     assert points(client, run, "eval/loss")[1:] == evaluated
@@ -65,7 +65,7 @@ def test_one_run_holds_training_evaluation_prediction_and_model(
     }
 
 
-def test_training_goes_on_unharmed_after_the_model_was_saved(
+def test_saving_the_model_does_not_disturb_training(
     tracker: MLflowTracker, make_trainer: TrainerFactory, lora_model: PeftModel, tmp_path: Path
 ) -> None:
     class BeforeAndAfter(TrainerCallback):
@@ -74,7 +74,7 @@ def test_training_goes_on_unharmed_after_the_model_was_saved(
 
     callback, witness = MLflowTrainerCallback(tracker, log_model="merged"), BeforeAndAfter()
     trainer = make_trainer(lora_model, callback)
-    trainer.add_callback(witness)  # comes after: it sees the weights of the summary, before the model is saved
+    trainer.add_callback(witness)  # runs after ours: it sees the weights at the summary, before the model is saved
     trainer.train()
 
     assert all(torch.equal(weight, witness.weights[name]) for name, weight in lora_model.state_dict().items())
@@ -82,7 +82,7 @@ def test_training_goes_on_unharmed_after_the_model_was_saved(
     assert not list((tmp_path / "output").glob(".mlmodel-*"))
 
 
-def test_a_second_training_is_a_run_of_its_own(
+def test_training_again_starts_a_new_run(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
 ) -> None:
     callback = MLflowTrainerCallback(tracker, log_model=False)
@@ -125,7 +125,7 @@ def test_a_resumed_checkpoint_continues_its_run(
     assert max(step for step, _ in points(client, run, "train/loss")) == 8
 
 
-def test_a_checkpoint_of_another_store_begins_a_new_run(
+def test_a_checkpoint_from_another_store_starts_a_new_run(
     tracker: MLflowTracker,
     make_trainer: TrainerFactory,
     full_model: Any,
@@ -202,7 +202,7 @@ def test_a_model_that_cannot_be_saved_does_not_fail_the_training(
     assert any(record.levelno >= logging.WARNING for record in caplog.records)
 
 
-def test_checkpoints_are_logged_although_the_trainer_deletes_them(
+def test_checkpoints_are_logged_even_if_the_trainer_deletes_them(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any, tmp_path: Path
 ) -> None:
     callback = MLflowTrainerCallback(tracker, log_model=False, log_checkpoints=True)
@@ -242,7 +242,7 @@ def test_the_registered_model_is_the_best_one(
     ]
 
 
-def test_a_second_end_of_the_same_training_registers_nothing(
+def test_ending_the_same_training_twice_registers_only_one_version(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any, tmp_path: Path
 ) -> None:
     name = f"once-{tmp_path.name}"
@@ -281,7 +281,7 @@ def test_a_retry_with_a_smaller_batch_is_the_same_run(
     assert "tracking_callbacks.error" not in stored.data.tags
 
 
-def test_an_exception_fails_the_run_and_the_next_training_has_its_own(
+def test_an_exception_fails_the_run_and_training_again_starts_a_new_one(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
 ) -> None:
     class Broken(TrainerCallback):
@@ -320,7 +320,7 @@ def test_only_the_main_process_writes(
     assert callback.run is None
 
 
-def test_a_choice_that_does_not_suit_the_model_stops_before_the_first_step(
+def test_a_log_model_choice_that_does_not_suit_the_model_raises_before_the_first_step(
     tracker: MLflowTracker, make_trainer: TrainerFactory, full_model: Any
 ) -> None:
     callback = MLflowTrainerCallback(tracker, log_model="adapter")
@@ -333,7 +333,7 @@ def test_a_choice_that_does_not_suit_the_model_stops_before_the_first_step(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"log_model": "whole"}, "expected 'auto', 'adapter', 'merged', 'full' or False, got 'whole'"),
         ({"registered_model_name": "m", "aliases": ["a b"]}, "'a b' is not a model alias"),
@@ -342,12 +342,12 @@ def test_a_choice_that_does_not_suit_the_model_stops_before_the_first_step(
         ({"registered_model_name": "a/b"}, "registered_model_name"),
     ],
 )
-def test_wrong_configuration_raises_at_construction(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_wrong_configuration_raises_at_construction(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         MLflowTrainerCallback(**arguments)
 
 
-def test_naming_mlflow_in_report_to_is_warned_about(
+def test_naming_mlflow_in_report_to_causes_a_warning(
     tracker: MLflowTracker, make_trainer: TrainerFactory, full_model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = MLflowTrainerCallback(tracker, log_model=False)

@@ -1,4 +1,4 @@
-"""However the loop goes: one run, every point once, at its step."""
+"""Every way in which the training loop can go gives one run, with every point once at its step."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_point_is_stored_once_at_its_step(
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
-def test_early_stopping_is_a_finished_training(
+def test_early_stopping_gives_a_finished_run(
     tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
 ) -> None:
     callback = MLflowTrainerCallback(tracker, log_model=False)
@@ -119,7 +119,7 @@ def test_a_trainer_is_pickled_without_its_run(
 ) -> None:
     callback = MLflowTrainerCallback(tracker, tags={"team": "blue"}, log_model=False)
     trainer = make_trainer(full_model, callback)
-    trainer.evaluate()  # which begins a run
+    trainer.evaluate()  # it starts a run
 
     copies = [pickle.loads(pickle.dumps(trainer)).callback_handler.callbacks, copy.deepcopy([callback])]
     copied = [one for callbacks in copies for one in callbacks if isinstance(one, MLflowTrainerCallback)]
@@ -132,7 +132,7 @@ def test_a_trainer_is_pickled_without_its_run(
     assert finished_run(copied[0]).run_key != finished_run(callback).run_key
 
 
-def test_other_callbacks_see_what_they_would_see_without_ours(
+def test_our_callback_does_not_change_what_other_callbacks_see(
     tracker: MLflowTracker, make_trainer: TrainerFactory, full_model: Any
 ) -> None:
     class Witness(TrainerCallback):

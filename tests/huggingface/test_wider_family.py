@@ -1,4 +1,4 @@
-"""``Seq2SeqTrainer`` and TRL's ``SFTTrainer`` take the callback as they are."""
+"""The callback works unchanged with ``Seq2SeqTrainer`` and TRL's ``SFTTrainer``."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def encoder_decoder_champion(
     return callback, trainer
 
 
-def test_their_runs_are_complete_and_their_models_load_in_a_fresh_process(
+def test_seq2seq_and_sft_runs_are_complete_and_their_models_load_in_a_fresh_process(
     tracker: MLflowTracker, server, client: MlflowClient, generating: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)

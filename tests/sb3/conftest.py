@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the SB3 callback."""
+"""Fixtures for the tests of the SB3 callback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Toy environments and the store, as the tests of the SB3 callback use them."""
+"""Toy environments and the store for the tests of the SB3 callback."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Stop(BaseCallback):
 
 
 class Store:
-    """The real server, as a test logs to it and reads from it."""
+    """The real server that a test logs to and reads from."""
 
     def __init__(self, tracker: MLflowTracker, client: MlflowClient) -> None:
         self.tracker, self.client = tracker, client

@@ -1,4 +1,4 @@
-"""``MLflowSB3Callback`` on real trainings, read back from a real store."""
+"""``MLflowSB3Callback`` in real training, read back from a real store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tracking_callbacks import ConfigError, finance
 from tracking_callbacks.sb3 import MLflowSB3Callback
 
 
-def test_a_training_gives_a_complete_run_and_a_registered_model(store: Store, tmp_path: Path) -> None:
+def test_training_gives_a_complete_run_and_a_registered_model(store: Store, tmp_path: Path) -> None:
     callback = callback_for(
         store, log_model=True, registered_model_name="market", aliases=["champion"], tags={"team": "desk 7"}
     )
@@ -54,7 +54,7 @@ def test_a_training_gives_a_complete_run_and_a_registered_model(store: Store, tm
     assert len(store.episodes(callback.run, tmp_path)) == 12
 
 
-def test_every_update_is_logged_once_at_its_step_the_last_one_included(store: Store) -> None:
+def test_every_update_including_the_last_is_logged_once_at_its_step(store: Store) -> None:
     callback = callback_for(store)
     PPO("MlpPolicy", market(), **TINY).learn(96, callback=callback)
     store.delivered(callback.run)
@@ -72,9 +72,7 @@ def test_updates_are_complete_without_any_dump(store: Store) -> None:
     assert [step for step, _ in store.points(callback.run, "train/n_updates")] == [32, 64, 96]
 
 
-def test_a_name_that_nothing_can_be_made_of_costs_its_own_value_alone(
-    store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unusable_name_loses_only_its_own_value(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     class Nameless(BaseCallback):
         def _on_step(self) -> bool:
             self.logger.record(" ", 1.0)
@@ -89,7 +87,7 @@ def test_a_name_that_nothing_can_be_made_of_costs_its_own_value_alone(
     assert warning == "expected a name with at least one character that shows, got ' '; it is left out of the run"
 
 
-def test_of_what_a_user_records_figures_are_artifacts_and_texts_cost_only_themselves(
+def test_recorded_figures_become_artifacts_and_recorded_texts_lose_only_themselves(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Notes(BaseCallback):
@@ -123,7 +121,7 @@ def test_an_early_stop_repeats_no_update(store: Store) -> None:
     assert [step for step, _ in store.points(callback.run, "train/n_updates")] == [32, 64]
 
 
-def test_off_policy_values_come_at_dumps_and_at_the_end(store: Store) -> None:
+def test_off_policy_values_are_logged_at_dumps_and_at_the_end(store: Store) -> None:
     callback = callback_for(store)
     agent = DQN("MlpPolicy", market(), learning_starts=10, policy_kwargs={"net_arch": [4]}, buffer_size=100, seed=0)
     agent.learn(95, callback=callback, log_interval=4)
@@ -136,7 +134,7 @@ def test_off_policy_values_come_at_dumps_and_at_the_end(store: Store) -> None:
     assert run.data.metrics["train/cumulative_reward"] == 960.0
 
 
-def test_the_users_own_outputs_stay_as_they_were(store: Store, tmp_path: Path) -> None:
+def test_the_users_own_logger_outputs_stay_unchanged(store: Store, tmp_path: Path) -> None:
     agent = PPO("MlpPolicy", market(), **TINY)
     logger = configure(str(tmp_path), ["csv"])
     agent.set_logger(logger)
@@ -146,7 +144,7 @@ def test_the_users_own_outputs_stay_as_they_were(store: Store, tmp_path: Path) -
         agent.learn(64, callback=callback)
         store.delivered(callback.run)
 
-        # A logger of the user's keeps the last update of one training for the next: it is not logged there.
+        # The user's logger keeps the last update of one training run for the next one, which must not log it.
         assert [step for step, _ in store.points(callback.run, "train/n_updates")] == [32, 64]
     logger.close()
     assert logger.output_formats == before
@@ -191,7 +189,7 @@ def test_each_episodes_sharpe_ratio_starts_from_its_own_reset(
     )
 
 
-def test_rewards_are_the_returns_where_no_account_value_is_known(store: Store) -> None:
+def test_rewards_are_the_returns_when_no_account_value_is_known(store: Store) -> None:
     callback = callback_for(store)
     PPO("MlpPolicy", market(equity_key=None), **TINY).learn(32, callback=callback)
     run = store.delivered(callback.run)
@@ -212,7 +210,7 @@ def test_a_callable_gives_the_returns(store: Store) -> None:
 
 
 @pytest.mark.parametrize("returns", ["cash", lambda info, reward: info["cash"]], ids=["key", "callable"])
-def test_missing_returns_are_said_and_the_training_goes_on(
+def test_missing_returns_are_reported_and_training_continues(
     store: Store, caplog: pytest.LogCaptureFixture, returns: Any
 ) -> None:
     callback = callback_for(store, returns=returns)
@@ -229,7 +227,7 @@ def test_missing_returns_are_said_and_the_training_goes_on(
     assert "portfolio_value" in warnings[0]
 
 
-def test_nan_rewards_are_shown_and_do_not_spoil_the_sum(store: Store) -> None:
+def test_nan_rewards_are_counted_and_do_not_spoil_the_sum(store: Store) -> None:
     callback = callback_for(store)
     PPO("MlpPolicy", VecNormalize(market(reward=math.nan)), **TINY).learn(20, callback=[callback, Stop(at=20)])
     run = store.delivered(callback.run)
@@ -254,11 +252,11 @@ def test_learning_again_is_a_new_run_unless_it_continues(store: Store, tmp_path:
     assert store.delivered(callback.run).info.run_id != first.run_id
     assert [step for step, _ in store.points(first, "train/n_updates")] == [32, 64]
     assert store.client.get_run(first.run_id).info.status == "FINISHED"
-    # The episode that was cut in two by the pause is whole: its monitor confirms the length.
+    # The episode that the pause cut in two is complete, because its monitor confirms the length.
     assert [row["sharpe_ratio"] != "" for row in store.episodes(first, tmp_path)] == [True] * 6
 
 
-def test_a_training_that_raises_is_failed_and_keeps_its_episodes(store: Store, tmp_path: Path) -> None:
+def test_an_exception_in_training_fails_the_run_and_keeps_its_episodes(store: Store, tmp_path: Path) -> None:
     callback = callback_for(store)
     agent = PPO("MlpPolicy", market(), **TINY)
     with pytest.raises(RuntimeError, match="burst"):
@@ -272,7 +270,7 @@ def test_a_training_that_raises_is_failed_and_keeps_its_episodes(store: Store, t
 
 
 @pytest.mark.parametrize("place", ["callback_after_eval", "callback_on_new_best", "list_on_new_best"])
-def test_inside_an_eval_callback_the_run_is_as_complete_as_beside_it(store: Store, place: str) -> None:
+def test_the_run_is_equally_complete_inside_and_next_to_an_eval_callback(store: Store, place: str) -> None:
     callback = callback_for(store)
     child = CallbackList([callback]) if place == "list_on_new_best" else callback
     slot = "callback_after_eval" if place == "callback_after_eval" else "callback_on_new_best"
@@ -287,7 +285,7 @@ def test_inside_an_eval_callback_the_run_is_as_complete_as_beside_it(store: Stor
     assert len(store.points(callback.run, "episode/reward")) == 6
 
 
-def test_an_end_that_is_announced_twice_registers_one_model(store: Store) -> None:
+def test_ending_training_twice_registers_one_model(store: Store) -> None:
     callback = callback_for(store, log_model=True, registered_model_name="announced-twice")
     agent = PPO("MlpPolicy", market(), **TINY)
     agent.learn(32, callback=callback)
@@ -324,7 +322,7 @@ def test_the_points_of_very_short_episodes_are_bounded(store: Store, tmp_path: P
     assert len(store.episodes(callback.run, tmp_path)) == 6000
 
 
-def test_a_tracker_that_cannot_be_built_does_not_stop_a_training() -> None:
+def test_a_tracker_that_cannot_be_built_does_not_stop_training() -> None:
     callback = MLflowSB3Callback()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")

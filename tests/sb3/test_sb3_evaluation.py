@@ -1,4 +1,4 @@
-"""Evaluations by an ``EvalCallback``: their trading statistics, and the best agent as the one that is registered."""
+"""Evaluations by an ``EvalCallback``: their trading statistics, and the best agent, which is registered."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pays(Market):
 
 @pytest.mark.parametrize("order", ["before", "after"])
 @pytest.mark.parametrize("monitored", [True, False], ids=["monitor", "no-monitor"])
-def test_the_figures_of_each_evaluation_are_those_of_its_own_episodes(
+def test_the_statistics_of_each_evaluation_are_those_of_its_own_episodes(
     store: Store, order: str, monitored: bool
 ) -> None:
     make = (lambda: Monitor(Market())) if monitored else Market
@@ -43,7 +43,7 @@ def test_the_figures_of_each_evaluation_are_those_of_its_own_episodes(
     PPO("MlpPolicy", market(), **TINY).learn(64, callback=both)
     store.delivered(callback.run)
     run = callback.run
-    # An evaluation resets at its begin and after each episode: it plays 1 and 2, then 4 and 5, then 7 and 8.
+    # An evaluation resets at the start and after each episode, so it plays 1 and 2, then 4 and 5, then 7 and 8.
     apart = [finance.returns_from_equity(Market().equities(episode)) for episode in (7, 8)]
     together = np.concatenate(apart)
 
@@ -98,9 +98,7 @@ class Scripted(EvalCallback):
         return go_on
 
 
-def test_the_agent_of_the_best_evaluation_is_the_one_that_is_registered(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_agent_with_the_best_evaluation_is_registered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     env = VecNormalize(make_vec_env("CartPole-v1", seed=0))
     evaluation = Scripted(
         [10.0, float("nan"), 30.0, 20.0],
@@ -126,7 +124,7 @@ def test_the_agent_of_the_best_evaluation_is_the_one_that_is_registered(
     assert agent.num_timesteps == 128
 
 
-def test_without_an_evaluation_the_last_agent_is_registered_and_that_is_said(
+def test_without_an_evaluation_the_last_agent_is_registered_and_the_run_says_so(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = callback_for(store, log_model="best", registered_model_name="never-evaluated")

@@ -1,4 +1,4 @@
-"""The params of a run: every setting of every algorithm by name, as plain values."""
+"""The params of a run are the settings of every algorithm, by name and as plain values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALGORITHMS: list[tuple[type[BaseAlgorithm], str, str, set[str]]] = [
     (RecurrentPPO, "MlpLstmPolicy", "CartPole-v1", {"n_epochs", "clip_range_vf"}),
     (MaskablePPO, "MlpPolicy", "CartPole-v1", {"n_epochs", "gae_lambda"}),
 ]
-# What the constructors take besides settings, and what goes by other names in a run.
+# Constructor arguments that are not settings, and settings that a run lists under other names.
 NO_SETTINGS = {"self", "env", "_init_setup_model", "kwargs"}
 
 
@@ -64,7 +64,7 @@ def test_the_optimizers_settings_are_those_in_effect() -> None:
     assert describe(A2C("MlpPolicy", "CartPole-v1", use_rms_prop=False))["use_rms_prop"] is False
 
 
-def test_schedules_are_their_values_at_the_begin_and_the_end() -> None:
+def test_schedules_are_described_by_their_values_at_the_start_and_the_end() -> None:
     model = PPO("MlpPolicy", "CartPole-v1", learning_rate=lambda progress: 2e-3 * progress, clip_range=lambda _: 0.3)
     params = describe(model)
 
@@ -72,7 +72,7 @@ def test_schedules_are_their_values_at_the_begin_and_the_end() -> None:
     assert params["clip_range"] == 0.3
 
 
-def test_a_schedule_that_raises_costs_its_own_value_only() -> None:
+def test_a_schedule_that_raises_loses_only_its_own_value() -> None:
     params = describe(PPO("MlpPolicy", "CartPole-v1", clip_range=lambda progress: 0.1 / progress))
 
     assert (params["clip_range.start"], params["clip_range.end"]) == (0.1, None)
@@ -91,7 +91,7 @@ def test_objects_are_described_by_what_they_do() -> None:
 
 
 class Nameless(gym.Env[Any, Any]):
-    """Its text is that of every object, with its address."""
+    """Has the default text of an object, which contains its address."""
 
     observation_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space = gym.spaces.Discrete(2)
@@ -100,7 +100,7 @@ class Nameless(gym.Env[Any, Any]):
         return object.__repr__(self)
 
 
-def test_an_environment_without_a_text_of_its_own_has_its_class_for_an_id() -> None:
+def test_an_environment_without_its_own_text_is_identified_by_its_class() -> None:
     params = describe(PPO("MlpPolicy", gym.wrappers.TimeLimit(Nameless(), 9)))
 
     assert (params["env.id"], params["env.class"]) == ("Nameless", "Nameless")

@@ -1,4 +1,4 @@
-"""How long a run lives: continued by the model that was saved, ended truthfully whoever announces the end."""
+"""How long a run lives: a saved model continues it, and its status is correct whichever code announces the end."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_a_saved_and_reloaded_model_continues_its_run(store: Store, tmp_path: Pa
     assert float(rows[0]["total_return"]) == pytest.approx(Market().equities(1)[-1] / 100.0 - 1.0, rel=1e-9)
 
 
-def test_a_reloaded_model_begins_a_new_run_where_it_does_not_continue(
+def test_a_reloaded_model_starts_a_new_run_when_it_does_not_continue(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, anew, elsewhere = callback_for(store), callback_for(store), None
+    first, second, elsewhere = callback_for(store), callback_for(store), None
     PPO("MlpPolicy", Market(), **TINY).learn(32, callback=first).save(tmp_path / "agent.zip")
     reloaded = PPO.load(tmp_path / "agent.zip", env=Market())
-    reloaded.learn(32, callback=anew)
+    reloaded.learn(32, callback=second)
     other = MLflowTracker(
         store.tracker.settings.tracking_uri,
         "elsewhere",
@@ -60,7 +60,7 @@ def test_a_reloaded_model_begins_a_new_run_where_it_does_not_continue(
     )
     elsewhere = callback_for(Store(other, store.client))
     reloaded.learn(32, callback=elsewhere, reset_num_timesteps=False)
-    ids = {store.delivered(callback.run).info.run_id for callback in (first, anew, elsewhere)}
+    ids = {store.delivered(callback.run).info.run_id for callback in (first, second, elsewhere)}
 
     assert len(ids) == 3
     assert "the model's run is in experiment" in caplog.text
@@ -80,7 +80,7 @@ def test_points_stay_bounded_however_often_a_saved_model_continues(store: Store,
     assert 800 < len(store.points(callback.run, "episode/reward")) <= 1000
 
 
-def test_a_run_of_the_users_that_is_continued_after_its_block_is_ended_again(store: Store) -> None:
+def test_a_user_run_that_is_continued_after_its_block_is_ended_again(store: Store) -> None:
     callback = callback_for(store)
     agent = PPO("MlpPolicy", market(), **TINY)
     with store.tracker.start_run() as run:
@@ -101,7 +101,7 @@ class Interrupt(BaseCallback):
 
 
 def learn_as_the_zoo_does(agent: PPO, steps: int, callbacks: list[Any]) -> None:
-    """As ``rl_zoo3.exp_manager.ExperimentManager.learn`` (2.9): Ctrl-C is swallowed, the end announced again."""
+    """As ``rl_zoo3.exp_manager.ExperimentManager.learn`` (2.9): it swallows Ctrl-C and announces the end again."""
     try:
         agent.learn(steps, callback=callbacks)
     except KeyboardInterrupt:
@@ -115,7 +115,7 @@ def learn_as_the_zoo_does(agent: PPO, steps: int, callbacks: list[Any]) -> None:
     [(None, "FINISHED"), (Interrupt, "KILLED"), (lambda: Stop(40, RuntimeError("burst")), "FAILED")],
     ids=["none", "ctrl-c", "exception"],
 )
-def test_an_end_that_somebody_else_announces_tells_the_truth(store: Store, trouble: Any, status: str) -> None:
+def test_the_status_is_correct_when_other_code_announces_the_end(store: Store, trouble: Any, status: str) -> None:
     callback = callback_for(store, log_model=True)
     callbacks = [callback, *([trouble()] if trouble else [])]
     agent = PPO("MlpPolicy", market(), **TINY)
@@ -132,7 +132,7 @@ def test_an_end_that_somebody_else_announces_tells_the_truth(store: Store, troub
         assert run.data.tags["tracking_callbacks.error"] == "RuntimeError: burst"
 
 
-def test_a_training_inside_an_exception_handler_is_finished(store: Store) -> None:
+def test_training_inside_an_exception_handler_gives_a_finished_run(store: Store) -> None:
     callback = callback_for(store)
     try:
         raise ValueError("the first attempt")

@@ -1,4 +1,4 @@
-"""Trading environments as they come: the account of every episode from its own reset, whatever tells it."""
+"""Real trading environments: each episode's account starts at its own reset, wherever its value comes from."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STATISTICS = {
 
 
 class Witness(gym.Wrapper):
-    """Keeps the return series of every episode, from what the environment itself says."""
+    """Keeps the return series of every episode, as the environment itself reports it."""
 
     def __init__(self, env: gym.Env, key: str | None) -> None:
         super().__init__(env)
@@ -60,7 +60,7 @@ class Witness(gym.Wrapper):
 
 
 class RewardIsReturn(gym.Env):
-    """A bare environment: no account, no info, its reward is the day's return."""
+    """A bare environment without account or info; its reward is the day's return."""
 
     observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space = spaces.Discrete(2)
@@ -84,7 +84,7 @@ def anytrading() -> gym.Env:
 
 
 def gym_trading_env() -> gym.Env:
-    with warnings.catch_warnings():  # it turns all warnings into errors
+    with warnings.catch_warnings():  # importing it turns all warnings into errors
         environments = pytest.importorskip("gym_trading_env.environments", reason="wants a Flask that MLflow does not")
     prices = 100.0 * np.cumprod(1.0 + np.random.default_rng(0).normal(0.0, 0.01, 30))
     days = pd.date_range("2024-01-01", periods=30, freq="h")
@@ -102,7 +102,7 @@ def gym_trading_env() -> gym.Env:
     ],
     ids=["gym-anytrading", "gym-trading-env", "bare"],
 )
-def test_every_figure_of_every_episode_equals_empyricals(
+def test_every_statistic_of_every_episode_equals_empyricals(
     store: Store, tmp_path: Path, make: Callable[[], gym.Env], key: str | None, returns: str, source: str
 ) -> None:
     witnesses = [Witness(make(), key) for _ in range(2)]
@@ -117,15 +117,15 @@ def test_every_figure_of_every_episode_equals_empyricals(
     for env_index, witness in enumerate(witnesses):
         own = [row for row in rows if row["env"] == str(env_index)]
         for row, series in zip(own, witness.series, strict=False):
-            for name, figure in STATISTICS.items():
-                expected = figure(np.array(series))
+            for name, statistic in STATISTICS.items():
+                expected = statistic(np.array(series))
                 if row[name]:
                     assert float(row[name]) == pytest.approx(expected, rel=1e-9, abs=1e-9), name
                 else:
                     assert not math.isfinite(expected) or np.ptp(series) == 0.0, name
 
 
-def test_sixteen_environments_are_followed_apart(store: Store, tmp_path: Path) -> None:
+def test_sixteen_environments_are_tracked_separately(store: Store, tmp_path: Path) -> None:
     lengths = range(3, 19)
     env = DummyVecEnv([lambda length=length: Market(length) for length in lengths])
     callback = callback_for(store)
@@ -161,7 +161,7 @@ def test_each_statistic_of_a_rollout_is_that_of_its_episodes(store: Store, tmp_p
     )
 
 
-def test_a_changed_number_of_environments_is_said_and_the_training_goes_on(
+def test_a_changed_number_of_environments_is_reported_and_training_continues(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = callback_for(store)
@@ -178,7 +178,7 @@ def test_a_changed_number_of_environments_is_said_and_the_training_goes_on(
     assert "tracking failed" not in caplog.text
 
 
-def test_an_algorithm_that_tells_no_rewards_says_so(store: Store) -> None:
+def test_the_run_says_that_an_algorithm_passes_no_rewards_to_callbacks(store: Store) -> None:
     callback = callback_for(store)
     ARS("LinearPolicy", DummyVecEnv([lambda: Monitor(Market())]), n_delta=1, seed=0).learn(40, callback=callback)
     run = store.delivered(callback.run)
@@ -198,7 +198,7 @@ def test_episodes_too_short_for_a_ratio_are_counted(store: Store) -> None:
     assert run.data.tags["sharpe.left_out"].endswith("32 × fewer than two returns, or all of them equal")
 
 
-def test_an_episode_without_a_number_for_a_reward_is_said(store: Store) -> None:
+def test_episodes_with_nan_or_infinite_rewards_are_counted(store: Store) -> None:
     callback = callback_for(store)
     PPO("MlpPolicy", DummyVecEnv([lambda: Market(reward=math.nan)]), **TINY).learn(32, callback=callback)
     run = store.delivered(callback.run)
@@ -208,7 +208,7 @@ def test_an_episode_without_a_number_for_a_reward_is_said(store: Store) -> None:
     assert "rollout/episode_reward_mean" not in run.data.metrics
 
 
-def test_the_table_of_a_training_that_is_killed_later_has_been_logged_already(
+def test_the_episode_table_is_logged_while_training_is_still_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tracking_callbacks._episodes.episode_log._TABLE_SECONDS", 0.0)
@@ -226,12 +226,12 @@ def test_the_table_of_a_training_that_is_killed_later_has_been_logged_already(
     callbacks = [MLflowSB3Callback(tracker, log_model=False), Look()]
     PPO("MlpPolicy", DummyVecEnv([Market]), **TINY).learn(192, callback=callbacks)
 
-    # Of 3, 6, 9, 12, 16 and 19 episodes; the last time, the table had grown by less than a quarter.
+    # After 3, 6, 9, 12, 16 and 19 episodes; the last time the table had grown by less than a quarter.
     assert found == [3, 6, 9, 12, 16, 16]
 
 
 class Prices(Market):
-    """A market with a frame of prices, of which a part is played, as gym-anytrading has it."""
+    """A market that plays part of a frame of prices, as gym-anytrading does."""
 
     def __init__(self, first: int, last: int) -> None:
         super().__init__()
@@ -277,9 +277,7 @@ def test_the_prices_of_training_and_evaluation_are_inputs_and_their_equity_curve
     assert store.client.download_artifacts(run.info.run_id, "evaluation/eval/step-64/equity_curves.png", str(tmp_path))
 
 
-def test_with_log_everything_off_there_are_params_and_metrics_alone(
-    server: Any, shared_journal: Path, store: Store
-) -> None:
+def test_with_record_false_a_run_holds_only_params_and_metrics(server: Any, shared_journal: Path, store: Store) -> None:
     tracker = MLflowTracker(server.uri, "bare-agents", record=False, delivery=Delivery(journal_root=shared_journal))
     callback = MLflowSB3Callback(tracker)
     PPO("MlpPolicy", prices(5, 60), **TINY).learn(64, callback=callback)

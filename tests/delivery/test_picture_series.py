@@ -1,4 +1,4 @@
-"""Series as pictures draw them: smoothed, thinned, with gaps; and the texts of their ticks."""
+"""The series that pictures draw: smoothed, thinned, with gaps; and their tick labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tracking_callbacks._delivery import pictures as figures
+from tracking_callbacks._delivery import pictures
 from tracking_callbacks._delivery.pictures import canvas, series
 
 RANDOM = np.random.default_rng(12)
@@ -56,12 +56,12 @@ def test_a_long_gap_survives_thinning() -> None:
 
 def test_the_tables_of_a_run_are_read_back() -> None:
     table = "episode,timestep,reward,sharpe_ratio\n1,250,3.5,\n2,500,-1.25,0.75\n3,7"
-    columns = figures.read_columns(table.splitlines())
+    columns = pictures.read_columns(table.splitlines())
 
     assert list(columns) == ["episode", "timestep", "reward", "sharpe_ratio"]
     assert columns["timestep"].tolist() == [250, 500]
     assert columns["sharpe_ratio"] == pytest.approx([math.nan, 0.75], nan_ok=True)
-    assert figures.read_columns([]) == {}
+    assert pictures.read_columns([]) == {}
 
 
 def test_no_tick_is_an_offset_or_has_the_noise_of_floats() -> None:

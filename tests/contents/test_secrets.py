@@ -1,4 +1,4 @@
-"""Secrets never reach the journal, the store or a log file, wherever a run meets them."""
+"""Secrets never reach the journal, the store or a log file, wherever they enter a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from processes import artifacts, run_script, stop_delivery
 
-# One word in each, to look for: where it is planted is written beside it below.
+# One word to search for in each; the text next to it says where it is planted.
 SECRETS = {
     "param by its name": "plantedparam01",
     "nested training argument": "plantednested02",
@@ -82,7 +82,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A repository full of secrets, which has changed since its last commit."""
+    """A repository full of secrets, with changes since its last commit."""
     folder = tmp_path / "project"
     folder.mkdir()
     git(folder, "init")
@@ -104,7 +104,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def leaks(*places: Path) -> list[str]:
-    """Return which secrets stand in which files at or below `places`."""
+    """Return which secrets are in which files at or below `places`."""
     files = [path for place in places for path in ([place] if place.is_file() else place.rglob("*")) if path.is_file()]
     return [
         f"{kind} in {path}"
@@ -134,13 +134,13 @@ def test_no_secret_is_written_down(server, client, project, tmp_path, delivered)
     settings = f"delivery: {{flush_timeout: {60 if delivered else 1}}}\ntags:\n  my_secret: plantedconfig13\n"
     (project / "settings.yaml").write_text(settings)
     done = run_script(start, cwd=project, env=environment)
-    stop_delivery(tmp_path)  # which removes what it has delivered, or writes its state, while the test reads it
+    stop_delivery(tmp_path)  # it removes delivered records and writes its state while the test reads
 
     assert "RuntimeError" in done.stderr, done.stderr
     assert (journal / "delivery.log").exists()
     assert not leaks(journal)
     if not delivered:
-        assert any(journal.rglob("*.journal"))  # all of it still lies there
+        assert any(journal.rglob("*.journal"))  # everything is still there
         return
     experiment = client.get_experiment_by_name(environment["MLFLOW_EXPERIMENT_NAME"])
     (run,) = client.search_runs([experiment.experiment_id])

@@ -1,4 +1,4 @@
-"""What a run holds unasked: its settings, source, environment, log and machine, each piece with its switch."""
+"""What a run records automatically: config, source, environment, log and machine; each can be switched off."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit, in which the program lies that "was started"."""
+    """A repository with one commit, which contains the program that "was started"."""
     git(tmp_path, "init")
     (tmp_path / "train.py").write_text("lr = 1\n")
     (tmp_path / ".gitignore").write_text("pyproject.toml\n")
@@ -49,7 +49,7 @@ def tracker_of(server, shared_journal, **arguments) -> MLflowTracker:
     return MLflowTracker(server.uri, "pieces", **arguments, delivery=Delivery(journal_root=shared_journal))
 
 
-def test_a_run_holds_its_pieces(server, shared_journal, client, repository, tmp_path) -> None:
+def test_a_run_records_config_source_environment_and_log(server, shared_journal, client, repository, tmp_path) -> None:
     git(repository, "remote", "add", "origin", "https://me:pw@github.com/a/b.git")
     (repository / "train.py").write_text("lr = 3\n")
     (repository / "new.py").write_text("")
@@ -82,7 +82,7 @@ def test_a_run_holds_its_pieces(server, shared_journal, client, repository, tmp_
     assert settings["tracker"]["experiment_name"] == "pieces"
 
 
-def test_the_patch_makes_the_changes_again(repository) -> None:
+def test_applying_the_patch_reproduces_the_changes(repository) -> None:
     (repository / "train.py").write_text("lr = 3\ntoken = args.token\n")
     patch = GitSnapshot(repository).finish().patch
     (repository / "saved.patch").write_text(patch)
@@ -92,7 +92,7 @@ def test_the_patch_makes_the_changes_again(repository) -> None:
     assert (repository / "train.py").read_text() == "lr = 3\ntoken = args.token\n"
 
 
-def test_a_large_change_is_cut(repository) -> None:
+def test_a_large_patch_is_truncated(repository) -> None:
     (repository / "train.py").write_text("x = 1\n" * 400_000)
     patch = GitSnapshot(repository).finish().patch
 
@@ -100,7 +100,7 @@ def test_a_large_change_is_cut(repository) -> None:
     assert 900_000 < len(patch) < 1_010_000
 
 
-def test_a_repository_without_a_commit_and_none_at_all(tmp_path) -> None:
+def test_recording_git_works_without_a_commit_and_without_a_repository(tmp_path) -> None:
     assert find_repository(tmp_path) is None
     git(tmp_path, "init")
     state = GitSnapshot(tmp_path).finish()
@@ -108,7 +108,7 @@ def test_a_repository_without_a_commit_and_none_at_all(tmp_path) -> None:
     assert "pyproject.toml" in state.untracked
 
 
-def test_of_a_repository_that_git_is_slow_in_the_commit_is_known_and_nothing_is_left_running(
+def test_when_git_is_slow_the_commit_is_recorded_and_no_process_is_left_running(
     repository, monkeypatch, tmp_path
 ) -> None:
     real = shutil.which("git")
@@ -125,7 +125,7 @@ def test_of_a_repository_that_git_is_slow_in_the_commit_is_known_and_nothing_is_
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
-def test_workers_that_are_forked_while_git_starts_do_not_hold_it_up(repository, monkeypatch) -> None:
+def test_workers_forked_while_git_starts_do_not_delay_it(repository, monkeypatch) -> None:
     monkeypatch.setattr("tracking_callbacks._contents.git._GIT_SECONDS", 5.0)
     workers = []
     try:
@@ -146,7 +146,7 @@ def test_workers_that_are_forked_while_git_starts_do_not_hold_it_up(repository, 
 
 
 @pytest.mark.parametrize("switch", [*SWITCHES, "everything"])
-def test_each_piece_has_a_switch(server, shared_journal, client, repository, switch) -> None:
+def test_each_kind_of_content_can_be_switched_off(server, shared_journal, client, repository, switch) -> None:
     (repository / "train.py").write_text("lr = 3\n")
     record = False if switch == "everything" else Recording(**{switch: False})
     with tracker_of(server, shared_journal, record=record).start_run() as run:
@@ -161,7 +161,7 @@ def test_each_piece_has_a_switch(server, shared_journal, client, repository, swi
     assert has_commit == (switch not in ("source", "everything"))
 
 
-def test_a_piece_may_be_switched_on_where_the_config_file_records_nothing(tmp_path) -> None:
+def test_an_argument_can_switch_content_on_when_the_config_file_records_nothing(tmp_path) -> None:
     (tmp_path / "c.yaml").write_text("record: false\n")
     record = MLflowTracker(config=tmp_path / "c.yaml", record=Recording(environment=True)).settings.record
 
@@ -171,12 +171,12 @@ def test_a_piece_may_be_switched_on_where_the_config_file_records_nothing(tmp_pa
     assert not any(others)
 
 
-def test_a_piece_that_fails_stops_neither_the_others_nor_training(
+def test_content_that_cannot_be_recorded_stops_neither_the_rest_nor_training(
     server, shared_journal, client, repository, monkeypatch, caplog
 ) -> None:
     import tracking_callbacks._contents.environment as environment
 
-    monkeypatch.setattr(environment, "_VARIABLES", 3)  # a fault of the package's own
+    monkeypatch.setattr(environment, "_VARIABLES", 3)  # a bug in the package itself
     with tracker_of(server, shared_journal).start_run() as run:
         run.log_metrics({"loss": 1.0})
     report = run.flush()
@@ -188,7 +188,7 @@ def test_a_piece_that_fails_stops_neither_the_others_nor_training(
     assert "environment" not in folders
 
 
-def test_a_continued_run_keeps_its_first_pieces_and_a_joined_one_gets_none(
+def test_a_continued_run_keeps_its_first_contents_and_a_joined_run_gets_none(
     server, shared_journal, client, repository
 ) -> None:
     tracker = tracker_of(server, shared_journal, record=Recording(python_logging=False))
@@ -211,7 +211,7 @@ def test_a_continued_run_keeps_its_first_pieces_and_a_joined_one_gets_none(
     assert artifacts(client, first.run_id) == before
 
 
-def test_the_log_is_there_while_the_run_goes_on_and_a_reopened_run_has_another(
+def test_the_log_arrives_during_the_run_and_a_reopened_run_gets_another_one(
     server, shared_journal, client, tmp_path
 ) -> None:
     run = tracker_of(server, shared_journal, record=Recording(source=False, environment=False)).start_run()
@@ -232,7 +232,7 @@ def test_the_log_is_there_while_the_run_goes_on_and_a_reopened_run_has_another(
     assert [[line.split()[-1] for line in log.splitlines()] for log in said] == [["third"], ["first", "second"]]
 
 
-def test_what_a_killed_trainer_said_arrives(server, client, tmp_path) -> None:
+def test_the_log_of_a_killed_trainer_arrives(server, client, tmp_path) -> None:
     code = """
         import logging, os, signal
         from tracking_callbacks import Delivery, MLflowTracker, Recording
@@ -253,7 +253,7 @@ def test_what_a_killed_trainer_said_arrives(server, client, tmp_path) -> None:
     assert [line.split()[-1] for line in log.splitlines()] == [str(number) for number in range(1000)]
 
 
-def test_config_files_that_are_not_there_are_named(tmp_path) -> None:
+def test_missing_config_files_are_named(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"config_files.*absent\.yaml"):
         MLflowTracker(record=Recording(config_files=["absent.yaml"]))
     with pytest.raises(ConfigError, match="config_files: expected a list of paths"):
@@ -263,7 +263,7 @@ def test_config_files_that_are_not_there_are_named(tmp_path) -> None:
         MLflowTracker(config=tmp_path / "c.yaml")
 
 
-def test_installed_packages_are_those_that_pip_would_name() -> None:
+def test_installed_packages_match_those_that_pip_lists() -> None:
     from importlib.metadata import distributions
 
     listed = dict(line.split("==") for line in installed_packages(sys.path) if "==" in line and line[0] != "#")
@@ -275,7 +275,7 @@ def test_installed_packages_are_those_that_pip_would_name() -> None:
     assert {"mlflow", "msgspec", "filelock"} <= set(listed)
 
 
-def test_the_machine_is_sampled_under_mlflows_names(server, client, tmp_path, monkeypatch) -> None:
+def test_system_metrics_have_mlflows_names(server, client, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     tracker = MLflowTracker(server.uri, "machine", delivery=Delivery(journal_root=tmp_path / "journal"))
@@ -299,5 +299,5 @@ def test_the_machine_is_sampled_under_mlflows_names(server, client, tmp_path, mo
     info = client.get_run(run.run_id).info
     assert all(info.start_time <= point.timestamp <= info.end_time for point in points)
     assert [point.step for point in points] == sorted(point.step for point in points)
-    assert (report.complete, report.delivered) == (True, 0)  # nobody has logged them
+    assert (report.complete, report.delivered) == (True, 0)  # no verb logged them
     assert MLflowTracker(record=Recording(system_metrics=False)).settings.record.system_metrics is False

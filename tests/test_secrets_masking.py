@@ -1,4 +1,4 @@
-"""What is a secret is known by its name or its form; what only looks like one is kept."""
+"""Secrets are recognised by name or form; texts that only look like secrets are kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_secrets_are_known_by_their_key(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["pad_token", "eos_token_id", "tokenizer", "num_input_tokens_seen", "key", "monkey"])
-def test_what_only_looks_like_a_secret_is_kept(key: str) -> None:
+def test_names_that_only_look_like_secrets_are_kept(key: str) -> None:
     assert not is_secret(key)
     assert to_jsonable({key: "shown"}) == {key: "shown"}
 
@@ -75,11 +75,11 @@ def test_secrets_in_texts_are_masked(text: str, masked: str) -> None:
         '  File "/a/b.py", line 3, in main',
     ],
 )
-def test_ordinary_texts_stay_as_they_are(text: str) -> None:
+def test_ordinary_texts_are_unchanged(text: str) -> None:
     assert mask_text(text) == text
 
 
-def test_in_programs_literals_are_masked_and_names_are_kept() -> None:
+def test_in_source_code_literals_are_masked_and_names_are_kept() -> None:
     program = (
         'token = arguments.token\nhub_token: str = "t-1"\nos.environ["MY_API_KEY"] = f\'k-1\'\ncall(password=pw)\n'
     )
@@ -89,7 +89,7 @@ def test_in_programs_literals_are_masked_and_names_are_kept() -> None:
     )
 
 
-def test_texts_in_a_programs_literals_are_looked_into() -> None:
+def test_secrets_inside_string_literals_of_source_code_are_masked() -> None:
     program = 'connect("user=a password=pw-1 host=h", f"token={token} api_key=%s")'
 
     assert mask_text(program, code=True) == 'connect("user=a password=*** host=h", f"token={token} api_key=%s")'
@@ -124,4 +124,4 @@ def test_masking_takes_linear_time(unit: str) -> None:
     mask_text(unit * (200_000 // len(unit)))
     mask_text(unit * (200_000 // len(unit)), code=True)
 
-    assert time.process_time() - began < 2  # it takes 0.1 s; in quadratic time 20 s and more
+    assert time.process_time() - began < 2  # linear time takes 0.1 s; quadratic time would take 20 s and more

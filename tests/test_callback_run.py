@@ -1,4 +1,4 @@
-"""Which run a callback writes to: its own, or the one that the user has started, which it never ends."""
+"""Which run a callback writes to: its own, or one that the user started, which it never ends."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tracking_callbacks._callbacks.callback_run import CallbackRun
 
 
 @pytest.fixture
-def attachment(tracker: MLflowTracker) -> CallbackRun:
+def callback_run(tracker: MLflowTracker) -> CallbackRun:
     return CallbackRun(tracker, run_name="of the callback", tags={"by": "callback"})
 
 
-def test_a_training_is_a_run_of_its_own(attachment, client) -> None:
-    run = attachment.begin_training()
+def test_training_has_its_own_run(callback_run, client) -> None:
+    run = callback_run.begin_training()
     run.log_metrics({"loss": 1.0})
-    attachment.end_training()
-    attachment.end_training()
+    callback_run.end_training()
+    callback_run.end_training()
     assert run.flush().complete
 
     stored = client.get_run(run.run_id)
@@ -27,20 +27,20 @@ def test_a_training_is_a_run_of_its_own(attachment, client) -> None:
     )
 
 
-def test_a_second_training_is_a_second_run(attachment) -> None:
-    first = attachment.begin_training()
-    attachment.end_training()
-    second = attachment.begin_training()
-    attachment.end_training()
+def test_training_twice_makes_two_runs(callback_run) -> None:
+    first = callback_run.begin_training()
+    callback_run.end_training()
+    second = callback_run.begin_training()
+    callback_run.end_training()
 
     assert first.run_key != second.run_key
 
 
-def test_a_training_that_continues_is_the_same_run(attachment, client) -> None:
-    first = attachment.begin_training()
-    attachment.end_training()
-    again = attachment.begin_training(continues=True)
-    attachment.end_training()
+def test_continued_training_stays_in_the_same_run(callback_run, client) -> None:
+    first = callback_run.begin_training()
+    callback_run.end_training()
+    again = callback_run.begin_training(continues=True)
+    callback_run.end_training()
     assert again.flush().complete
 
     assert again is first
@@ -63,19 +63,19 @@ def test_a_run_is_resumed_by_its_key_from_another_process(tracker, client) -> No
     assert [point.step for point in client.get_metric_history(first.run_id, "loss")] == [1, 2]
 
 
-def test_an_evaluation_before_training_opens_the_run_that_training_joins(attachment) -> None:
-    evaluation = attachment.run_for_evaluation()
-    training = attachment.begin_training()
-    attachment.end_training()
-    later = attachment.run_for_evaluation()
+def test_an_evaluation_before_training_starts_the_run_that_training_joins(callback_run) -> None:
+    evaluation = callback_run.run_for_evaluation()
+    training = callback_run.begin_training()
+    callback_run.end_training()
+    later = callback_run.run_for_evaluation()
 
     assert evaluation is training is later
 
 
-def test_a_training_that_never_ended_is_failed_when_the_next_begins(attachment, client) -> None:
-    first = attachment.begin_training()
-    second = attachment.begin_training()
-    attachment.end_training()
+def test_training_that_never_ended_is_failed_when_training_starts_again(callback_run, client) -> None:
+    first = callback_run.begin_training()
+    second = callback_run.begin_training()
+    callback_run.end_training()
     assert first.flush().complete
     assert second.flush().complete
 
@@ -85,13 +85,13 @@ def test_a_training_that_never_ended_is_failed_when_the_next_begins(attachment, 
 
 
 def test_a_run_that_the_user_entered_is_joined_and_not_ended(tracker, client) -> None:
-    attachment = CallbackRun(None)
+    callback_run = CallbackRun(None)
     with tracker.start_run("of the user") as users:
-        joined = attachment.begin_training()
-        attachment.end_training()
+        joined = callback_run.begin_training()
+        callback_run.end_training()
         still_open = not users.ended
-        again = attachment.begin_training()
-        attachment.end_training()
+        again = callback_run.begin_training()
+        callback_run.end_training()
         users.log_metrics({"after": 1.0})
     assert users.flush().complete
 
@@ -112,10 +112,10 @@ def test_a_run_of_another_tracker_is_not_joined(tracker, server, shared_journal)
 def test_the_run_named_by_the_environment_is_joined_and_not_ended(tracker, client, monkeypatch) -> None:
     outer = client.create_run(client.create_experiment(f"of the environment {tracker.settings.experiment_name}"))
     monkeypatch.setenv("MLFLOW_RUN_ID", outer.info.run_id)
-    attachment = CallbackRun(tracker)
-    run = attachment.begin_training()
+    callback_run = CallbackRun(tracker)
+    run = callback_run.begin_training()
     run.log_metrics({"loss": 1.0})
-    attachment.end_training()
+    callback_run.end_training()
     run.end()
     assert run.flush().complete
 
@@ -129,11 +129,11 @@ def test_an_active_mlflow_run_is_joined_where_it_lives(server, client, shared_jo
     mlflow.set_tracking_uri(server.uri)
     try:
         elsewhere = MLflowTracker(f"sqlite:///{tmp_path}/other.db", delivery=Delivery(journal_root=shared_journal))
-        attachment = CallbackRun(elsewhere)
+        callback_run = CallbackRun(elsewhere)
         with mlflow.start_run() as active:
-            run = attachment.begin_training()
+            run = callback_run.begin_training()
             run.log_metrics({"loss": 1.0})
-            attachment.end_training()
+            callback_run.end_training()
             run.end()
             assert run.flush().complete
             while_active = client.get_run(active.info.run_id)
@@ -148,22 +148,22 @@ def test_an_active_mlflow_run_is_joined_where_it_lives(server, client, shared_jo
 BEGINNING = """
     from tracking_callbacks import Delivery, MLflowTracker
     from tracking_callbacks._callbacks.callback_run import CallbackRun
-    attachment = CallbackRun(MLflowTracker(experiment_name={experiment!r}), run_name="first")
+    callback_run = CallbackRun(MLflowTracker(experiment_name={experiment!r}), run_name="first")
 """
 
 
 @pytest.mark.parametrize(
     ("rest", "statuses"),
     [
-        # the search has caught what stopped its last trial
-        ("attachment.begin_trial('trial')", {"first": "FINISHED", "trial": "FAILED"}),
-        ("attachment.begin_trial('trial'); raise ValueError('diverged')", {"first": "FAILED", "trial": "FAILED"}),
-        ("attachment.run_for_evaluation()", {"first": "FINISHED"}),
-        ("attachment.run_for_evaluation(); attachment.begin_training()", {"first": "KILLED"}),
+        # the search caught the exception of its last trial
+        ("callback_run.begin_trial('trial')", {"first": "FINISHED", "trial": "FAILED"}),
+        ("callback_run.begin_trial('trial'); raise ValueError('diverged')", {"first": "FAILED", "trial": "FAILED"}),
+        ("callback_run.run_for_evaluation()", {"first": "FINISHED"}),
+        ("callback_run.run_for_evaluation(); callback_run.begin_training()", {"first": "KILLED"}),
     ],
     ids=["search", "search and exception", "evaluation", "evaluation and training"],
 )
-def test_what_is_open_when_the_program_ends(tracker, client, server, tmp_path, rest, statuses) -> None:
+def test_open_runs_get_their_status_when_the_program_ends(tracker, client, server, tmp_path, rest, statuses) -> None:
     experiment = tracker.settings.experiment_name
     run_script(
         BEGINNING.format(experiment=experiment) + f"    {rest}\n",
@@ -175,30 +175,30 @@ def test_what_is_open_when_the_program_ends(tracker, client, server, tmp_path, r
     assert {run.info.run_name: run.info.status for run in runs} == statuses
 
 
-def test_a_training_that_resumes_another_run_ends_that_of_an_evaluation(tracker, client) -> None:
+def test_training_that_resumes_another_run_ends_the_run_of_an_evaluation(tracker, client) -> None:
     before = CallbackRun(tracker)
     earlier = before.begin_training()
     before.end_training()
-    attachment = CallbackRun(tracker)
-    evaluation = attachment.run_for_evaluation()
-    resumed = attachment.begin_training(resume_key=earlier.run_key)
-    attachment.end_training()
+    callback_run = CallbackRun(tracker)
+    evaluation = callback_run.run_for_evaluation()
+    resumed = callback_run.begin_training(resume_key=earlier.run_key)
+    callback_run.end_training()
     assert all(run.flush().complete for run in (earlier, evaluation, resumed))
 
     assert resumed.run_id == earlier.run_id != evaluation.run_id
     assert client.get_run(evaluation.run_id).info.status == "FINISHED"
 
 
-def test_a_training_after_a_search_is_a_run_of_its_own(tracker, client) -> None:
-    attachment = CallbackRun(tracker)
-    trial, search = attachment.begin_trial("only")
-    attachment.end_training()
-    after = attachment.begin_training()
-    attachment.end_training()
+def test_training_after_a_search_has_its_own_run(tracker, client) -> None:
+    callback_run = CallbackRun(tracker)
+    trial, search = callback_run.begin_trial("only")
+    callback_run.end_training()
+    after = callback_run.begin_training()
+    callback_run.end_training()
     assert all(run.flush().complete for run in (search, trial, after))
 
     stored = {run: client.get_run(run.run_id) for run in (search, trial, after)}
     assert stored[trial].data.tags["mlflow.parentRunId"] == search.run_id
     assert "mlflow.parentRunId" not in stored[after].data.tags
     assert [run.info.status for run in stored.values()] == ["FINISHED"] * 3
-    assert attachment.search is None
+    assert callback_run.search is None

@@ -1,4 +1,4 @@
-"""The datasets of a Trainer as inputs of the run, and runs that hold nothing unasked."""
+"""The datasets of a Trainer are inputs of the run; with ``record=False`` nothing is recorded automatically."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inputs(client: MlflowClient, run: Any) -> list[tuple[str, str, int]]:
     )
 
 
-def test_every_dataset_of_a_training_is_an_input_of_its_run(
+def test_every_dataset_of_a_trainer_is_an_input_of_its_run(
     tracker: MLflowTracker,
     client: MlflowClient,
     make_trainer: TrainerFactory,
@@ -73,7 +73,7 @@ def test_a_sample_shows_the_text_and_the_label_behind_the_numbers(
     assert all(len(text.split()) == 2 and label in ("negative", "positive") for text, label in texts)
 
 
-def test_with_log_everything_off_there_are_params_and_metrics_alone(
+def test_with_record_false_a_run_holds_only_params_and_metrics(
     server: Any, shared_journal: Path, client: MlflowClient, make_trainer: TrainerFactory, lora_model: PeftModel
 ) -> None:
     tracker = MLflowTracker(server.uri, "bare", record=False, delivery=Delivery(journal_root=shared_journal))

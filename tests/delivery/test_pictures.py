@@ -1,4 +1,4 @@
-"""Pictures: what they show, that nothing in them is cut or overlaps, and that matplotlib's state is left alone."""
+"""What pictures show, that nothing in them is cut off or overlaps, and that matplotlib's state is unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from tracking_callbacks import finance
-from tracking_callbacks._delivery import pictures as figures
+from tracking_callbacks._delivery import pictures
 from tracking_callbacks._delivery.pictures import canvas, learning
 
 RANDOM = np.random.default_rng(11)
@@ -30,8 +30,8 @@ EVALUATIONS = range(100, 1001, 100)
 
 
 def classifier_points() -> dict[str, list[tuple[int, float]]]:
-    """Return what a run of Trainer with ClassificationMetrics holds."""
-    figures_of_eval = ("loss", "accuracy", "f1", "precision", "recall", "f1_weighted", "runtime", "samples_per_second")
+    """Return the metrics of a Trainer run with ClassificationMetrics."""
+    eval_metrics = ("loss", "accuracy", "f1", "precision", "recall", "f1_weighted", "runtime", "samples_per_second")
     return {
         "train/loss": TRAIN_LOSS,
         "train/learning_rate": [(1, 1e-4)],
@@ -39,7 +39,7 @@ def classifier_points() -> dict[str, list[tuple[int, float]]]:
         "train/mean_loss": [(1000, 0.7)],
         **{
             f"eval/{name}": [(step, 0.5 + index / 20 + step / 9e3) for step in EVALUATIONS]
-            for index, name in enumerate(figures_of_eval)
+            for index, name in enumerate(eval_metrics)
         },
         "test/accuracy": [(1000, 0.9)],
         "system/cpu_utilization_percentage": [(1, 30.0)],
@@ -67,25 +67,27 @@ def counts(classes: int) -> np.ndarray:
 
 
 PICTURES: dict[str, Callable[[], Figure | None]] = {
-    "learning": lambda: figures.learning_curves(classifier_points()),
-    "learning-hostile": lambda: figures.learning_curves(hostile_points()),
-    "learning-one-point": lambda: figures.learning_curves({"train/loss": [(1, 0.693)], "eval/f1": [(1, 0.0)]}),
-    "learning-diverged": lambda: figures.learning_curves({"train/loss": [(step, math.nan) for step in range(9)]}),
-    "learning-flat": lambda: figures.learning_curves({"train/loss": [(s, 12345.6 + s * 1e-9) for s in range(9)]}),
-    "learning-extreme": lambda: figures.learning_curves({"train/loss": [(1, 1e-200), (2, 1e200), (3, -1e299)]}),
-    "confusion-2": lambda: figures.confusion_matrix(["negative", "positive"], counts(2), note="eval, step 400"),
-    "confusion-empty-row": lambda: figures.confusion_matrix(["a", "disgust and contempt"], [[0, 0], [1, 123_456]]),
-    "confusion-12": lambda: figures.confusion_matrix([f"class number {n}" for n in range(12)], counts(12)),
-    "confusion-50": lambda: figures.confusion_matrix([f"intent ${n} with a long $name" for n in range(50)], counts(50)),
-    "episodes": lambda: figures.episode_curves(np.arange(1, 401) * 250, random_walk(400), np.full(400, 250)),
-    "episodes-one": lambda: figures.episode_curves([252], [-0.031], [252]),
-    "sharpe": lambda: figures.sharpe_curve(
+    "learning": lambda: pictures.learning_curves(classifier_points()),
+    "learning-hostile": lambda: pictures.learning_curves(hostile_points()),
+    "learning-one-point": lambda: pictures.learning_curves({"train/loss": [(1, 0.693)], "eval/f1": [(1, 0.0)]}),
+    "learning-diverged": lambda: pictures.learning_curves({"train/loss": [(step, math.nan) for step in range(9)]}),
+    "learning-flat": lambda: pictures.learning_curves({"train/loss": [(s, 12345.6 + s * 1e-9) for s in range(9)]}),
+    "learning-extreme": lambda: pictures.learning_curves({"train/loss": [(1, 1e-200), (2, 1e200), (3, -1e299)]}),
+    "confusion-2": lambda: pictures.confusion_matrix(["negative", "positive"], counts(2), note="eval, step 400"),
+    "confusion-empty-row": lambda: pictures.confusion_matrix(["a", "disgust and contempt"], [[0, 0], [1, 123_456]]),
+    "confusion-12": lambda: pictures.confusion_matrix([f"class number {n}" for n in range(12)], counts(12)),
+    "confusion-50": lambda: pictures.confusion_matrix(
+        [f"intent ${n} with a long $name" for n in range(50)], counts(50)
+    ),
+    "episodes": lambda: pictures.episode_curves(np.arange(1, 401) * 250, random_walk(400), np.full(400, 250)),
+    "episodes-one": lambda: pictures.episode_curves([252], [-0.031], [252]),
+    "sharpe": lambda: pictures.sharpe_curve(
         np.arange(1, 301) * 252e4,
         np.where(np.arange(300) % 30, RANDOM.normal(size=300), np.nan),
         source="info:net_worth",
     ),
-    "equity": lambda: figures.equity_curves({f"episode {n}": random_walk(250 + n) for n in range(9)}),
-    "equity-flat": lambda: figures.equity_curves({"last episode": np.ones(30)}),
+    "equity": lambda: pictures.equity_curves({f"episode {n}": random_walk(250 + n) for n in range(9)}),
+    "equity-flat": lambda: pictures.equity_curves({"last episode": np.ones(30)}),
 }
 
 
@@ -110,7 +112,7 @@ def tick_texts(axes: Axes) -> list[str]:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_no_text_is_cut_or_overlaps_or_takes_the_room_of_a_panel(name: str) -> None:
+def test_no_text_is_cut_off_or_overlaps_or_takes_the_space_of_a_panel(name: str) -> None:
     figure = drawn(PICTURES[name]())
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
@@ -131,7 +133,7 @@ def test_no_text_is_cut_or_overlaps_or_takes_the_room_of_a_panel(name: str) -> N
 @pytest.mark.parametrize("name", ["learning", "confusion-2", "episodes", "equity"])
 def test_a_png_has_twice_the_density_and_readable_axes(name: str) -> None:
     figure = drawn(PICTURES[name]())
-    content = figures.png(figure)
+    content = pictures.png(figure)
     width, height = figure.get_size_inches()
 
     assert content.startswith(b"\x89PNG")
@@ -144,7 +146,7 @@ def test_a_png_has_twice_the_density_and_readable_axes(name: str) -> None:
 
 
 def test_learning_curves_have_a_panel_for_the_loss_and_each_score() -> None:
-    figure = drawn(figures.learning_curves(classifier_points()))
+    figure = drawn(pictures.learning_curves(classifier_points()))
 
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "Loss over training steps",
@@ -158,7 +160,7 @@ def test_learning_curves_have_a_panel_for_the_loss_and_each_score() -> None:
 
 def test_lines_are_the_points_and_a_colour_means_a_set() -> None:
     points = classifier_points()
-    loss, accuracy, *_ = drawn(figures.learning_curves(points)).axes
+    loss, accuracy, *_ = drawn(pictures.learning_curves(points)).axes
 
     for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
         assert lines(axes)["eval"].get_xydata() == pytest.approx(np.array(points[f"eval/{metric}"]))
@@ -168,7 +170,7 @@ def test_lines_are_the_points_and_a_colour_means_a_set() -> None:
     assert lines(accuracy)["test"].get_marker() not in ("none", "None", "")
 
 
-def test_sets_are_told_apart_by_their_names_also_where_metrics_have_slashes() -> None:
+def test_sets_are_distinguished_by_name_even_when_metrics_have_slashes() -> None:
     points = {
         "eval/loss": [(1, 1.0)],
         "eval/rewards/margins": [(1, 0.5)],
@@ -177,7 +179,7 @@ def test_sets_are_told_apart_by_their_names_also_where_metrics_have_slashes() ->
         "eval/news/accuracy": [(1, 0.7)],
         "train/rewards/chosen": [(1, 9.0)],
     }
-    figure = drawn(figures.learning_curves(points))
+    figure = drawn(pictures.learning_curves(points))
 
     assert {axes.get_title(loc="left"): set(lines(axes)) for axes in figure.axes} == {
         "Loss over training steps": {"eval", "eval/news"},
@@ -186,33 +188,33 @@ def test_sets_are_told_apart_by_their_names_also_where_metrics_have_slashes() ->
     }
 
 
-def test_a_loss_over_decades_has_a_logarithmic_axis_and_another_has_not() -> None:
-    steep = drawn(figures.learning_curves({"train/loss": [(1, 30.0), (2, 1.0), (3, 0.2)]}))
-    flat = drawn(figures.learning_curves({"train/loss": [(1, 3.0), (2, 1.0), (3, 0.2)]}))
-    signed = drawn(figures.learning_curves({"train/loss": [(1, 30.0), (2, -1.0), (3, 0.2)]}))
+def test_only_a_loss_that_spans_decades_has_a_logarithmic_axis() -> None:
+    steep = drawn(pictures.learning_curves({"train/loss": [(1, 30.0), (2, 1.0), (3, 0.2)]}))
+    flat = drawn(pictures.learning_curves({"train/loss": [(1, 3.0), (2, 1.0), (3, 0.2)]}))
+    signed = drawn(pictures.learning_curves({"train/loss": [(1, 30.0), (2, -1.0), (3, 0.2)]}))
 
     assert [figure.axes[0].get_yscale() for figure in (steep, flat, signed)] == ["log", "linear", "linear"]
     assert "logarithmic" in steep.axes[0].get_ylabel()
 
 
-def test_values_that_are_not_finite_are_gaps_and_crosses() -> None:
+def test_non_finite_values_are_drawn_as_gaps_and_crosses() -> None:
     values = [1.0, math.nan, 0.8, math.inf, -1.797e308, 0.5, 0.4]
-    axes = drawn(figures.learning_curves({"train/loss": list(enumerate(values))})).axes[0]
+    axes = drawn(pictures.learning_curves({"train/loss": list(enumerate(values))})).axes[0]
 
     assert np.flatnonzero(np.isnan(lines(axes)["train"].get_ydata())).tolist() == [1, 3, 4]
     assert list(lines(axes)[canvas.NOT_FINITE].get_xdata()) == [1, 3, 4]
     assert axes.get_ylim()[1] < 2.0
 
 
-def test_a_number_between_gaps_is_shown_in_a_line_without_markers() -> None:
+def test_a_single_value_between_gaps_is_shown_in_a_line_without_markers() -> None:
     points = [(step, math.nan if 100 <= step <= 200 and step != 150 else 1.0) for step in range(300)]
-    axes = drawn(figures.learning_curves({"train/loss": points})).axes[0]
+    axes = drawn(pictures.learning_curves({"train/loss": points})).axes[0]
 
     assert any(list(line.get_xdata()) == [150] and line.get_marker() == "o" for line in axes.lines)
 
 
-def test_a_resumed_training_shows_its_last_value_of_a_step() -> None:
-    axes = drawn(figures.learning_curves({"train/loss": [(1, 3.0), (2, 2.0), (3, 9.0), (2, 1.5), (3, 1.0)]})).axes[0]
+def test_resumed_training_shows_the_last_value_of_each_step() -> None:
+    axes = drawn(pictures.learning_curves({"train/loss": [(1, 3.0), (2, 2.0), (3, 9.0), (2, 1.5), (3, 1.0)]})).axes[0]
 
     assert lines(axes)["train"].get_xydata().tolist() == [[1, 3.0], [2, 1.5], [3, 1.0]]
 
@@ -220,25 +222,25 @@ def test_a_resumed_training_shows_its_last_value_of_a_step() -> None:
 def test_there_are_no_more_panels_than_fit() -> None:
     points = {f"eval/score_{index}": [(1, 0.5)] for index in range(20)}
 
-    assert len(drawn(figures.learning_curves(points)).axes) == learning.MAX_PANELS
+    assert len(drawn(pictures.learning_curves(points)).axes) == learning.MAX_PANELS
 
 
-def test_a_step_is_called_what_it_is() -> None:
-    axes = drawn(figures.learning_curves({"train/loss": [(2048, 0.5)]}, step="environment step")).axes[0]
+def test_the_axis_names_the_kind_of_step() -> None:
+    axes = drawn(pictures.learning_curves({"train/loss": [(2048, 0.5)]}, step="environment step")).axes[0]
 
     assert (axes.get_title(loc="left"), axes.get_xlabel()) == ("Loss over environment steps", "environment step")
 
 
 @pytest.mark.parametrize("points", [{}, {"train/loss": []}, {"train/learning_rate": [(1, 0.1)]}, {"loss": [(1, 1.0)]}])
 def test_without_curves_there_is_no_picture(points: dict[str, list[tuple[int, float]]]) -> None:
-    assert figures.learning_curves(points) is None
+    assert pictures.learning_curves(points) is None
 
 
 # -- confusion matrix --------------------------------------------------------------------------------------------
 
 
 def test_a_confusion_matrix_shows_counts_shares_and_the_accuracy() -> None:
-    figure = drawn(figures.confusion_matrix(["no", "yes"], [[90, 10], [30, 70]], note="eval, step 400"))
+    figure = drawn(pictures.confusion_matrix(["no", "yes"], [[90, 10], [30, 70]], note="eval, step 400"))
     axes = figure.axes[0]
 
     assert figure.get_suptitle() == "Confusion matrix: accuracy 80.0% (160 of 200)"
@@ -250,22 +252,22 @@ def test_a_confusion_matrix_shows_counts_shares_and_the_accuracy() -> None:
 
 
 def test_rounding_never_claims_all_or_none() -> None:
-    figure = drawn(figures.confusion_matrix(["a", "b"], [[99_999, 1], [0, 100_000]]))
+    figure = drawn(pictures.confusion_matrix(["a", "b"], [[99_999, 1], [0, 100_000]]))
 
     assert "accuracy 99.9% (199,999 of 200,000)" in figure.get_suptitle()
     assert [text.get_text().split("\n")[1] for text in figure.axes[0].texts] == [">99%", "<1%", "0%", "100%"]
 
 
-def test_a_class_without_samples_is_grey_and_said_to_be() -> None:
-    axes = drawn(figures.confusion_matrix(["a", "b"], [[3, 1], [0, 0]])).axes[0]
+def test_a_class_without_samples_is_grey_and_the_title_says_so() -> None:
+    axes = drawn(pictures.confusion_matrix(["a", "b"], [[3, 1], [0, 0]])).axes[0]
 
     assert axes.images[0].get_array().mask.tolist() == [[False, False], [True, True]]
     assert "grey" in axes.get_title()
 
 
-def test_many_classes_are_shades_with_as_many_names_as_fit() -> None:
-    fifty = drawn(figures.confusion_matrix([f"c{n}" for n in range(50)], counts(50))).axes[0]
-    many = drawn(figures.confusion_matrix([f"c{n}" for n in range(151)], counts(151))).axes[0]
+def test_many_classes_are_drawn_as_shades_with_as_many_names_as_fit() -> None:
+    fifty = drawn(pictures.confusion_matrix([f"c{n}" for n in range(50)], counts(50))).axes[0]
+    many = drawn(pictures.confusion_matrix([f"c{n}" for n in range(151)], counts(151))).axes[0]
 
     assert not fifty.texts
     assert not many.texts
@@ -274,14 +276,14 @@ def test_many_classes_are_shades_with_as_many_names_as_fit() -> None:
 
 
 @pytest.mark.parametrize("matrix", [[[1, 2]], [[1, 2], [3, 4], [5, 6]], [[1, -2], [3, 4]], [[1, math.nan], [3, 4]]])
-def test_a_matrix_that_is_none_is_refused(matrix: list[list[float]]) -> None:
+def test_an_invalid_matrix_is_refused(matrix: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="matrix: expected"):
-        figures.confusion_matrix(["a", "b"], matrix)
+        pictures.confusion_matrix(["a", "b"], matrix)
 
 
 def test_without_samples_there_is_no_matrix() -> None:
-    assert figures.confusion_matrix([], []) is None
-    assert figures.confusion_matrix(["a", "b"], [[0, 0], [0, 0]]) is None
+    assert pictures.confusion_matrix([], []) is None
+    assert pictures.confusion_matrix(["a", "b"], [[0, 0], [0, 0]]) is None
 
 
 # -- episodes ----------------------------------------------------------------------------------------------------
@@ -290,7 +292,7 @@ def test_without_samples_there_is_no_matrix() -> None:
 def test_episodes_are_drawn_in_the_order_of_their_steps_with_a_running_mean() -> None:
     steps, rewards, lengths = np.arange(1, 201) * 10, RANDOM.normal(size=200), RANDOM.integers(1, 20, 200)
     shuffled = RANDOM.permutation(200)
-    figure = drawn(figures.episode_curves(steps[shuffled], rewards[shuffled], lengths[shuffled]))
+    figure = drawn(pictures.episode_curves(steps[shuffled], rewards[shuffled], lengths[shuffled]))
 
     for axes, values in zip(figure.axes, (rewards, lengths), strict=True):
         assert lines(axes)["each episode"].get_xydata() == pytest.approx(np.column_stack([steps, values]))
@@ -301,37 +303,38 @@ def test_episodes_are_drawn_in_the_order_of_their_steps_with_a_running_mean() ->
     assert figure.axes[1].get_ylim()[0] > -1
 
 
-def test_the_work_of_drawing_does_not_grow_with_the_episodes() -> None:
+def test_the_work_of_drawing_does_not_grow_with_the_number_of_episodes() -> None:
     rewards = RANDOM.normal(size=100_000)
     rewards[77_777] = 50.0
-    figure = drawn(figures.episode_curves(np.arange(100_000) * 200, rewards, np.full(100_000, 200)))
+    figure = drawn(pictures.episode_curves(np.arange(100_000) * 200, rewards, np.full(100_000, 200)))
 
     assert sum(len(line.get_xdata()) for axes in figure.axes for line in axes.lines) <= 4 * canvas.MAX_POINTS
     assert max(lines(figure.axes[0])["each episode"].get_ydata()) == 50.0
 
 
-def test_episodes_without_a_ratio_are_left_out_and_counted() -> None:
+def test_episodes_without_a_ratio_are_skipped_and_counted() -> None:
     ratios = [1.0, math.nan, 2.0, -1.0]
-    axes = drawn(figures.sharpe_curve([10, 20, 30, 40], ratios, periods_per_year=8760, source="info:net_worth")).axes[0]
+    figure = drawn(pictures.sharpe_curve([10, 20, 30, 40], ratios, periods_per_year=8760, source="info:net_worth"))
+    axes = figure.axes[0]
 
     assert lines(axes)["each episode"].get_xydata().tolist() == [[10, 1.0], [30, 2.0], [40, -1.0]]
     note = axes.texts[0].get_text()
     assert note == "returns: info:net_worth; 8,760 periods a year; 1 of 4 episodes have no ratio"
-    assert figures.sharpe_curve([10, 20], [math.nan, math.nan]) is None
+    assert pictures.sharpe_curve([10, 20], [math.nan, math.nan]) is None
 
 
 def test_series_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="rewards: expected one per timestep, 2, got 1"):
-        figures.episode_curves([1, 2], [1.0], [5, 5])
+        pictures.episode_curves([1, 2], [1.0], [5, 5])
     with pytest.raises(ValueError, match=r"timesteps: expected a one-dimensional series, got shape \(1, 2\)"):
-        figures.sharpe_curve([[1, 2]], [1.0])
+        pictures.sharpe_curve([[1, 2]], [1.0])
 
 
 def test_without_episodes_there_is_no_picture() -> None:
-    assert figures.episode_curves([], [], []) is None
-    assert figures.sharpe_curve([], []) is None
-    assert figures.equity_curves({}) is None
-    assert figures.equity_curves({"one value": [1.0], "none": [math.nan, math.nan]}) is None
+    assert pictures.episode_curves([], [], []) is None
+    assert pictures.sharpe_curve([], []) is None
+    assert pictures.equity_curves({}) is None
+    assert pictures.equity_curves({"one value": [1.0], "none": [math.nan, math.nan]}) is None
 
 
 # -- equity ------------------------------------------------------------------------------------------------------
@@ -339,7 +342,7 @@ def test_without_episodes_there_is_no_picture() -> None:
 
 def test_an_equity_curve_has_its_drawdown_beneath_it() -> None:
     equity = random_walk(500)
-    figure = drawn(figures.equity_curves({"last episode": equity}))
+    figure = drawn(pictures.equity_curves({"last episode": equity}))
     above, below = figure.axes
     returns = finance.returns_from_equity(equity)
     worst, total = finance.max_drawdown(returns), finance.total_return(returns)
@@ -356,17 +359,17 @@ def test_an_equity_curve_has_its_drawdown_beneath_it() -> None:
     assert (above.get_ylabel(), below.get_ylabel()) == ("account value", "below the peak (%)")
 
 
-def test_an_account_below_zero_has_the_figures_that_its_curves_show() -> None:
-    figure = drawn(figures.equity_curves({"last episode": [100.0, 0.0, -10.0, math.nan, 3.0]}))
+def test_the_statistics_of_an_account_below_zero_match_its_curves() -> None:
+    figure = drawn(pictures.equity_curves({"last episode": [100.0, 0.0, -10.0, math.nan, 3.0]}))
 
     assert legend_of(figure) == ["last episode: return −97.0%, largest drawdown 110.0%"]
     assert np.nanmin(figure.axes[1].lines[0].get_ydata()) == pytest.approx(-110.0)
-    assert legend_of(drawn(figures.equity_curves({"in debt": [-1.0, 2.0]}))) == ["in debt"]
+    assert legend_of(drawn(pictures.equity_curves({"in debt": [-1.0, 2.0]}))) == ["in debt"]
 
 
 def test_the_last_episodes_are_drawn_and_a_long_one_is_thinned() -> None:
     curves = {f"episode {number}": random_walk(100) for number in range(9)} | {"the last": random_walk(300_000)}
-    figure = drawn(figures.equity_curves(curves))
+    figure = drawn(pictures.equity_curves(curves))
 
     assert [entry.partition(":")[0] for entry in legend_of(figure)] == [
         *(f"episode {number}" for number in range(4, 9)),
@@ -381,15 +384,15 @@ def test_the_last_episodes_are_drawn_and_a_long_one_is_thinned() -> None:
 def test_drawing_imports_no_pyplot_and_changes_no_setting() -> None:
     code = """
 import sys
-from tracking_callbacks._delivery import pictures as figures
+from tracking_callbacks._delivery import pictures
 assert "matplotlib" not in sys.modules, "importing the package imports matplotlib"
 import matplotlib
 # Reading the setting "backend" chooses one.
 before = {key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != "backend"}
 assert matplotlib.get_backend(auto_select=False) is None
-assert figures.png(figures.learning_curves({"train/loss": [(1, 100.0), (2, 0.1)], "eval/f1": [(2, 0.5)]}))
-assert figures.png(figures.confusion_matrix(["a", "b"], [[2, 1], [0, 3]]))
-assert figures.png(figures.equity_curves({"last": [1.0, 1.1, 0.9]}))
+assert pictures.png(pictures.learning_curves({"train/loss": [(1, 100.0), (2, 0.1)], "eval/f1": [(2, 0.5)]}))
+assert pictures.png(pictures.confusion_matrix(["a", "b"], [[2, 1], [0, 3]]))
+assert pictures.png(pictures.equity_curves({"last": [1.0, 1.1, 0.9]}))
 assert {key: matplotlib.rcParams[key] for key in before} == before
 assert matplotlib.get_backend(auto_select=False) is None
 assert "matplotlib.pyplot" not in sys.modules
@@ -401,13 +404,13 @@ assert "matplotlib.pyplot" not in sys.modules
 
 @pytest.mark.parametrize("name", ["learning-hostile", "confusion-empty-row", "equity-flat"])
 def test_a_users_style_does_not_reach_the_pictures(name: str) -> None:
-    ordinary = figures.png(drawn(PICTURES[name]()))
+    ordinary = pictures.png(drawn(PICTURES[name]()))
     with matplotlib.rc_context():
         matplotlib.style.use(["dark_background", "ggplot"])
         matplotlib.rcParams.update(
             {"text.usetex": True, "font.family": "serif", "font.size": 30, "savefig.bbox": "tight", "figure.dpi": 50}
         )
-        styled = figures.png(drawn(PICTURES[name]()))
+        styled = pictures.png(drawn(PICTURES[name]()))
 
     assert styled == ordinary
 
@@ -416,7 +419,7 @@ def test_threads_draw_the_same_pictures_at_once() -> None:
     names = ["learning-one-point", "confusion-empty-row", "equity-flat"]
 
     def draw(name: str) -> bytes:
-        return figures.png(drawn(PICTURES[name]()))
+        return pictures.png(drawn(PICTURES[name]()))
 
     alone = [draw(name) for name in names]
     with ThreadPoolExecutor(4) as pool:

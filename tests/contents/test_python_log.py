@@ -1,4 +1,4 @@
-"""The log takes what passes through logging, and leaves the user's logging as it is."""
+"""The Python log records what passes through logging and leaves the user's logging unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def lines(tmp_path: Path) -> list[str]:
     return (tmp_path / "live" / "train.log").read_text().splitlines()
 
 
-def test_handlers_levels_and_the_factory_are_the_users(tmp_path) -> None:
+def test_the_users_handlers_levels_and_factory_stay_unchanged(tmp_path) -> None:
     root = logging.getLogger()
     before = (list(root.handlers), root.level, logging.getLogRecordFactory())
     opened = TrainLog(tmp_path / "live")
@@ -34,7 +34,7 @@ def test_handlers_levels_and_the_factory_are_the_users(tmp_path) -> None:
     assert (list(root.handlers), root.level, logging.getLogRecordFactory()) == before
 
 
-def test_loggers_that_do_not_propagate_are_heard_and_levels_hold(log, tmp_path) -> None:
+def test_loggers_that_do_not_propagate_are_recorded_at_their_own_level(log, tmp_path) -> None:
     alone = logging.getLogger("alone")
     alone.propagate = False
     alone.warning("heard")
@@ -51,7 +51,7 @@ def test_loggers_that_do_not_propagate_are_heard_and_levels_hold(log, tmp_path) 
     assert not any("below" in line for line in written)
 
 
-def test_a_factory_of_the_users_over_ours_stays(tmp_path) -> None:
+def test_a_factory_that_the_user_installs_over_ours_stays(tmp_path) -> None:
     original = logging.getLogRecordFactory()
     first = TrainLog(tmp_path / "live")
     ours = logging.getLogRecordFactory()
@@ -73,7 +73,7 @@ def test_a_factory_of_the_users_over_ours_stays(tmp_path) -> None:
     assert [line.endswith("x: once") for line in lines(tmp_path)] == [True]
 
 
-def test_it_never_raises_and_does_not_hear_itself(log, tmp_path, monkeypatch) -> None:
+def test_the_python_log_never_raises_and_does_not_record_itself(log, tmp_path, monkeypatch) -> None:
     class Odd:
         def __str__(self) -> str:
             logging.getLogger("x").warning("while formatting")

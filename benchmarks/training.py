@@ -1,4 +1,4 @@
-"""The trainings that are tracked by one contender or another; they run in fresh processes."""
+"""Training runs that one of the contenders tracks; they run in fresh processes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def train_bert(contender: str, uri: str, threads: int, steps: int, everything: b
     Args:
         contender: ``untracked``, ``ours`` or ``transformers`` (its own ``MLflowCallback``).
         uri: The store.
-        threads: Torch's threads; 0: as many as it takes by itself.
+        threads: Number of torch threads; 0 leaves it to torch.
         steps: Number of steps.
-        everything: Ours records all that a run holds unasked.
+        everything: Our package records everything that it can record automatically.
     """
     os.environ["MLFLOW_TRACKING_URI"] = uri
     os.environ["MLFLOW_EXPERIMENT_NAME"] = PROJECT
@@ -40,7 +40,7 @@ def train_bert(contender: str, uri: str, threads: int, steps: int, everything: b
     )
 
     class StepClock(TrainerCallback):
-        """Notes when each step begins: what lies between two of them is one step with all that it logs."""
+        """Notes when each step starts, so that the time between two starts is one step with all its logging."""
 
         def __init__(self) -> None:
             self.train_began = 0.0
@@ -67,7 +67,7 @@ def train_bert(contender: str, uri: str, threads: int, steps: int, everything: b
     elif contender == "transformers":
         import mlflow
 
-        mlflow.MlflowClient().search_experiments()  # MLflow's import and a new database's tables are not the callback's
+        mlflow.MlflowClient().search_experiments()  # the callback must not pay for the import and the tables
     trainer = Trainer(
         get_peft_model(BertForSequenceClassification(config), lora),
         TrainingArguments(
@@ -122,12 +122,12 @@ def _of_steps(begins: list[float]) -> dict[str, float]:
 
 
 def _own_hooks(kind: type, base: type) -> list[str]:
-    """Return the hooks that a callback gives a body of its own."""
+    """Return the hooks that a callback overrides."""
     return [name for name in dir(kind) if name.startswith("on_") and getattr(kind, name) is not getattr(base, name)]
 
 
 def train_example(name: str, examples: str) -> dict[str, Any]:
-    """Run one of the demo's trainings whole, and time its callback at the begin and at the end.
+    """Run one of the demo's training scripts completely, and time its callback at the start and at the end.
 
     Args:
         name: ``sentiment`` or ``trading``.
@@ -178,7 +178,7 @@ def train_ppo(contender: str, uri: str, envs: int, rollout: int, steps: int, tim
         envs: Number of environments.
         rollout: Steps of each environment between two updates, each of which dumps the logger.
         steps: Steps of all environments together.
-        timed: Time the hooks of ours, which lengthens each by a microsecond.
+        timed: Time our hooks, which lengthens each call by a microsecond.
     """
     import contextlib
 
