@@ -162,7 +162,7 @@ class RunSystemMetrics:
         if not session.opened.timestamp <= sample.timestamp <= last:
             return []
         if not self._sums_before:
-            # Count from the sample before this session, or the sampler's start, as MLflow does: this run's traffic only.
+            # As MLflow does, count only this run's traffic: from the sample before it, or the sampler's start.
             earlier = [one for one in self._sampler.since(0) if one.timestamp < session.opened.timestamp]
             self._sums_before = {key: earlier[-1].values[key] if earlier else 0.0 for key in sums}
         if self._run_start is None:
