@@ -172,5 +172,5 @@ def _mean_and_deviation(series: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _finite_or_none(value: float) -> float | None:
-    """Return `value`, or None where it overflowed."""
+    """Return `value`, or None if it overflowed."""
     return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What is recorded about a run automatically: its origin, configuration, source, environment, log and datasets.
+"""What is recorded about a run automatically: its origin, configuration, source, environment and log.
 
 Each piece has a module here and a separate switch in `Recording`. A piece that fails affects neither the other pieces
 nor the training. Pieces are recorded only for runs that this process started; a joined run gets them from the process
