@@ -1,4 +1,4 @@
-"""The command line: what is pending, deliver it now, open the MLflow UI."""
+"""The command line: shows what is pending, delivers it, opens the MLflow UI."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _PATHS = click.argument("paths", nargs=-1, type=click.Path(exists=True, file_oka
 def main() -> None:
     """Look after the MLflow runs of tracking_callbacks.
 
-    Training writes to a journal, and a delivery process brings it to MLflow by itself. These commands show what is
-    still on its way, and finish it where no delivery process is left: after a crash of the machine, or for offline
+    Training writes to a journal, and a delivery process sends the journal to MLflow automatically. These commands show
+    what is not delivered yet, and deliver it if no delivery process is left: after the machine crashed, or for offline
     runs.
     """
 
@@ -43,8 +43,8 @@ def main() -> None:
 def status(paths: tuple[Path, ...]) -> None:
     """Show the runs that are not delivered yet.
 
-    PATHS are journal folders or the projects that hold them; without one, this project's. The exit code is 0 when
-    everything is delivered and 1 when something is left.
+    PATHS are journal folders or the projects that contain them; the default is the current project. The exit code is 0
+    if everything is delivered and 1 if something is left.
     """
     runs = [run for root in _roots(paths) for run in pending_runs(root)]
     if not runs:
@@ -70,21 +70,21 @@ def status(paths: tuple[Path, ...]) -> None:
 @_PATHS
 @click.option(
     "--tracking-uri",
-    help="Deliver to this store instead of the one that the runs were made for.",
+    help="Deliver to this store instead of the one that the runs were created for.",
 )
 @click.option(
     "--stall-timeout",
     type=click.FloatRange(min=0),
     default=60.0,
     show_default=True,
-    help="Seconds without any progress after which it gives up.",
+    help="Give up after this many seconds without progress.",
 )
 def sync(paths: tuple[Path, ...], tracking_uri: str | None, stall_timeout: float) -> None:
     """Deliver what is left in journals, and wait until it has arrived.
 
-    PATHS are journal folders or the projects that hold them; without one, this project's. Runs whose training still
-    goes on are left to their own delivery. The exit code is 0 when everything is delivered and 1 when something is
-    left.
+    PATHS are journal folders or the projects that contain them; the default is the current project. Runs that are still
+    training are skipped, because they have their own delivery process. The exit code is 0 if everything is delivered
+    and 1 if something is left.
     """
     left: list[PendingRun] = []
     for root in _roots(paths):
@@ -103,9 +103,9 @@ def sync(paths: tuple[Path, ...], tracking_uri: str | None, stall_timeout: float
 @click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file with the tracking URI.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def ui(config: str | None, arguments: tuple[str, ...]) -> None:
-    """Open the MLflow UI on the store that trackers of this project use.
+    """Open the MLflow UI on the store that this project's trackers use.
 
-    ARGUMENTS go to `mlflow ui`, for example `--port 5001`.
+    ARGUMENTS are passed to `mlflow ui`, for example `--port 5001`.
     """
     settings = _settings(config)
     if settings.tracking_uri.startswith(("http://", "https://")):
@@ -134,7 +134,7 @@ def _settings(config: str | None) -> Settings:
 def _deliver(
     root: JournalRoot, waiting: list[PendingRun], tracking_uri: str | None, stall_timeout: float
 ) -> list[PendingRun]:
-    """Deliver runs of one root, store by store, each in a process of its own, and return what is left."""
+    """Deliver the runs of one root, store by store, each store with a separate process; return what is left."""
     total = sum(run.pending for run in waiting)
     with click.progressbar(length=max(total, 1), label=f"Delivering {len(waiting)} runs", file=sys.stderr) as bar:
         shown = 0
@@ -163,14 +163,14 @@ def _remaining(runs: list[PendingRun]) -> list[PendingRun]:
 
 
 def _reachable_uri(masked: str, variable: str = TRACKING_URI_VARIABLE) -> str:
-    """Return a URI with the credentials that the journal does not hold, where the environment has them."""
+    """Return a masked URI with its credentials, which the journal does not hold, taken from the environment."""
     now = os.environ.get(variable, "")
     if now and mask_uri(now) == masked:
         return now
     uri = masked.replace(f"{MASK}@", "", 1)
     if MASK in uri or (uri != masked and not uri.startswith("http")):
         option = "--tracking-uri or " if variable == TRACKING_URI_VARIABLE else ""
-        raise click.UsageError(f"{masked}: the journal keeps no credentials; give {option}{variable}")
+        raise click.UsageError(f"{masked} needs credentials, which the journal does not keep; give {option}{variable}")
     return uri
 
 

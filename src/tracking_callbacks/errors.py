@@ -2,12 +2,12 @@
 
 TrackingError
 ├── ConfigError            wrong configuration: raised when the object is built
-└── InputError             wrong input to a ``log_*`` verb: raised by the call, nothing already logged is lost
-    ├── InvalidNameError   a metric, param, tag or alias name that cannot be used
-    └── MetricValueError   a metric value that is not one number
+└── InputError             wrong input to a ``log_*`` method: raised by the call; nothing already logged is lost
+    ├── InvalidNameError   a metric, param, tag, model or alias name that cannot be used
+    └── MetricValueError   a metric value that is not a single number
 
-Wrong *configuration* and wrong *input* raise early. Wrong *weather* (a server that is absent, a full disk, refused
-credentials) never raises: it is reported by ``DeliveryReport`` and by the log.
+Wrong *configuration* and wrong *input* raise early. Bad *weather* (an unreachable server, a full disk, refused
+credentials) never raises: ``DeliveryReport`` and the log report it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class TrackingError(Exception):
 
 
 class ConfigError(TrackingError, ValueError):
-    """A setting that is unknown, of the wrong type, or that names something absent.
+    """A setting that is unknown, has the wrong type, or names something that does not exist.
 
     Attributes:
         setting: The name of the offending setting.
@@ -32,11 +32,11 @@ class ConfigError(TrackingError, ValueError):
 
 
 class InputError(TrackingError, ValueError):
-    """An argument of a ``log_*`` verb that cannot be logged."""
+    """An argument of a ``log_*`` method that cannot be logged."""
 
 
 class InvalidNameError(InputError):
-    """A metric, param, tag, model or alias name that MLflow could never hold.
+    """A metric, param, tag, model or alias name that MLflow can never accept.
 
     Attributes:
         name: The offending name.
@@ -48,7 +48,7 @@ class InvalidNameError(InputError):
 
 
 class MetricValueError(InputError, TypeError):
-    """A metric value that is not one number.
+    """A metric value that is not a single number.
 
     Attributes:
         key: The metric's name.

@@ -1,8 +1,8 @@
-"""Figures of a return series: Sharpe and Sortino ratio, drawdown, total return, volatility. Pure numpy.
+"""Statistics of a return series: Sharpe and Sortino ratio, drawdown, total return, volatility. Pure numpy.
 
-All of them take a one-dimensional series of *simple* returns (0.01 is one per cent), leave NaN out, and return None
-where the figure is undefined: never inf, never a zero that looks like a measurement. Where a figure exists, it equals
-the one of ``empyrical`` (https://github.com/stefan-jansen/empyrical-reloaded) to 1e-9.
+Each function takes a one-dimensional series of *simple* returns (0.01 is one per cent), ignores NaN, and returns None
+if the statistic is undefined: never inf, never a zero that looks like a measurement. A defined statistic equals that of
+``empyrical`` (https://github.com/stefan-jansen/empyrical-reloaded) to 1e-9.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ __all__ = [
     "volatility",
 ]
 
-# Equal returns computed as quotients of equity values differ by the rounding of 1 + r, a few units in the last place.
+# Equal returns that were computed as quotients of account values differ by the rounding of 1 + r, a few units in the
+# last place.
 _ROUNDING = 16 * np.finfo(np.float64).eps
 
 
@@ -32,8 +33,8 @@ def returns_from_equity(equity: ArrayLike) -> NDArray[np.float64]:
         equity: Account values over time, shape (n,), in any unit (money, or a factor that starts at 1.0).
 
     Returns:
-        Shape (n - 1,), empty for fewer than two values. A return on an equity of zero or less, which has no meaning,
-        is NaN.
+        Shape (n - 1,), empty for fewer than two values. A return on an account value of zero or less is meaningless
+        and therefore NaN.
     """
     values = np.asarray(equity, dtype=np.float64)
     if values.size < 2:
@@ -54,7 +55,7 @@ def sharpe_ratio(returns: ArrayLike, *, periods_per_year: float = 252, risk_free
         risk_free: The risk-free simple return *per period*.
 
     Returns:
-        None for fewer than two returns, for an infinite one, or where all are equal up to rounding.
+        The ratio, or None for fewer than two returns, an infinite one, or returns that are equal up to rounding.
 
     Source: W. F. Sharpe, "The Sharpe Ratio", The Journal of Portfolio Management 21 (1), 1994.
     """
@@ -64,7 +65,7 @@ def sharpe_ratio(returns: ArrayLike, *, periods_per_year: float = 252, risk_free
     mean, deviation = _mean_and_deviation(series)
     if deviation == 0.0:
         return None
-    return _figure(math.sqrt(periods_per_year) * (mean - risk_free) / deviation)
+    return _finite_or_none(math.sqrt(periods_per_year) * (mean - risk_free) / deviation)
 
 
 def sortino_ratio(returns: ArrayLike, *, periods_per_year: float = 252, required_return: float = 0.0) -> float | None:
@@ -76,7 +77,7 @@ def sortino_ratio(returns: ArrayLike, *, periods_per_year: float = 252, required
         required_return: The least acceptable simple return ``m`` per period.
 
     Returns:
-        None for fewer than two returns, for an infinite one, or where no return falls short of the required one.
+        The ratio, or None for fewer than two returns, an infinite one, or if no return is below the required one.
 
     Source: F. A. Sortino and L. N. Price, "Performance Measurement in a Downside Risk Framework", The Journal of
     Investing 3 (3), 1994; the deviation is taken over all periods, as in https://www.cmegroup.com/education/files/
@@ -90,7 +91,7 @@ def sortino_ratio(returns: ArrayLike, *, periods_per_year: float = 252, required
     downside_deviation = math.sqrt(np.dot(shortfall, shortfall) / series.size)
     if downside_deviation <= _ROUNDING:
         return None
-    return _figure(math.sqrt(periods_per_year) * float(excess.mean()) / downside_deviation)
+    return _finite_or_none(math.sqrt(periods_per_year) * float(excess.mean()) / downside_deviation)
 
 
 def max_drawdown(returns: ArrayLike) -> float | None:
@@ -100,8 +101,8 @@ def max_drawdown(returns: ArrayLike) -> float | None:
         returns: Simple returns per period, shape (n,).
 
     Returns:
-        0.0 (never below the peak) down to -1.0 (everything lost; beyond, where debt is possible); None without
-        returns, or with an infinite one.
+        From 0.0 (never below the peak) down to -1.0 (everything lost), or lower if debt is possible. None if there are
+        no returns, or an infinite one.
 
     Source: M. Magdon-Ismail and A. Atiya, "Maximum Drawdown", Risk 17 (10), 2004.
     """
@@ -110,7 +111,7 @@ def max_drawdown(returns: ArrayLike) -> float | None:
         return None
     wealth = np.cumprod(1.0 + series)
     peak = np.maximum.accumulate(np.maximum(wealth, 1.0))
-    return _figure(float(np.min((wealth - peak) / peak)))
+    return _finite_or_none(float(np.min((wealth - peak) / peak)))
 
 
 def total_return(returns: ArrayLike) -> float | None:
@@ -120,14 +121,14 @@ def total_return(returns: ArrayLike) -> float | None:
         returns: Simple returns per period, shape (n,).
 
     Returns:
-        None without returns, or with an infinite one.
+        The return, or None if there are no returns, or an infinite one.
 
     Source: C. R. Bacon, "Practical Portfolio Performance Measurement and Attribution", chapter 2.
     """
     series = _finite(returns)
     if series is None or series.size == 0:
         return None
-    return _figure(float(np.prod(1.0 + series)) - 1.0)
+    return _finite_or_none(float(np.prod(1.0 + series)) - 1.0)
 
 
 def volatility(returns: ArrayLike, *, periods_per_year: float = 252) -> float | None:
@@ -138,18 +139,18 @@ def volatility(returns: ArrayLike, *, periods_per_year: float = 252) -> float | 
         periods_per_year: Periods in a year, as for `sharpe_ratio`.
 
     Returns:
-        0.0 where all returns are equal up to rounding; None for fewer than two, or with an infinite one.
+        The volatility: 0.0 if all returns are equal up to rounding, None for fewer than two or an infinite one.
 
     Source: J. C. Hull, "Options, Futures, and Other Derivatives", "Estimating volatility from historical data".
     """
     series = _finite(returns)
     if series is None or series.size < 2:
         return None
-    return _figure(math.sqrt(periods_per_year) * _mean_and_deviation(series)[1])
+    return _finite_or_none(math.sqrt(periods_per_year) * _mean_and_deviation(series)[1])
 
 
 def _finite(returns: ArrayLike) -> NDArray[np.float64] | None:
-    """Return `returns` without its NaN, or None where one of them is infinite."""
+    """Return `returns` without NaN, or None if one of them is infinite."""
     series = np.asarray(returns, dtype=np.float64)
     if series.ndim != 1:
         raise ValueError(f"expected a one-dimensional series of returns, got shape {series.shape}")
@@ -160,9 +161,9 @@ def _finite(returns: ArrayLike) -> NDArray[np.float64] | None:
 
 
 def _mean_and_deviation(series: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the mean and the sample deviation (ddof=1), which is 0.0 where it is no more than rounding.
+    """Return the mean and the sample deviation (ddof=1), which is 0.0 if it is only a rounding error.
 
-    The float deviation of equal values may be 1e-19 instead of 0, and a ratio to it any large number.
+    In floats, the deviation of equal values may be 1e-19 instead of 0, and a ratio to that can be any large number.
     """
     mean = float(series.sum()) / series.size
     deviations = series - mean
@@ -170,6 +171,6 @@ def _mean_and_deviation(series: NDArray[np.float64]) -> tuple[float, float]:
     return mean, 0.0 if deviation <= _ROUNDING * (1.0 + abs(mean)) else deviation
 
 
-def _figure(value: float) -> float | None:
-    """Return `value`, or None where it overflowed."""
+def _finite_or_none(value: float) -> float | None:
+    """Return `value`, or None if it overflowed."""
     return float(value) if math.isfinite(value) else None

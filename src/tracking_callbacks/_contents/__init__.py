@@ -1,8 +1,8 @@
-"""What a run holds without being asked: where it came from, its settings, source, environment, log.
+"""What is recorded about a run automatically: its origin, configuration, source, environment and log.
 
-Each piece is a file here with a switch of its own on `MLflowTracker`, and fails by itself: neither another piece nor
-the training notices. They are recorded for runs that this process has started; a run that was only joined is left to
-whoever started it, and a continued one keeps its first pieces and gets the new ones beside them, under
+Each piece has a module here and a separate switch in `Recording`. A piece that fails affects neither the other pieces
+nor the training. Pieces are recorded only for runs that this process started; a joined run gets them from the process
+that started it. A resumed run keeps its first pieces and gets the new ones alongside, under
 ``<folder>/resumed-<UTC time>/``.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 __all__ = ["AUTOMATIC_ARTIFACTS", "AUTOMATIC_METRICS", "AUTOMATIC_TAGS"]
 
-# Beginnings of the names of everything that a run gets unasked, the callbacks' own pieces apart.
+# Prefixes of the names of everything that a run gets automatically, except for what the callbacks add.
 AUTOMATIC_ARTIFACTS = (
     *("config/run.json", "config/files/", "config/resumed-", "environment/", "source/"),
     *("figures/", "logs/train.log", "logs/train.1.log", "logs/resumed-"),

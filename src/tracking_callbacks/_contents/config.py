@@ -1,4 +1,4 @@
-"""How a run was configured: command line, resolved settings, the settings files that it read."""
+"""Records how a run was configured: command line, resolved settings, and the settings files that it read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_BYTES = 2_000_000
 
 
 def config_files(settings: Settings) -> dict[str, str]:
-    """Return places and contents of the piece, with secrets masked."""
+    """Return the contents of the configuration files to record, by path, with secrets masked."""
     command = mask_command(getattr(sys, "orig_argv", sys.argv))
     document = {
         "command": shlex.join(command),
@@ -58,7 +58,7 @@ def _settings_files(settings: Settings) -> dict[str, str]:
     for path in (*own, *map(Path, settings.record.config_files)):
         try:
             if path.stat().st_size > _MAX_BYTES:
-                logger.warning("config file %s is larger than %d bytes and is not logged", path, _MAX_BYTES)
+                logger.warning("config file %s is not logged: it is larger than %d bytes", path, _MAX_BYTES)
                 continue
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -69,7 +69,7 @@ def _settings_files(settings: Settings) -> dict[str, str]:
 
 
 def _place(path: Path, taken: dict[str, str]) -> str:
-    """Return ``files/`` and the path from the working folder, or the mere name of a file that lies elsewhere."""
+    """Return ``files/`` and the path relative to the working folder, or just the name of a file outside it."""
     here = Path.cwd()
     inner = path.relative_to(here) if path.is_relative_to(here) else Path(path.name)
     place = PurePosixPath("files") / inner.as_posix()

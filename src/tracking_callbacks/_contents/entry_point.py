@@ -1,4 +1,4 @@
-"""Who and what started a run: the tags that ``mlflow.start_run`` would set, but for git's."""
+"""Who and what started a run: the tags that ``mlflow.start_run`` would set, except those from git."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["entry_script", "origin_tags"]
 
 
 def origin_tags() -> dict[str, str]:
-    """Return MLflow's standard tags of user and source for a run that starts now."""
+    """Return MLflow's standard user and source tags for a run that starts now."""
     return {
         "mlflow.user": _user(),
         "mlflow.source.name": "notebook" if _in_notebook() else _script_name() or "<console>",
@@ -36,5 +36,5 @@ def _in_notebook() -> bool:
 def _user() -> str:
     try:
         return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
-    except (ImportError, KeyError, OSError):  # a container's user without an entry in passwd
+    except (ImportError, KeyError, OSError):  # a container user without an entry in passwd
         return "unknown"

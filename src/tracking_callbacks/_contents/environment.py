@@ -1,4 +1,4 @@
-"""What a run ran on: Python, platform, hardware, installed packages; read in a few milliseconds, without a process."""
+"""What a run ran on: Python, platform, hardware, installed packages. Read in a few milliseconds, with no subprocess."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tracking_callbacks._values.secrets import mask_text
 __all__ = ["environment_files", "installed_packages"]
 
 _DISTRIBUTION = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)(-py[\d.]+)?\.(dist|egg)-info")
-# Variables that change what a training does. Named one by one: an environment is full of secrets.
+# Variables that affect a training run. Listed one by one, because an environment is full of secrets.
 _VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "PYTORCH_CUDA_ALLOC_CONF"),
     *("PYTHONHASHSEED", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE"),
@@ -27,7 +27,7 @@ _VARIABLES = (
 
 
 def environment_files() -> dict[str, str]:
-    """Return file names and contents of the piece."""
+    """Return the contents of the environment's files, by name."""
     return {
         "environment.json": json.dumps(_description(), indent=2) + "\n",
         "requirements.txt": "".join(f"{line}\n" for line in installed_packages(sys.path)),
@@ -35,16 +35,16 @@ def environment_files() -> dict[str, str]:
 
 
 def installed_packages(folders: Sequence[str]) -> list[str]:
-    """Return the requirements that would install again what is found in `folders`, where the first of a name counts.
+    """Return the requirements that would reinstall the packages found in `folders`; the first of each name counts.
 
-    Names and versions are read from the names of the metadata folders (PEP 376): opening the files of three hundred
-    packages takes twenty times as long. What was installed from a link or a folder keeps it (PEP 610).
+    Names and versions are read from the names of the metadata folders (PEP 376), because opening the files of three
+    hundred packages takes twenty times as long. A package that was installed from a URL or folder keeps it (PEP 610).
     """
     lines: dict[str, str] = {}
     for folder in folders:
         try:
             found = [entry.path for entry in os.scandir(folder or ".") if entry.name.endswith("-info")]
-        except OSError:  # a zip archive, a folder that is not there
+        except OSError:  # a zip archive, or a folder that does not exist
             continue
         for path in found:
             if match := _DISTRIBUTION.fullmatch(os.path.basename(path)):
@@ -84,7 +84,7 @@ def _description() -> dict[str, Any]:
 def _cpu_model() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            head = file.read(4096)  # the first core's; a large machine has a megabyte of them
+            head = file.read(4096)  # enough for the first core; on a large machine the file has a megabyte
     except OSError:
         return platform.processor()
     match = re.search(r"^(?:model name|Model)\s*: (.+)$", head, re.MULTILINE)
@@ -103,7 +103,7 @@ def _memory_megabytes() -> int | None:
 
 
 def _gpus() -> Iterator[str]:
-    """Yield the names of NVIDIA's GPUs as the driver lists them: asking CUDA would start it in the trainer."""
+    """Yield the names of NVIDIA GPUs as the driver lists them, because asking CUDA would start it in the trainer."""
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("Model:"):

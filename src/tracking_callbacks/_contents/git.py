@@ -1,7 +1,7 @@
 """The state of a git repository at one moment: commit, branch, remote, uncommitted changes, untracked files.
 
-``git`` reads the working tree in processes that are all started at once, so that they see one state of it, and may take
-seconds in a large repository. What they say is read by whoever calls `GitSnapshot.finish`.
+All ``git`` processes are started at once, so that they see the same state of the working tree. They may take seconds in
+a large repository; `GitSnapshot.finish` reads their output later.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_PATCH_BYTES = 1_000_000
 _MAX_UNTRACKED = 1000
 _MAX_STATUS_BYTES = 4_000_000
 _GIT_SECONDS = 10.0
-# Files that are there to hold secrets: neither their content nor their changes are recorded.
+# Files whose purpose is to hold secrets: neither their content nor their changes are recorded.
 _SECRET_FILES = (
     *(
         ".env",
@@ -72,8 +72,8 @@ _PROGRAMS = (
     ".java",
     ".jl",
 )
-# git is started beside the training, which may fork workers meanwhile: one that inherits the writing end of a pipe to
-# git keeps it open, and git's last word would be waited for until the worker ends. So a fork waits for the start.
+# While git starts, the training may fork workers. A worker that inherits the write end of git's pipe keeps it open, and
+# we would wait for the end of git's output until the worker ends. A fork therefore waits until git has started.
 _starting = threading.Lock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_starting.acquire, after_in_parent=_starting.release, after_in_child=_starting.release)
@@ -84,12 +84,13 @@ _NAME = re.compile(r"^diff --git .* \"?b/(.*?)\"?$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class GitState:
-    """What was found.
+    """The state of a repository.
 
     Attributes:
-        tags: MLflow's tags of commit, branch, remote and dirty flag.
-        patch: The changes of tracked files since the commit, for ``git apply``, with secrets masked; empty for none.
-        untracked: Paths that git does not know and does not ignore, from the repository's top.
+        tags: MLflow's tags for commit, branch, remote and dirty flag.
+        patch: Changes to tracked files since the commit, for ``git apply``, with secrets masked; empty if there are
+            none.
+        untracked: Paths that git neither tracks nor ignores, relative to the top of the repository.
     """
 
     tags: dict[str, str] = field(default_factory=dict)
@@ -98,23 +99,23 @@ class GitState:
 
 
 def find_repository(folder: Path) -> Path | None:
-    """Return the top of the repository that `folder` lies in, or None."""
+    """Return the top folder of the repository that contains `folder`, or None."""
     return next((top for top in (folder, *folder.parents) if (top / ".git").exists()), None)
 
 
 def holds_secrets(path: str) -> bool:
-    """Return whether a file of this name is there to hold secrets (``.env``, private keys, credentials)."""
+    """Return whether files of this name usually hold secrets (``.env``, private keys, credentials)."""
     name = PurePosixPath(path).name.lower()
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in _SECRET_FILES)
 
 
 def is_program(path: str) -> bool:
-    """Return whether a file of this name is a program, in which only literals are secrets."""
+    """Return whether a file of this name is source code, in which only literals can be secrets."""
     return path.lower().endswith(_PROGRAMS)
 
 
 class GitSnapshot:
-    """A look at a repository that has begun.
+    """A snapshot of a repository; creating it starts the git processes.
 
     Args:
         top: The repository's top folder.
@@ -135,11 +136,11 @@ class GitSnapshot:
         )
 
     def finish(self) -> GitState:
-        """Wait for git, at most until 10 s after the beginning, and return what it said."""
+        """Wait for git until at most 10 s after its start, and return the repository's state."""
         status = self._read(self._status, _MAX_STATUS_BYTES)
         remotes = self._read(self._remotes, _MAX_STATUS_BYTES)
         diff = self._read(self._diff, MAX_PATCH_BYTES)
-        if status is None:  # a large repository: its commit at least
+        if status is None:  # a large repository: record at least its commit
             commit = self._read(self._start("rev-parse", "HEAD", seconds=2.0), _MAX_STATUS_BYTES)
             tags = {"mlflow.source.git.commit": commit.strip()} if commit else {}
             return GitState(tags | _remote_tag(remotes or ""))
@@ -150,14 +151,14 @@ class GitSnapshot:
         )
 
     def abandon(self) -> None:
-        """Stop what still runs."""
+        """Kill the git processes that are still running."""
         for process in (self._status, self._remotes, self._diff):
             if process.poll() is None:
                 process.kill()
 
     def _start(self, *arguments: str, seconds: float = 0.0) -> subprocess.Popen[bytes]:
         self._deadline = max(self._deadline, time.monotonic() + seconds)
-        # GIT_OPTIONAL_LOCKS: "status" would otherwise take the index lock and could fail a commit of the user's.
+        # GIT_OPTIONAL_LOCKS: "status" would otherwise take the index lock and could make the user's commit fail.
         environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
         with _starting:
             return subprocess.Popen(
@@ -169,25 +170,25 @@ class GitSnapshot:
             )
 
     def _read(self, process: subprocess.Popen[bytes], limit: int) -> str | None:
-        """Return what `process` says, its first `limit` bytes and one more if it says more; None if it fails."""
+        """Return the output of `process`, cut to `limit` + 1 bytes if it is longer; None if the process fails."""
         assert process.stdout is not None
-        said = bytearray()
+        output = bytearray()
         finished = False
         with process.stdout as pipe, selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
-            while len(said) <= limit and selector.select(max(0.0, self._deadline - time.monotonic())):
+            while len(output) <= limit and selector.select(max(0.0, self._deadline - time.monotonic())):
                 if not (part := os.read(pipe.fileno(), 1 << 16)):
                     finished = True
                     break
-                said += part
+                output += part
         if not finished:
             process.kill()
-        succeeded = process.wait() == 0 or len(said) > limit
-        return said[: limit + 1].decode(errors="replace") if succeeded else None
+        succeeded = process.wait() == 0 or len(output) > limit
+        return output[: limit + 1].decode(errors="replace") if succeeded else None
 
 
 def _parse_status(status: str) -> tuple[dict[str, str], list[str], list[str]]:
-    """Return tags, changed and untracked paths of ``git status --porcelain=v2 --branch -z``."""
+    """Parse ``git status --porcelain=v2 --branch -z``; return tags, changed paths and untracked paths."""
     tags: dict[str, str] = {}
     changed: list[str] = []
     untracked: list[str] = []
@@ -202,13 +203,13 @@ def _parse_status(status: str) -> tuple[dict[str, str], list[str], list[str]]:
         elif line[:2] in ("1 ", "2 ", "u "):
             changed.append(line.split(" ", {"1": 8, "2": 9, "u": 10}[line[0]])[-1])
             if line[0] == "2":
-                next(lines, None)  # the name before the renaming
+                next(lines, None)  # the name before the rename
     tags["mlflow.source.git.dirty"] = str(bool(changed)).lower()
     return tags, changed, untracked
 
 
 def _remote_tag(remotes: str) -> dict[str, str]:
-    """Return the tag of ``origin``, or of the first remote where none is called so."""
+    """Return the tag with the URL of ``origin``, or of the first remote if none has that name."""
     urls = dict(line.split(" ", 1) for line in remotes.splitlines() if " " in line)
     url = urls.get("remote.origin.url") or next(iter(urls.values()), "")
     return {"mlflow.source.git.repoURL": without_credentials(url)} if url else {}
@@ -220,7 +221,7 @@ def _patch(diff: str | None, tags: dict[str, str], skipped: list[str], changed: 
     head = [f"Changes since commit {tags['mlflow.source.git.commit']}."]
     head += [f"Not shown, for it may hold secrets: {path}" for path in skipped]
     if diff is None:
-        head.append(f"git took longer than {_GIT_SECONDS:.0f} s to show them.")
+        head.append(f"They are missing, because git took longer than {_GIT_SECONDS:.0f} s.")
     elif len(diff.encode()) > MAX_PATCH_BYTES:
         head.append(f"Cut after {MAX_PATCH_BYTES} bytes.")
         diff = diff[:MAX_PATCH_BYTES].rpartition("\n")[0] + "\n"

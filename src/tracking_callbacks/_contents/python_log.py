@@ -1,9 +1,9 @@
-"""The log of a training: what passes through `logging`, in a file that delivery uploads as it grows.
+"""The log of a training run: what passes through `logging`, in a file that delivery uploads as it grows.
 
-No handler does this: one on the root logger would turn the user's later ``logging.basicConfig()`` into nothing and
-silence the interpreter's last resort, and would miss loggers that do not propagate, like transformers'. Instead the
-factory of log records is wrapped. It sees every record that its logger's level lets pass, changes none of them, and
-touches no handler and no level.
+This is not done with a handler. A handler on the root logger would make the user's later ``logging.basicConfig()`` do
+nothing, would silence Python's last-resort handler, and would miss loggers that do not propagate, such as
+transformers'. Instead, the log record factory is wrapped. It sees every record that its logger's level lets pass,
+changes none of them, and touches no handler and no level.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 class TrainLog:
-    """One run's log; secrets are masked before a line is written.
+    """The log of one run; secrets are masked before a line is written.
 
-    A full file becomes ``train.1.log``, in the place of a former one, and a new one is begun: the last
-    `MAX_LOG_BYTES` to twice as much are kept. The file appears with its first line. Forked children write nothing.
+    A full file is renamed to ``train.1.log``, replacing the previous one, and a new file is started, so the last 1 to 2
+    times `MAX_LOG_BYTES` are kept. The file is created with its first line. Forked children write nothing.
 
     Args:
-        folder: Where the files go; it may not exist yet.
+        folder: Folder for the files; it may not exist yet.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class TrainLog:
         _factory.show_to(self)
 
     def take(self, record: logging.LogRecord) -> None:
-        """Write one record down; never raises, and takes nothing that is logged meanwhile by doing so."""
+        """Write one record; never raises, and ignores what is logged by the writing itself."""
         if os.getpid() != self._pid or getattr(self._busy, "now", False):
             return
         self._busy.now = True
@@ -60,10 +60,10 @@ class TrainLog:
 
     @never_in_the_way
     def _write(self, record: logging.LogRecord) -> None:
-        # A copy: the formatter leaves its own text of the exception in the record, for the user's handlers to find.
+        # A copy, because the formatter stores its text of the exception in the record that the user's handlers get.
         line = mask_text(_FORMAT.format(copy.copy(record))) + "\n"
         content = line.encode(errors="replace")[:MAX_LOG_BYTES]
-        # A full disk is told by the journal's own warning, once; a line that has no room is lost.
+        # On a full disk the line is lost. No warning here, because the journal itself warns about the disk once.
         with self._lock, contextlib.suppress(OSError):
             if self._closed:
                 return
@@ -78,7 +78,7 @@ class TrainLog:
             self._size += os.write(self._fd, content)
 
     def close(self) -> None:
-        """Take nothing more."""
+        """Stop logging and close the file."""
         _factory.forget(self)
         if os.getpid() == self._pid:
             with self._lock:
@@ -92,7 +92,7 @@ class TrainLog:
 
 
 class _RecordFactory:
-    """Makes log records by the factory that it wraps, and shows them to the logs."""
+    """Creates log records with the factory that it wraps, and passes them to the logs."""
 
     def __init__(self) -> None:
         self._logs: tuple[TrainLog, ...] = ()
@@ -104,7 +104,7 @@ class _RecordFactory:
         record: logging.LogRecord = self._wrapped(*args, **kwargs)
         if record.name == _PROBE:
             self._probed.reached = True
-        elif record.name:  # makeLogRecord asks for an empty one, to fill it with what another process has logged
+        elif record.name:  # makeLogRecord asks for an empty one, to fill in what another process has logged
             for log in self._logs:
                 log.take(record)
         return record
@@ -121,7 +121,7 @@ class _RecordFactory:
         with self._lock:
             self._logs = tuple(other for other in self._logs if other is not log)
             if not self._logs and logging.getLogRecordFactory() is self:
-                logging.setLogRecordFactory(self._wrapped)  # one of the user's that calls ours stays
+                logging.setLogRecordFactory(self._wrapped)  # a user's factory that wraps ours stays
 
     def _is_reached_by(self, factory: Any) -> bool:
         self._probed.reached = False

@@ -1,4 +1,4 @@
-"""Records a run's pieces: begins at its start, goes on in a thread, is done by its end."""
+"""Records what a run holds automatically: starts with the run, continues in threads, and finishes by the run's end."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ __all__ = ["ContentsRecorder"]
 logger = logging.getLogger(__name__)
 
 _SETTLE_SECONDS = 1.0
-# Of the training, before the threads: two that do little but short I/O hold each other up at the GIL, and so does the
-# start of a process. git's is short, for the user edits on.
+# Head start of the training over our threads, because threads with many short I/O calls, or the start of a process,
+# make the training thread wait for the GIL. git's is short, because the user may go on editing.
 _HEAD_START_SECONDS = 0.5
 _GIT_HEAD_START_SECONDS = 0.05
 _MAX_SCRIPT_BYTES = 1_000_000
 
 
 class ContentsRecorder:
-    """The pieces of one run.
+    """Records the pieces of one run.
 
-    The training thread reads the settings files and goes on; one thread of this object asks git, another looks at the
-    environment, and each writes to the journal. Whatever is not done one second after the run's end is left out. A
-    piece that fails is reported once and missing.
+    The training thread reads the settings files. One extra thread runs git, another reads the environment, and each
+    writes to the journal. A piece that is not finished one second after the run's end is left out. A piece that fails
+    is logged once and left out.
 
     Args:
-        settings: Which pieces are wanted.
-        journal: Where they are written.
-        opened: The run's session; nothing is recorded for one that only joins a run.
+        settings: Which pieces to record.
+        journal: The journal to write to.
+        opened: The run's session; nothing is recorded for a session that only joins a run.
     """
 
     def __init__(self, settings: Settings, journal: RunJournal, opened: SessionOpened) -> None:
@@ -64,7 +64,7 @@ class ContentsRecorder:
             self._begin()
 
     def settle(self) -> None:
-        """Wait until the pieces are in the journal, a second at most."""
+        """Wait until the pieces are in the journal, for at most a second."""
         if self._journal.inert:
             return
         self._wanted.set()
@@ -73,8 +73,8 @@ class ContentsRecorder:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
     def end(self) -> None:
-        """Finish, before the run's journal is sealed."""
-        if self._journal.inert:  # a lock that a thread held at the fork is held for ever in the child
+        """Finish; called before the run's journal is sealed."""
+        if self._journal.inert:  # in a forked child, a lock that a thread held at the fork is never released
             return
         self.settle()
         with self._lock:
@@ -84,7 +84,7 @@ class ContentsRecorder:
         self._stop_log()
 
     def reopen(self) -> None:
-        """Go on with the log of a run that is continued in this process; the other pieces stand."""
+        """Continue the log of a run that is reopened in this process; the other pieces are not recorded again."""
         if self._own and not self._journal.inert:
             self._place = _resumed_place(time.time_ns() // 1_000_000)
             self._start_log()
@@ -95,7 +95,7 @@ class ContentsRecorder:
         self._start_log()
         self._record_config()
         if self._settings.record.system_metrics and importlib.util.find_spec("psutil") is None:
-            logger.warning("no system metrics: they need psutil (pip install 'tracking-callbacks[system]')")
+            logger.warning("system metrics are off: psutil is not installed (pip install 'tracking-callbacks[system]')")
         if self._settings.record.source:
             self._start_thread(self._record_source)
         if self._settings.record.environment:
@@ -139,21 +139,21 @@ class ContentsRecorder:
 
     def _git_state(self) -> GitState:
         script = entry_script()
-        beside_script = find_repository(script.parent) if script is not None else None
-        top = beside_script or find_repository(self._settings.working_folder)
+        of_script = find_repository(script.parent) if script is not None else None
+        top = of_script or find_repository(self._settings.working_folder)
         if top is None:
             return GitState()
         try:
             self._git = GitSnapshot(top)
         except OSError as error:
-            logger.info("the source is recorded without git: %s", error)
+            logger.info("cannot start git, so its state is not recorded: %s", error)
             return GitState()
         return self._git.finish()
 
     # -- both --------------------------------------------------------------------------------------------------------
 
     def _record(self, piece: str, files: Mapping[str, str], tags: Mapping[str, str] | None = None) -> None:
-        """Write files (by their places in the folder of `piece`) and tags to the journal, unless the run has ended."""
+        """Write files (by path within the folder `piece`) and tags to the journal, unless the run has ended."""
 
         def write(folder: Path) -> None:
             for place, content in files.items():
@@ -183,5 +183,5 @@ def _script() -> dict[str, str]:
         if path.stat().st_size > _MAX_SCRIPT_BYTES:
             return {}
         return {path.name: mask_text(path.read_text(encoding="utf-8"), code=True)}
-    except (OSError, UnicodeDecodeError):  # gone, unreadable, a binary
+    except (OSError, UnicodeDecodeError):  # deleted, unreadable, or binary
         return {}

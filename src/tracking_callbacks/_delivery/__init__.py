@@ -1,1 +1,1 @@
-"""The delivery process: reads journals, brings what they hold to MLflow, sets the runs' true status."""
+"""The delivery process: reads journals, sends what they hold to MLflow, and sets the true status of each run."""

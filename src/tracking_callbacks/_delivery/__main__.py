@@ -1,10 +1,10 @@
-"""Entry of the delivery process; run by path, so that it works wherever the trainer found the package."""
+"""Entry point of the delivery process; run by path, so that it works wherever the trainer found the package."""
 
 import gc
 import sys
 from pathlib import Path
 
-gc.disable()  # until MLflow is imported (`DeliveryProcess`): a fifth of that time goes into looking at what stays
+gc.disable()  # until MLflow is imported (`DeliveryProcess`): a fifth of that time goes into scanning lasting objects
 
 try:
     from tracking_callbacks._delivery.process import main

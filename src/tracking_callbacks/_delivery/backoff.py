@@ -1,4 +1,4 @@
-"""When to try again: exponential pauses with jitter, and a few tries at once for single requests."""
+"""When to retry: exponential pauses with jitter for a lane, and a few quick retries for a single request."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _QUICK_PAUSES = (0.1, 0.2, 0.4, 0.8)
 
 
 class Backoff:
-    """Pauses of one lane after failures.
+    """The pauses of one lane after failures.
 
     Args:
-        first: Seconds of the first pause.
-        longest: Seconds that no pause exceeds.
+        first: Length of the first pause in seconds.
+        longest: Length of the longest pause in seconds.
     """
 
     def __init__(self, first: float = 0.25, longest: float = 30.0) -> None:
@@ -33,7 +33,7 @@ class Backoff:
         self._until = 0.0
 
     def ready(self) -> bool:
-        """Return whether the pause, if there is one, is over."""
+        """Return whether no pause is in progress."""
         return time.monotonic() >= self._until
 
     def succeed(self) -> None:
@@ -42,27 +42,27 @@ class Backoff:
         self._until = 0.0
 
     def wait(self, seconds: float) -> None:
-        """Begin a pause because something is not there yet, which is no failure."""
+        """Begin a pause because something is not visible yet; this does not count as a failure."""
         self._until = time.monotonic() + seconds
 
     def fail(self, *, slowly: bool = False) -> float:
-        """Begin a pause, the longest one at once if `slowly`, and return its seconds."""
+        """Begin a pause after a failure, right away the longest one if `slowly`, and return its seconds."""
         pause = self._longest if slowly else min(self._first * 2**self._failures, self._longest)
         self._failures = min(self._failures + 1, 16)
-        pause *= random.uniform(0.5, 1.0)  # many trainers must not come back to a server at one instant
+        pause *= random.uniform(0.5, 1.0)  # many trainers must not return to a server at the same moment
         self._until = time.monotonic() + pause
         return pause
 
 
 def retry_transient(call: Callable[P, R]) -> Callable[P, R]:
-    """Let a call that is harmless when repeated survive a transient failure by itself.
+    """Retry a call quickly after a transient failure; repeating the call must be harmless.
 
-    A model takes some twelve requests: where 3 in 10 fail and each failure begins the record again, one try in
-    seventy comes through, and the pauses between them grow to their longest.
+    A model takes about twelve requests. Without these retries, if 3 in 10 requests fail and each failure restarts the
+    whole record, one attempt in seventy succeeds, and the pauses between attempts grow to the longest.
     """
 
     @functools.wraps(call)
-    def patient(*args: P.args, **kwargs: P.kwargs) -> R:
+    def retried(*args: P.args, **kwargs: P.kwargs) -> R:
         for pause in _QUICK_PAUSES:
             try:
                 return call(*args, **kwargs)
@@ -72,4 +72,4 @@ def retry_transient(call: Callable[P, R]) -> Callable[P, R]:
                 time.sleep(pause * random.uniform(0.5, 1.0))
         return call(*args, **kwargs)
 
-    return patient
+    return retried

@@ -10,8 +10,8 @@ from tracking_callbacks._journal.records import Automatic, Metrics, Params, Reco
 
 __all__ = ["MAX_METRICS", "Batch", "Point", "coalesce"]
 
-# mlflow.utils.validation: MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH, MAX_ENTITIES_PER_BATCH; the request limit
-# of 1 MB is kept with room for what JSON adds.
+# mlflow.utils.validation: MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH, MAX_ENTITIES_PER_BATCH. MAX_BYTES leaves
+# room for JSON's overhead below MLflow's limit of 1 MB per request.
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 MAX_TAGS = 100
@@ -34,8 +34,8 @@ class Batch:
     """What one ``log_batch`` call carries.
 
     Attributes:
-        end: Journal offset that is acknowledged when the batch has arrived; None in the middle of a record.
-        entries: How many entries of the user's it carries; a tag that is set twice is two of them.
+        end: Journal offset that is acknowledged once the batch has arrived; None in the middle of a record.
+        entries: Number of the user's entries that it carries; a tag that is set twice counts as two.
     """
 
     metrics: list[Point] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Batch:
         return len(self.metrics) + len(self.params) + len(self.tags)
 
     def add(self, entity: Point | tuple[str, str, str]) -> bool:
-        """Take a point, or a (kind, name, text) of a text; return False if it must go into the next batch."""
+        """Add a point, or the (kind, name, text) of a param or tag; return False if it must go into the next batch."""
         if isinstance(entity, Point):
             size = _ENTITY_BYTES + len(entity.key)
             full = len(self.metrics) >= MAX_METRICS
@@ -57,7 +57,7 @@ class Batch:
             kind, name, text = entity
             size = _ENTITY_BYTES + len(name) + _json_size(text)
             texts = self.params if kind == "param" else self.tags
-            # Two values for one param in one call are an error for the whole call; two tags: the later one wins.
+            # Two values for one param make MLflow refuse the whole call; of two values for one tag the later one wins.
             full = len(texts) >= (MAX_PARAMS if kind == "param" else MAX_TAGS) or (
                 kind == "param" and texts.get(name, text) != text
             )
@@ -76,7 +76,7 @@ class Batch:
 def coalesce(records: Iterable[tuple[Record, int]]) -> Iterator[Batch]:
     """Yield batches of the metrics, params and tags among `records` (each with the offset of its end), in order.
 
-    Records of other kinds are only passed over: the last batch acknowledges them with the rest, and may be empty.
+    Records of other kinds are skipped. The last batch acknowledges them along with the rest, and may be empty.
     """
     batch = Batch()
     for record, end in records:

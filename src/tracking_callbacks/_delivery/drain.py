@@ -1,4 +1,4 @@
-"""Delivers one run folder: two lanes over its journals, then the end."""
+"""Delivers one run folder: two lanes read its journals, then the run's end is delivered."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ __all__ = ["RunDrain"]
 
 logger = logging.getLogger(__name__)
 
-_SEND_SECONDS = 0.5  # what is logged within it goes into one request, if it fits
-_LOOK_SECONDS = 1.0  # between two looks for what must show itself
+_SEND_SECONDS = 0.5  # what is logged within this time goes into one request, if it fits
+_LOOK_SECONDS = 1.0  # between two searches for something that is not visible yet
 _REJECTED_TAG = "tracking_callbacks.rejected"
 _DROPPED_CHECKPOINTS_TAG = "tracking_callbacks.dropped_checkpoints"
 
@@ -40,18 +40,18 @@ class RunDrain:
     """The delivery of one run.
 
     The points lane (metrics, params, tags) and the files lane (artifacts, datasets, models) read the journals
-    independently, each with its own acknowledged offset, and may be driven by two threads: a large checkpoint does
-    not hold back the loss curve. What the store has acknowledged is written down after every request.
+    independently, each with its own acknowledged offset. Two threads may drive them, so that a large checkpoint does
+    not hold back the loss curve. The state file is updated after every request that the store acknowledges.
 
     Args:
         folder: The run's folder; the caller holds its drain lock.
-        root: The journal root it lies in.
-        store: Where the run goes.
-        watch: Gives the watch over a session's owner, None where the owner counts as dead.
-        sampler: Samples this machine for the runs that ask for it.
+        root: The journal root that contains the folder.
+        store: The store to deliver to.
+        watch: Returns the watch over a session's owner, or None if the owner counts as dead.
+        sampler: Samples this machine's system metrics for the runs that ask for them.
 
     Attributes:
-        moved: When (monotonic seconds) something was delivered last.
+        moved: When something was last delivered, in monotonic seconds.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class RunDrain:
     ) -> None:
         self.folder = folder
         self.root = root
-        # A run that was delivered before goes on from its final state: sessions of then are known and closed.
+        # A run that was delivered before continues from its final state, in which its former sessions are closed.
         self.state = folder.read_state() or root.final_state(folder.run_key) or RunState()
         self.state.complete = False
         self.sessions: list[SessionJournal] = []
         self._store = store
         self._watch = watch
         self._once = Once(self.state.attempts, self._save)
-        self._identity = RunResolver(root, store, self._once)
+        self._resolver = RunResolver(root, store, self._once)
         self._live = LiveFiles(folder, store)
         self._system = RunSystemMetrics(sampler, store)
         self._lock = threading.Lock()
@@ -84,7 +84,7 @@ class RunDrain:
     # -- what there is to do -----------------------------------------------------------------------------------------
 
     def discover_sessions(self) -> None:
-        """Take in journals that have appeared in the folder."""
+        """Add sessions for journals that have appeared in the folder."""
         known = {session.name for session in self.sessions}
         for journal in self.folder.journals():
             if session_name(journal) in known or (opened := read_opened(journal)) is None:
@@ -93,15 +93,15 @@ class RunDrain:
             self.sessions.append(SessionJournal(journal, opened, state, self._watch(opened.owner)))
 
     def complete(self) -> bool:
-        """Return whether the run and all its sessions' ends are in the store."""
+        """Return whether the store has the whole run, including the end of every session."""
         return all(session.state.closed for session in self.sessions)
 
     def has_writer(self) -> bool:
-        """Return whether somebody writes to the run, as far as is known by now."""
+        """Return whether a process still writes to the run, as of the last look at its journals."""
         return not all(session.known_finished for session in self.sessions)
 
     def finish(self) -> bool:
-        """Remove the folder of a complete run, leaving its final state; return False if a session has opened in it."""
+        """Remove the folder of a complete run but keep its final state; return False if a session has opened in it."""
         return self._guarded(self._points_backoff, self._finish)
 
     def _finish(self) -> bool:
@@ -114,7 +114,7 @@ class RunDrain:
     # -- the points lane ---------------------------------------------------------------------------------------------
 
     def step_points(self) -> bool:
-        """Deliver what is due of metrics, params, tags and the end; return whether anything was done."""
+        """Deliver the metrics, params and tags that are due, and the end; return whether anything was done."""
         return self._guarded(self._points_backoff, self._step_points)
 
     def _step_points(self) -> bool:
@@ -123,7 +123,7 @@ class RunDrain:
             if session.state.closed:
                 continue
             if self.state.run_id is None:
-                self._identity.resolve(session.opened, self.state)
+                self._resolver.resolve(session.opened, self.state)
                 self._save()
             if session.name not in self._running:
                 self._open_session(session)
@@ -171,7 +171,7 @@ class RunDrain:
             self._store.set_running(self.state.run_id)
         if opened.resumed and opened.tags:
             self._store.log_batch(self.state.run_id, Batch(tags=dict(opened.tags)))
-        elif not opened.resumed and not self._newest(session):  # a later session has made the run, and not with these
+        elif not opened.resumed and not self._newest(session):  # a later session created the run, without these tags
             there = self._store.run(self.state.run_id).data.tags
             if missing := {key: text for key, text in opened.tags.items() if key not in there}:
                 self._store.log_batch(self.state.run_id, Batch(tags=missing))
@@ -180,7 +180,7 @@ class RunDrain:
     def _close_session(self, session: SessionJournal) -> None:
         ending = session.ending()
         assert self.state.run_id is not None
-        self._identity.delete_duplicates(self.folder.run_key, self.state)
+        self._resolver.delete_duplicates(self.folder.run_key, self.state)
         if any(one.rejected for one in self.state.sessions.values()):
             self._show_rejected()
         if ending.status is not None and self._newest(session):
@@ -190,7 +190,7 @@ class RunDrain:
         self._save()
 
     def _newest(self, session: SessionJournal) -> bool:
-        """Return whether no later session, of this folder or known to the store, decides the run's status."""
+        """Return whether this session decides the run's status: no later one is in this folder or in the store."""
         assert self.state.run_id is not None
         mine = session.opened.session
         if any(other.opened.intent == "own" and other.opened.session > mine for other in self.sessions):
@@ -223,7 +223,7 @@ class RunDrain:
         for record, end in chunk.records:
             if isinstance(record, FileRecord):
                 if isinstance(record, Model) and session.state.points < end:
-                    break  # a model is linked to the metrics logged before it: they must have arrived
+                    break  # a model is linked to the metrics logged before it, so they must arrive first
                 self._deliver_file(session, run_id, record, end)
                 worked = True
             reached = end
@@ -258,7 +258,7 @@ class RunDrain:
     # -- both --------------------------------------------------------------------------------------------------------
 
     def _guarded(self, backoff: Backoff, step: Callable[[], bool]) -> bool:
-        """Run one step; a failure is shown in the state and followed by a pause."""
+        """Run one step; after a failure, record the error in the state and begin a pause."""
         if not backoff.ready():
             return False
         try:
@@ -272,8 +272,8 @@ class RunDrain:
             self._show_error(str(error), blocked=hopeless)
             backoff.fail(slowly=hopeless)
             return False
-        except Exception as error:  # the one wide except of this process: a fault in one run must not stop the others
-            logger.exception("run %s: unexpected fault", self.state.run_id or self.folder.run_key)
+        except Exception as error:  # the only broad except in this process: a bug in one run must not stop the others
+            logger.exception("run %s: unexpected error", self.state.run_id or self.folder.run_key)
             self._show_error(f"{type(error).__name__}: {error}")
             backoff.fail()
             return False
@@ -292,7 +292,7 @@ class RunDrain:
         self._save()
 
     def _reject(self, entry: dict[str, object]) -> None:
-        logger.warning("run %s: refused by the store: %s", self.state.run_id, entry)
+        logger.warning("run %s: the store refused an entry: %s", self.state.run_id, entry)
         with contextlib.suppress(OSError), open(self.folder.rejected, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
@@ -301,7 +301,7 @@ class RunDrain:
         count = sum(session.rejected for session in self.state.sessions.values())
         self._store.log_batch(self.state.run_id, Batch(tags={_REJECTED_TAG: str(count)}))
         if self.folder.rejected.exists():
-            # What was delivered before has left its list there, and a file of the same name would replace it.
+            # An earlier delivery may have left its own list there, which a file of the same name would replace.
             first = min((session.opened for session in self.sessions), key=lambda opened: opened.session)
             place = f"tracking_callbacks/{first.session}" if first.resumed else "tracking_callbacks"
             self._store.log_artifact(self.state.run_id, self.folder.rejected, place)
@@ -313,8 +313,8 @@ class RunDrain:
     def _write_state(self) -> None:
         try:
             self.folder.write_state(self.state)
-        except OSError as error:  # a full disk: go on, what is sent again after a crash is not doubled
-            logger.warning("run %s: cannot write down what is delivered (%s)", self.state.run_id, error)
+        except OSError as error:  # a full disk: go on, because sending something again after a crash does not double it
+            logger.warning("run %s: cannot save the delivery state (%s)", self.state.run_id, error)
 
 
 def _described(record: FileRecord) -> dict[str, object]:

@@ -1,10 +1,10 @@
-"""What can keep a record from the store.
+"""Why a record cannot be delivered.
 
 DeliveryError
 ├── Transient    the store cannot be reached or is busy: try again
-│   └── NotYetVisible  something must show itself first: look again soon
-├── Blocked      the store answers, and a person must act (credentials, a deleted experiment): try again, slowly
-└── Refused      the store will never take this: put it aside and go on
+│   └── NotYetVisible  the store does not show something yet: look again soon
+├── Blocked      the store answers, but a person must act (credentials, a deleted experiment): try again, slowly
+└── Refused      the store will never accept this: put it aside and go on
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class DeliveryError(Exception):
 
 
 class Transient(DeliveryError):
-    """The outcome is unknown or negative for now; the same call may succeed later.
+    """The call failed for now, or its outcome is unknown; the same call may succeed later.
 
     Attributes:
-        may_have_committed: The store may still carry out the call: it was reached and has not said what became of it.
-        retry_now: The store is there and not slow: another try at once is worth it.
+        may_have_committed: The request reached the store, and the store may have carried it out or still do so.
+        retry_now: The store is up and not slow, so an immediate retry is worthwhile.
     """
 
     def __init__(self, message: str, *, may_have_committed: bool = False, retry_now: bool = False) -> None:
@@ -31,11 +31,11 @@ class Transient(DeliveryError):
 
 
 class NotYetVisible(Transient):
-    """Nothing has failed: what somebody else makes, or a lost call has perhaps made, is not there yet."""
+    """Nothing has failed: what another process creates, or a lost call may have created, is not visible yet."""
 
 
 class Blocked(DeliveryError):
-    """The store refuses every call of this kind until somebody changes something outside."""
+    """The store refuses every call of this kind until a person fixes the cause."""
 
 
 class Refused(DeliveryError):

@@ -20,14 +20,14 @@ FileRecord = Artifact | Automatic | Dataset | Drawing | Model
 
 
 def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord, folder: RunFolder) -> bool:
-    """Bring what `record` describes to the store; harmless when repeated.
+    """Send what `record` describes to the store; harmless when repeated.
 
     Returns:
-        False where there is nothing to deliver any more: a checkpoint that has made room for later ones.
+        False if the record is a checkpoint that was dropped to make room for later ones.
 
     Raises:
-        Refused: The snapshot is gone, or the store will never take it.
-        DeliveryError: The store did not take it now.
+        Refused: The snapshot is gone, or the store will never accept it.
+        DeliveryError: The store did not accept it this time.
     """
     if isinstance(record, Dataset):
         store.log_dataset(run_id, record)
@@ -49,7 +49,7 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
         if isinstance(record, Artifact) and record.table:
             place = "/".join(filter(None, (record.artifact_path, snapshot.name)))
             store.declare_table(run_id, place)
-    elif snapshot.parent == folder.staged:  # the content of a folder, without a name of its own
+    elif snapshot.parent == folder.staged:  # the content of a folder, whose own name is not part of the path
         store.log_artifacts(run_id, snapshot, record.artifact_path)
     else:
         place = f"{record.artifact_path}/{snapshot.name}" if record.artifact_path else snapshot.name

@@ -1,4 +1,4 @@
-"""Uploads files that grow while a run goes on, like its log, each time they have grown."""
+"""Uploads files that grow during a run, such as its log, again each time they have grown."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["LiveFiles"]
 
 logger = logging.getLogger(__name__)
 
-_UPLOAD_SECONDS = 10.0  # between two uploads of one file, and as many again for each MB of it
+_UPLOAD_SECONDS = 10.0  # between two uploads of a file, plus the same again for each MB of it
 
 
 class LiveFiles:
     """The live files of one run.
 
-    A file is uploaded whole, from a copy that ends with a whole line: its writer may go on meanwhile. What is known of
-    former uploads is kept in memory only; a new process uploads once more.
+    Each upload sends the whole file from a copy that ends with a complete line, because its writer may go on meanwhile.
+    Past uploads are remembered in memory only, so a new delivery process uploads every file once more.
 
     Args:
         folder: The run's folder.
-        store: Where the run is.
+        store: The store that has the run.
     """
 
     def __init__(self, folder: RunFolder, store: MlflowStore) -> None:
@@ -37,10 +37,13 @@ class LiveFiles:
         self._refused: set[Path] = set()
 
     def upload(self, session: str, run_id: str, *, final: bool) -> bool:
-        """Upload what has grown and is due, all of it if `final`; return whether anything was done.
+        """Upload the files that have grown and are due, or all that have grown if `final`.
+
+        Returns:
+            Whether anything was done.
 
         Raises:
-            DeliveryError: The store did not take it now.
+            DeliveryError: The store did not accept a file this time.
         """
         worked = False
         now = time.monotonic()
@@ -51,7 +54,7 @@ class LiveFiles:
         return worked
 
     def all_uploaded(self, session: str) -> bool:
-        """Return whether the store has all files of a session that is over."""
+        """Return whether the store has all live files of a session that has ended."""
         return not self._unsent(session)
 
     def _unsent(self, session: str) -> list[Path]:
@@ -65,34 +68,34 @@ class LiveFiles:
     def _upload_one(self, path: Path, root: Path, run_id: str, *, final: bool) -> None:
         place = path.relative_to(root)
         identity = _identity(path)
-        source = path if final else self._copy(path, place)  # a copy needs room on the disk, which the end may not have
+        source = path if final else self._copy(path, place)  # a copy needs disk space, which may be gone by then
         if identity is None or source is None:
             return
         try:
             self._store.log_artifact(run_id, source, place.parent.as_posix())
         except Refused as error:
             self._store.check_active(run_id)
-            logger.warning("run %s: the store refuses %s: %s", run_id, place, error)
+            logger.warning("run %s: the store refused %s: %s", run_id, place, error)
             self._refused.add(path)
         self._sent[path] = identity
         self._due[path] = time.monotonic() + _UPLOAD_SECONDS * (1 + identity[1] / 1e6)
 
     def _copy(self, path: Path, place: Path) -> Path | None:
-        """Return a copy of the whole lines of `path`, or None where none can be made now."""
+        """Return a copy of the complete lines of `path`, or None if it cannot be made now."""
         copy = self._folder.path / "uploading" / place
         try:
             content = path.read_bytes()
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(content[: content.rfind(b"\n") + 1])
-        except OSError as error:  # renamed by its writer, a full disk: the next time, or the end
-            logger.info("%s is not uploaded now: %s", place, error)
+        except OSError as error:  # renamed by its writer, or a full disk: a later upload or the final one succeeds
+            logger.info("cannot copy %s for upload, trying again later: %s", place, error)
             self._due[path] = time.monotonic() + _UPLOAD_SECONDS
             return None
         return copy
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return inode and size of a file, or None where there is none."""
+    """Return inode and size of a file, or None if it does not exist."""
     try:
         found = path.stat()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""From an MLmodel folder to a logged, linked and registered model, by client calls alone.
+"""Turns an MLmodel folder into a logged, linked and registered model, using only client calls.
 
-``mlflow.<flavor>.log_model`` itself is not used: it reads the full history of every metric back. What it would do is
-done here, step by step, each step harmless when repeated.
+``mlflow.<flavor>.log_model`` is not used because it reads back the full history of every metric. This module does what
+it would do, in steps that are harmless when repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["deliver_model"]
 
-# What context_registry.resolve_tags would put on a logged model.
+# The tags that MLflow's context_registry.resolve_tags would set on a logged model.
 _CONTEXT_TAGS = (
     "mlflow.user",
     "mlflow.source.name",
@@ -39,13 +39,13 @@ def deliver_model(store: MlflowStore, once: Once, run_id: str, record: Model, fo
 
     Args:
         store: The MLflow store.
-        once: Keeps a model and a version from being made twice.
-        run_id: The run that made the model; all its points must have been delivered.
+        once: Prevents a model or version from being created twice.
+        run_id: The run that produced the model; all its points must have been delivered.
         record: What the user asked for.
         folder: Snapshot of the MLmodel folder; its ``MLmodel`` file is completed in place.
 
     Raises:
-        DeliveryError: A step failed; calling again goes on from there.
+        DeliveryError: A step failed; another call continues from there.
     """
     run = store.run(run_id)
     description = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
@@ -88,8 +88,8 @@ def _complete_mlmodel(path: Path, description: dict[str, object], model: LoggedM
 
 
 def _last_points(run: Run, step: int | None) -> list[Point]:
-    """Return the run's last value of each metric, of one step if `step` says which."""
-    # Run.data.metrics has no steps and times; the metric objects are what the store answered.
+    """Return the run's last value of each metric; if `step` is given, only of metrics last logged at that step."""
+    # Run.data.metrics lacks steps and times; the metric objects have them.
     return [
         Point(metric.key, metric.value, metric.timestamp, metric.step)
         for metric in run.data._metric_objs

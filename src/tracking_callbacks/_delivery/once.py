@@ -1,8 +1,8 @@
-"""Creations that MLflow does not make idempotent (runs, logged models, model versions), each made once.
+"""Creates what MLflow does not create idempotently (runs, logged models, model versions) exactly once.
 
-What is created carries a tag by which it can be found. An attempt is written down before it is made; after one whose
-answer was lost, the thing is looked for until a late commit must have shown itself, and only then made again. Where
-two carry one tag in the end, the older one is kept.
+Each created object carries a tag by which it can be found. An attempt is recorded before it is made. If the answer to
+one is lost, delivery searches for the object until a late commit must have become visible, and only then creates it
+again. If two objects end up with the same tag, the older one is kept.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ __all__ = ["Once"]
 
 T = TypeVar("T")
 
-# A create that timed out at the client after 1 s and was committed after 3 s made two runs when it was searched for in
-# between and repeated. Servers give up on a request of their own within this time.
+# A create call that timed out at the client after 1 s and was committed after 3 s led to two runs, because delivery
+# searched in between and then repeated it. Servers give up on a request within this time.
 _LATE_COMMIT_MS = 20_000
 _OUTCOME_KNOWN = 0
 
 
 class Once:
-    """Makes things once, through lost answers and deaths of this process.
+    """Creates each object once, even if answers are lost or this process dies.
 
     Args:
-        attempts: Milliseconds since the epoch of the last attempt whose outcome is unknown, by the thing's name;
-            part of the delivery state.
-        save: Writes the delivery state down.
+        attempts: Time of the last attempt with an unknown outcome, in milliseconds since the epoch, by the object's
+            name; part of the delivery state.
+        save: Saves the delivery state.
     """
 
     def __init__(self, attempts: dict[str, int], save: Callable[[], None]) -> None:
@@ -45,14 +45,14 @@ class Once:
         discard: Callable[[T], None],
         look_first: bool = False,
     ) -> T:
-        """Return the thing called `name`: found, or made.
+        """Return the object called `name`, found or newly created.
 
         Args:
-            name: Identifies the thing in the delivery state.
-            find: Returns what former attempts have made, oldest first.
-            create: Makes it.
-            discard: Deletes one that was made beside another.
-            look_first: Somebody else may have made it.
+            name: Identifies the object in the delivery state.
+            find: Returns what earlier attempts have created, oldest first.
+            create: Creates the object.
+            discard: Deletes a duplicate.
+            look_first: Search before the first attempt, because another process may have created the object.
 
         Raises:
             NotYetVisible: The outcome of an attempt is still unknown.
@@ -76,7 +76,7 @@ class Once:
                 self._save()
             raise
         if before is None:
-            del self._attempts[name]  # written down with what was made
+            del self._attempts[name]  # the caller saves the state
             return made
         return _keep_oldest(find() or [made], discard)
 

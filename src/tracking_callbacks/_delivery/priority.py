@@ -1,4 +1,4 @@
-"""How far the delivery process stays behind the training."""
+"""The scheduling priority of the delivery process, which must not slow the training down."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _AUTOGROUP_ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 class Priority:
-    """The priority of this process, lowest while somebody trains; whoever has started it has lowered it before.
+    """The priority of this process: lowest while a trainer runs. The trainer has already lowered it at the start.
 
-    Of two busy torch threads each waits for the other, so that what is taken from one is taken from both. Six seconds
-    of training, beside which delivery imports MLflow, took 1.3 to 1.6 times as long at the priority of the trainer,
-    and with a nice value of 10 for the session; about 1.15 times with 19, and 1.07 times with an idle import.
+    Busy torch threads wait for each other, so CPU time taken from one is taken from all. Six seconds of training, with
+    delivery importing MLflow meanwhile, took 1.3 to 1.6 times as long at the trainer's priority, and also with a nice
+    value of 10 for the session; about 1.15 times with 19, and 1.07 times with an idle import.
     """
 
     def __init__(self) -> None:
@@ -29,17 +29,18 @@ class Priority:
         self.step_aside(training=True)
 
     def step_aside(self, *, training: bool) -> None:
-        """Leave the cores to a training, or deliver what it has left behind."""
+        """Use the lowest priority if a trainer runs, and background priority otherwise."""
         nice = IDLE if training else BACKGROUND
         if self._grouped and nice != self._set and set_session_weight(os.getpid(), nice):
             self._set = nice
 
     def run_idle(self, work: Callable[[], None]) -> None:
-        """Do `work` in a thread that the threads of other processes interrupt at once.
+        """Do `work` in a thread that threads of other processes preempt immediately.
 
-        Otherwise a thread runs on until its slice of some milliseconds has ended, whatever its weight, and a training
-        thread that has just been woken waits for it. Only within a group of our own, which keeps its share of a
-        machine that is busy for good: by itself such a thread would get a three-hundredth of a core there.
+        An ordinary thread, whatever its weight, keeps the core until its time slice of a few milliseconds ends, and a
+        training thread that has just woken up waits for it. This is done only if this session is a scheduling group,
+        which keeps its share even of a permanently busy machine; outside one, an idle thread would get a
+        three-hundredth of a core there.
         """
         if not self._grouped:
             work()
@@ -47,7 +48,7 @@ class Priority:
 
         def idle() -> None:
             with contextlib.suppress(OSError):
-                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # of this thread alone, and for good
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # for this thread only, permanently
             work()
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="idle") as thread:
@@ -55,7 +56,7 @@ class Priority:
 
 
 def _is_grouped() -> bool:
-    """Return whether the kernel schedules this session as a group of its own: it does only in the root cgroup."""
+    """Return whether the kernel schedules this session as a separate group, which it does only in the root cgroup."""
     try:
         if _AUTOGROUP_ENABLED.read_text().strip() != "1":
             return False

@@ -1,4 +1,4 @@
-"""The life of a delivery process: which runs it takes on, how it stays out of the way, when it ends."""
+"""The life of a delivery process: which runs it delivers, how it stays out of the trainer's way, and when it ends."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _SCAN_SECONDS = 0.5
-_LINGER_SECONDS = 5.0  # until the next run of a sweep, so that mlflow is not imported for each
+_LINGER_SECONDS = 5.0  # to wait for the next run of a sweep, so that MLflow is not imported again for each
 _KEEP_DELIVERED_SECONDS = 7 * 24 * 3600.0
 
 
 def main(root: Path) -> int:
-    """Deliver the runs under `root` that the launching process, or nobody any more, writes to; return 0."""
-    # MLflow prints a run's URL when it ends, and progress bars: on a full disk that must not fail the call.
+    """Deliver the runs under `root` that belong to the launching process or to dead processes; return 0."""
+    # MLflow prints progress bars, and a run's URL when the run ends. On a full disk that must not fail the call.
     sys.stdout = sys.stderr = _Log()
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s {os.getpid()} %(levelname)s %(message)s", stream=sys.stderr
     )
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Slurm and Kubernetes signal every process of a job; what the trainer still says must be heard.
+        # Slurm and Kubernetes signal every process of a job; what the trainer still logs must be delivered.
         signal.signal(name, signal.SIG_IGN)
     assignment = Assignment.decode(os.environ.pop(DELIVERY_VARIABLE))
     store = MlflowStore(os.environ[TRACKING_URI_VARIABLE], os.environ.get(REGISTRY_URI_VARIABLE))
@@ -59,7 +59,7 @@ def main(root: Path) -> int:
 
 
 class _Log(io.TextIOBase):
-    """The process's log; what it cannot take is not said."""
+    """The process's log, to stderr with secrets masked; a write that fails is dropped silently."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):
@@ -68,14 +68,14 @@ class _Log(io.TextIOBase):
 
 
 class DeliveryProcess:
-    """Drains the runs of one owner and store, and those that dead owners have left behind.
+    """Delivers the runs of one owner to one store, and the runs that dead owners have left behind.
 
     Args:
         root: The journal root.
         store: The store to deliver to.
-        assignment: Whose runs to deliver, and for how long. With a ``stall_timeout``, owners that cannot be judged
-            from here count as dead, and the process ends when neither its own runs nor those that another process
-            delivers have made progress for that long.
+        assignment: Whose runs to deliver, and for how long. With a ``stall_timeout``, owners on other machines or in
+            other containers count as dead, and the process ends once neither its own runs nor those that another
+            process delivers have made progress for that long.
     """
 
     def __init__(self, root: JournalRoot, store: MlflowStore, assignment: Assignment) -> None:
@@ -96,7 +96,7 @@ class DeliveryProcess:
         self._idle_since: float | None = None
 
     def deliver(self) -> None:
-        """Work until nothing is left to do, or the grace has ended."""
+        """Deliver until nothing is left to do or the grace period has ended."""
         self._root.prune(time.time() - _KEEP_DELIVERED_SECONDS)
         files = threading.Thread(target=self._files_lane, name="files", daemon=True)
         scanned: float | None = None
@@ -106,7 +106,7 @@ class DeliveryProcess:
                 scanned = now
                 self._take_on_runs()
             if self._drains and not files.is_alive():
-                # Before there are two threads: mlflow that both import at once stays half imported.
+                # Before there are two threads: if both import MLflow at the same time, it stays half imported.
                 self._priority.run_idle(self._store.load)
                 gc.freeze()
                 gc.enable()
@@ -121,7 +121,7 @@ class DeliveryProcess:
         self._stopping.set()
         for _, lock in self._drains.values():
             lock.release()
-        logger.info("delivery ends, %d runs left", len(self._drains))
+        logger.info("delivery ends with %d runs left", len(self._drains))
 
     def _done(self, now: float) -> bool:
         if self._assignment.stall_timeout is not None:
@@ -130,7 +130,7 @@ class DeliveryProcess:
         if not self._owner_watch.alive():
             if self._died is None:
                 self._died = now
-                self._take_on_runs()  # what it has begun since the last look, perhaps its only run
+                self._take_on_runs()  # runs that it began since the last scan, perhaps its only one
             return not self._drains or now - self._died > self._assignment.grace
         if self._drains:
             self._idle_since = None
@@ -160,7 +160,7 @@ class DeliveryProcess:
                 except Timeout:  # another process drains it
                     elsewhere[folder.run_key] = folder.state_written()
                     continue
-                if not folder.journals():  # another process just has, and taking the lock made the folder again
+                if not folder.journals():  # another process just delivered it, and taking the lock recreated the folder
                     lock.release()
                     shutil.rmtree(folder.path, ignore_errors=True)
                     continue
@@ -171,7 +171,7 @@ class DeliveryProcess:
             self._elsewhere, self._moved_elsewhere = elsewhere, time.monotonic()
 
     def _is_ours(self, folder: RunFolder) -> bool:
-        """Our owner's runs are ours, and runs of this store whose owners are all dead."""
+        """Return whether we deliver this run: it is for our store, and it is our owner's or all its owners are dead."""
         opened = [header for journal in folder.journals() if (header := self._header(journal)) is not None]
         if not opened or any(not header.store.same_as(self._assignment.store) for header in opened):
             return False
@@ -179,7 +179,8 @@ class DeliveryProcess:
         return self._assignment.owner in owners or all(self._known_dead(owner) for owner in owners)
 
     def _known_dead(self, owner: Owner) -> bool:
-        # Another machine's or container's process cannot be judged from here: only an explicit sync may assume.
+        # We cannot tell whether a process on another machine or in another container is alive. Only an explicit sync
+        # may assume that it is dead.
         watch = self._watch_of(owner)
         return self._assignment.stall_timeout is not None if watch is None else not watch.alive()
 

@@ -1,4 +1,4 @@
-"""Sends a batch that may hold something the store refuses: the rest arrives, the refused entries come back."""
+"""Sends a batch of which the store may refuse some entries: the rest arrives, and the refused ones are returned."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MAX_KEY = 250
 
 
 def send_batch(store: MlflowStore, run_id: str, batch: Batch) -> list[dict[str, object]]:
-    """Send `batch`; where it is refused, halve it until each entry is either delivered or known to be wrong.
+    """Send `batch`; if the store refuses it, halve it until each entry is either delivered or known to be wrong.
 
     Returns:
         One mapping per refused entry: what it was, and the store's reason.
 
     Raises:
         Blocked: The run itself cannot be written to, for example because it was deleted.
-        DeliveryError: The store did not take the batch now; what was sent may be sent again.
+        DeliveryError: The store did not accept the batch this time. Sending the whole batch again is harmless.
     """
     try:
         store.log_batch(run_id, batch)
@@ -35,7 +35,7 @@ def send_batch(store: MlflowStore, run_id: str, batch: Batch) -> list[dict[str, 
 
 
 def _halves(batch: Batch) -> Iterator[Batch]:
-    """Split by kind first: a refusal mostly concerns one kind."""
+    """Split by kind first, because a refusal usually concerns one kind."""
     kinds = [Batch(metrics=batch.metrics), Batch(params=batch.params), Batch(tags=batch.tags)]
     present = [kind for kind in kinds if len(kind)]
     if len(present) > 1:
@@ -55,7 +55,7 @@ def _entry(store: MlflowStore, run_id: str, batch: Batch, reason: str, logged: d
         return {"record": "metric", **point._asdict(), "value": repr(point.value), "reason": reason}
     for name, text in batch.params.items():
         if name in logged and logged[name] != text:
-            # Immutable in MLflow: the first value stays, the tag shows that a later session had another one.
+            # Params are immutable in MLflow: the first value stays, and a tag shows what the later session had.
             store.log_batch(run_id, Batch(tags={f"{_DRIFT_TAG_PREFIX}{name}"[:_MAX_KEY]: text}))
         return {"record": "param", "name": name, "value": text, "reason": reason}
     name, text = next(iter(batch.tags.items()))

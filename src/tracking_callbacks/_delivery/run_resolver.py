@@ -1,4 +1,4 @@
-"""Which run of the store a run folder is: found or created, once."""
+"""Finds the store's run for a run folder, or creates it, exactly once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARENT_TAG = "mlflow.parentRunId"
 
 
 class RunResolver:
-    """Finds or creates the run of one folder, by the key that it carries as a tag."""
+    """Finds the run of one folder by its key, which the run carries as a tag, or creates it."""
 
     def __init__(self, root: JournalRoot, store: MlflowStore, once: Once) -> None:
         self._root = root
@@ -29,7 +29,7 @@ class RunResolver:
         """Set `state.run_id` and `state.experiment_id`.
 
         Raises:
-            DeliveryError: The store did not say.
+            DeliveryError: The store did not answer, or the outcome of an earlier creation is unknown.
         """
         if opened.run_id is not None:
             state.experiment_id = str(self._store.run(opened.run_id).info.experiment_id)
@@ -48,11 +48,11 @@ class RunResolver:
                 experiment_id, start_time=opened.timestamp, tags=tags, run_name=opened.run_name
             ),
             discard=self._store.delete_run,
-            look_first=True,  # a session that resumed the run on another machine may have been delivered before
+            look_first=True,  # a session that resumed the run on another machine may already be delivered
         )
 
     def delete_duplicates(self, run_key: str, state: RunState) -> None:
-        """Delete runs that a lost creation has made after all, beside the one that was written to."""
+        """Delete the duplicates of the run that creations with a lost answer made after all."""
         if state.experiment_id is None or not self._once.in_doubt("run"):
             return
         for run_id in self._store.find_runs(state.experiment_id, run_key):
@@ -71,5 +71,5 @@ class RunResolver:
             return found[0]
         if self._root.run(opened.parent_key).path.exists():
             raise NotYetVisible("the parent run is not created yet")
-        logger.warning("run %s: its parent %s is unknown, it is not nested", opened.run_key, opened.parent_key)
+        logger.warning("run %s: its parent run %s was not found; it is not nested", opened.run_key, opened.parent_key)
         return None

@@ -1,4 +1,4 @@
-"""A journal as delivery sees it: who writes it, how far it is delivered, whether and how it has ended."""
+"""A journal as delivery sees it: who writes to it, how far it is delivered, whether and how its session ended."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["Ending", "SessionJournal"]
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a session ended; `status` is None where it does not decide the run's status."""
+    """How a session ended; `status` is None if the session does not decide the run's status."""
 
     status: Status | None
     timestamp: int
 
 
 class SessionJournal:
-    """One journal under delivery.
+    """One journal that is being delivered.
 
     Args:
         journal: The file.
         opened: Its header.
-        state: What is delivered of it; changed in place.
-        watch: Watch over the process that writes it; None where its owner counts as dead (another machine, boot or
-            container), which only an explicit ``sync`` may assume.
+        state: How far it is delivered; changed in place.
+        watch: Watch over the process that writes it. None means that the owner counts as dead; for a process of
+            another machine, boot or container only an explicit ``sync`` assumes that.
     """
 
     def __init__(self, journal: Path, opened: SessionOpened, state: SessionState, watch: OwnerWatch | None) -> None:
@@ -44,11 +44,11 @@ class SessionJournal:
 
     @property
     def known_finished(self) -> bool:
-        """Whether the last look has shown that nobody writes to the journal any more."""
+        """Whether the last check showed that no process writes to the journal any more."""
         return self._dead or self.state.ended is not None
 
     def finished(self) -> bool:
-        """Return whether nobody writes to the journal any more."""
+        """Return whether no process writes to the journal any more."""
         if self.state.ended is None:
             self._note_end(read_last_words(self.path))
         if self.state.ended is not None:
@@ -60,7 +60,7 @@ class SessionJournal:
     def read(self, offset: int) -> Chunk:
         """Read records from `offset` on."""
         now = now_ms()
-        # Asked before the read: what a process wrote before its death is in the file by then.
+        # Check before reading: everything that a dead process wrote is in the file by then.
         chunk = read_chunk(self.path, offset, complete=self.finished())
         for record, _ in chunk.records:
             self._note_end(record)
@@ -71,7 +71,7 @@ class SessionJournal:
         return chunk
 
     def open_until(self) -> int:
-        """Return when (ms since the epoch) the session is known to have been open yet: its end may be unread."""
+        """Return the last time (ms since the epoch) at which the session was known to be open."""
         now = now_ms()
         if not self.finished() and not self.grew(self.state.points):
             self._open_until = now
@@ -85,17 +85,17 @@ class SessionJournal:
         """Return whether the journal holds anything beyond `offset`."""
         try:
             return self.path.stat().st_size > offset
-        except FileNotFoundError:  # delivered by now
+        except FileNotFoundError:  # already delivered
             return False
 
     def exhausted(self) -> bool:
-        """Return whether both lanes have come to the end of a journal that nobody writes to any more."""
+        """Return whether both lanes have reached the end of a journal that no process writes to any more."""
         return self.finished() and not self.grew(min(self.state.points, self.state.files))
 
     def ending(self) -> Ending:
-        """Return how a session that is over ended: as it said, or by its owner's death."""
+        """Return how a finished session ended: as its last record says, or by its owner's death."""
         if self.state.ended is not None:
             return Ending(*self.state.ended)
-        # A file system's clock ticks in steps of some milliseconds: it may be behind the last point.
+        # A file system's clock ticks in steps of a few milliseconds, so it may be behind the last point.
         last_sign = max(int(self.path.stat().st_mtime * 1000), self._last_point)
         return Ending("KILLED" if self.opened.intent == "own" else None, last_sign)

@@ -1,6 +1,6 @@
-"""Samples the machine that the trainer runs on, this one, and gives the samples to the runs that ask for them.
+"""Samples system metrics of this machine, where the trainer runs too, for the runs that ask for them.
 
-The monitors are MLflow's own, so the metrics have its names, and so are the variables that set their pace:
+The monitors are MLflow's, so the metrics have its names. MLflow's variables set the sampling rate:
 ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` (seconds, 10), ``MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING`` (1) and
 ``MLFLOW_SYSTEM_METRICS_NODE_ID``.
 """
@@ -28,9 +28,9 @@ SAMPLES_VARIABLE = "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING"
 NODE_VARIABLE = "MLFLOW_SYSTEM_METRICS_NODE_ID"
 
 _INTERVAL_SECONDS = 10.0
-_FIRST_SECONDS = 1.0  # a short training gets a sample too
-_KEPT_SAMPLES = 8640  # a day at the default pace, should the store be away
-_SUMS = "network_"  # counted up since the sampling began
+_FIRST_SECONDS = 1.0  # so that a short run gets a sample too
+_KEPT_SAMPLES = 8640  # a day at the default rate, in case the store is down
+_SUMS = "network_"  # totals since sampling began
 
 
 class Sample(NamedTuple):
@@ -48,9 +48,9 @@ class Sample(NamedTuple):
 
 
 class SystemSampler:
-    """Samples CPU, memory, disk, network and GPUs in a thread of its own, from the first question on.
+    """Samples CPU, memory, disk, network and GPUs in a separate thread.
 
-    One for the whole process: the CPU's load is measured since whoever asked last.
+    There is one for the whole process, because psutil measures the CPU load since the previous call.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class SystemSampler:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to sample, unless it has begun; mlflow must have been imported."""
+        """Start sampling if it has not started; MLflow must have been imported."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._sample, name="system metrics", daemon=True)
             self._thread.start()
@@ -119,9 +119,9 @@ def _monitors() -> list[Any]:
 class RunSystemMetrics:
     """The system metrics of one run.
 
-    Steps count periods since the run's start as the store knows it, so that a resumed run goes on behind its former
-    samples. A sample is sent again after a failure, with its own time; what was not sent when this process dies is
-    lost: no call had accepted it.
+    Steps count periods since the run's start time in the store, so that a resumed run continues after its earlier
+    samples. After a failure a sample is sent again with its original time. Samples that are unsent when this process
+    dies are lost, which breaks no promise because no ``log_*`` call had accepted them.
     """
 
     def __init__(self, sampler: SystemSampler, store: MlflowStore) -> None:
@@ -137,15 +137,15 @@ class RunSystemMetrics:
         """Send the samples that were taken while `session` lasted, if it asks for them.
 
         Raises:
-            DeliveryError: The store did not take them now.
+            DeliveryError: The store did not accept them this time.
         """
         if not session.opened.system_metrics:
             return
-        over = session.finished()
-        if not over:
+        finished = session.finished()
+        if not finished:
             self._sampler.start()
-        last = session.ending().timestamp if over else session.open_until()
-        samples = [sample for sample in self._sampler.since(self._next) if over or sample.timestamp <= last]
+        last = session.ending().timestamp if finished else session.open_until()
+        samples = [sample for sample in self._sampler.since(self._next) if finished or sample.timestamp <= last]
         if not samples:
             return
         points = [point for sample in samples for point in self._points(sample, session, last, run_id)]
@@ -154,7 +154,7 @@ class RunSystemMetrics:
                 self._store.log_batch(run_id, Batch(metrics=points[first : first + MAX_METRICS]))
             except Refused as error:
                 self._store.check_active(run_id)
-                logger.warning("run %s: the store refuses system metrics: %s", run_id, error)
+                logger.warning("run %s: the store refused system metrics: %s", run_id, error)
         self._next = samples[-1].number + 1
 
     def _points(self, sample: Sample, session: SessionJournal, last: int, run_id: str) -> list[Point]:
@@ -162,7 +162,7 @@ class RunSystemMetrics:
         if not session.opened.timestamp <= sample.timestamp <= last:
             return []
         if not self._sums_before:
-            # From the sample before, or the sampler's start: the traffic of this run alone, as MLflow counts it.
+            # As MLflow does, count only this run's traffic: from the sample before it, or the sampler's start.
             earlier = [one for one in self._sampler.since(0) if one.timestamp < session.opened.timestamp]
             self._sums_before = {key: earlier[-1].values[key] if earlier else 0.0 for key in sums}
         if self._run_start is None:

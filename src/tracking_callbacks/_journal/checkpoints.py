@@ -1,4 +1,7 @@
-"""Checkpoints that wait for delivery: the training drops the oldest to make room, delivery claims the one it sends."""
+"""Checkpoints that wait for delivery.
+
+The training process drops the oldest ones to make room; delivery claims the one that it is sending.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,31 @@ __all__ = ["WaitingCheckpoints", "claim"]
 class WaitingCheckpoints:
     """The checkpoints that one process has logged to one run and that the store does not have yet.
 
-    A store that is away, or slower than the training, must not fill the disk that the training itself needs.
+    A store that is down, or slower than the training, must not fill the disk that the training itself needs.
 
     Args:
-        max_bytes: What they may take together; None: half of the room that the disk would have without them.
+        max_bytes: Limit on their total size. None means half of the disk space that would be free without them.
     """
 
     def __init__(self, max_bytes: int | None) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._snapshots: list[tuple[Path, int]] = []  # with their bytes, oldest first
+        self._snapshots: list[tuple[Path, int]] = []  # with their sizes in bytes, oldest first
 
     def add(self, snapshot: Path, size: int) -> None:
-        """Take in a snapshot of `size` bytes, which lies in a folder of its own."""
+        """Add a snapshot of `size` bytes; it must be alone in its folder."""
         with self._lock:
             self._snapshots.append((snapshot, size))
 
     def make_room(self, size: int, folder: Path) -> int:
-        """Drop the oldest ones until another of `size` bytes fits, if they are enough; return their number.
+        """Drop the oldest checkpoints until one of `size` bytes fits, and return how many were dropped.
 
-        What delivery has claimed is on its way and stays. What is linked counts in full: it takes the disk's room as
-        soon as the training deletes its own.
+        It may still not fit once all are dropped. A checkpoint that delivery has claimed is being sent and stays. A
+        hard-linked one counts in full, because it takes up disk space as soon as the trainer deletes its own copy.
 
         Args:
-            size: Bytes of the checkpoint that is to be staged next.
-            folder: Where that will be: a folder on the same disk.
+            size: Bytes of the checkpoint that is staged next.
+            folder: Where it will be staged: a folder on the same disk.
         """
         with self._lock:
             self._snapshots = [one for one in self._snapshots if _waits(one[0])]
@@ -56,9 +59,12 @@ class WaitingCheckpoints:
 
 
 def claim(snapshot: Path) -> Path:
-    """Take a snapshot out of its training's reach; return where it is now, and nothing is if it has been dropped."""
+    """Move a snapshot out of the training process's reach and return its new path.
+
+    The new path does not exist if the training process has dropped the snapshot.
+    """
     claimed = _claimed(snapshot)
-    with contextlib.suppress(FileNotFoundError):  # by an earlier attempt; or dropped
+    with contextlib.suppress(FileNotFoundError):  # claimed by an earlier attempt, or dropped
         os.replace(snapshot.parent, claimed.parent)
     return claimed
 
@@ -68,7 +74,7 @@ def _claimed(snapshot: Path) -> Path:
 
 
 def _waits(snapshot: Path) -> bool:
-    return snapshot.exists() or _claimed(snapshot).exists()  # in this order: it may be claimed in between
+    return snapshot.exists() or _claimed(snapshot).exists()  # in this order, because it may be claimed in between
 
 
 def _free(folder: Path) -> int:
@@ -78,11 +84,14 @@ def _free(folder: Path) -> int:
 
 
 def _drop(snapshot: Path) -> bool:
-    """Remove a snapshot, unless delivery has claimed it; renamed first, for it must never be sent in part."""
+    """Remove a snapshot unless delivery has claimed it.
+
+    It is renamed first, because delivery must never send part of it.
+    """
     bin_ = snapshot.parent.with_name(f".{snapshot.parent.name}")
     try:
         os.replace(snapshot.parent, bin_)
-    except OSError:  # claimed, or delivered by now; what cannot be moved stays
+    except OSError:  # claimed or already delivered; a snapshot that cannot be moved stays
         return False
     shutil.rmtree(bin_, ignore_errors=True)
     return True

@@ -4,8 +4,8 @@ A journal is one append-only file. A record is a frame: marker, length, checksum
 ``os.write``, so what a ``log_*`` call accepted survives SIGKILL of every process. A reader that meets damage looks for
 the next marker, so one flipped byte costs one record.
 
-Beside a journal lies a small file of zeros, room set aside for its last record: on a disk that is full when a run ends,
-the run can still say how.
+Next to each journal is a small file of zeros that reserves space for the journal's last record. If the disk is full
+when a run ends, the run can still record how it ended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LAST_WORDS_BYTES = 256
 
 
 class JournalWriter:
-    """Appends records to one journal, for one thread at a time: its owner holds a lock.
+    """Appends records to one journal. It is not thread-safe: its owner holds a lock.
 
     Attributes:
         path: The journal's file.
@@ -43,13 +43,13 @@ class JournalWriter:
         self.path = path
         self.position = 0
         self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._set_room_aside()
+        self._reserve_last_words()
 
     def append(self, record: Record) -> None:
         """Write one record with one system call.
 
         Raises:
-            OSError: The record could not be written whole (disk full, …); what stands in the journal is unharmed.
+            OSError: The record could not be written whole (disk full, …); records already in the journal are intact.
             ValueError: The journal is closed, or the record is larger than `MAX_RECORD_BYTES`.
         """
         frame = _frame(record)
@@ -67,40 +67,40 @@ class JournalWriter:
         self.position += written
 
     def append_last(self, record: Record) -> None:
-        """Write the record that ends the journal, into the room set aside for it if there is no other.
+        """Write the record that ends the journal, into the reserved file if the disk is full.
 
         Raises:
-            OSError: There is none at all.
+            OSError: The record could not be written there either.
             ValueError: The journal is closed.
         """
         try:
             self.append(record)
         except OSError:
-            with open(self.path.with_suffix(_LAST_WORDS_SUFFIX), "r+b", buffering=0) as room:
-                room.write(_frame(record))  # over the zeros: that takes no new block of the disk
+            with open(self.path.with_suffix(_LAST_WORDS_SUFFIX), "r+b", buffering=0) as reserved:
+                reserved.write(_frame(record))  # overwriting the zeros needs no new disk block
 
     def close(self) -> None:
-        """Seal the journal: nothing can be appended any more."""
+        """Seal the journal: nothing more can be appended."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
-    def _set_room_aside(self) -> None:
-        with contextlib.suppress(OSError):  # a disk that is full already
-            room = os.open(
+    def _reserve_last_words(self) -> None:
+        with contextlib.suppress(OSError):  # the disk is already full
+            reserved = os.open(
                 self.path.with_suffix(_LAST_WORDS_SUFFIX), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
             )
             try:
-                os.write(room, bytes(_LAST_WORDS_BYTES))
+                os.write(reserved, bytes(_LAST_WORDS_BYTES))
             finally:
-                os.close(room)
+                os.close(reserved)
 
 
 def read_last_words(path: Path) -> Record | None:
-    """Return the last record of the journal at `path`, where it had to be written beside it."""
+    """Return the last record of the journal at `path` if it had to be written to the reserved file next to it."""
     try:
         content = path.with_suffix(_LAST_WORDS_SUFFIX).read_bytes()
-    except OSError:  # a journal of an older version, or one delivered by now
+    except OSError:  # a journal of an older version, or one that is already delivered
         return None
     marker, length, checksum = _HEADER.unpack_from(content) if len(content) >= _HEADER.size else (b"", 0, 0)
     payload = content[_HEADER.size : _HEADER.size + length]
@@ -117,7 +117,7 @@ def _frame(record: Record) -> bytes:
     payload = encode(record)
     size = len(payload)
     if size > MAX_RECORD_BYTES:
-        raise ValueError(f"a record of {size} bytes; a journal takes up to {MAX_RECORD_BYTES}")
+        raise ValueError(f"the record is too large: {size} bytes, a journal takes up to {MAX_RECORD_BYTES}")
     return _HEADER.pack(MARKER, size, crc32(payload)) + payload
 
 
@@ -127,9 +127,9 @@ class Chunk:
 
     Attributes:
         records: Each record with the offset of its end.
-        end: Where to read on.
+        end: Offset at which to continue reading.
         damaged: Number of stretches that held no readable record.
-        at_end: Nothing more can be read now.
+        at_end: Nothing more can be read for now.
     """
 
     records: list[tuple[Record, int]] = field(default_factory=list)
@@ -143,9 +143,10 @@ def read_chunk(path: Path, offset: int, *, complete: bool, limit: int = _CHUNK_B
 
     Args:
         path: The journal.
-        offset: Where a former chunk ended.
-        complete: Nobody writes to the journal any more: an unfinished last frame is damage, not a write under way.
-        limit: Bytes to read; a larger record is read whole all the same.
+        offset: Where the previous chunk ended.
+        complete: No process writes to the journal any more, so an unfinished last frame is damage, not a write in
+            progress.
+        limit: Bytes to read; a record that is larger is still read whole.
     """
     with open(path, "rb", buffering=0) as journal:
         size = os.fstat(journal.fileno()).st_size
@@ -160,7 +161,7 @@ def read_chunk(path: Path, offset: int, *, complete: bool, limit: int = _CHUNK_B
             if damage_from is not None:
                 chunk.damaged += 1
                 damage_from = None
-            if record is None:  # an intact frame of a kind that this version does not know
+            if record is None:  # an intact frame, but of a kind that this version does not know
                 chunk.damaged += 1
             else:
                 chunk.records.append((record, position))
@@ -182,7 +183,7 @@ def read_chunk(path: Path, offset: int, *, complete: bool, limit: int = _CHUNK_B
 
 
 class _Window:
-    """The bytes of a journal from one offset on, read as far as they are needed."""
+    """The bytes of a journal from one offset on, read only as far as they are needed."""
 
     def __init__(self, fd: int, start: int, length: int, size: int) -> None:
         self._start = start
@@ -212,7 +213,7 @@ class _Window:
         return self.frame_at(self._start) is not None or self.next_frame_after(self._start) is not None
 
     def frame_at(self, position: int) -> tuple[Record | None, int] | None:
-        """Return the record at `position` and its end; None where there is no intact frame in view."""
+        """Return the record at `position` and its end; None if there is no intact frame in view."""
         at = position - self._start
         if at + _HEADER.size > len(self._bytes):
             return None

@@ -1,4 +1,4 @@
-"""What a training process hands to the delivery process that it starts: its assignment, in one environment variable."""
+"""The assignment that a training process passes, in one environment variable, to the delivery process it starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tracking_callbacks._journal.records import Store
 
 __all__ = ["DELIVERY_VARIABLE", "REGISTRY_URI_VARIABLE", "TRACKING_URI_VARIABLE", "Assignment"]
 
-# MLflow's own variables. They carry the URIs with their credentials, which the assignment does not hold.
+# MLflow's own variables. They carry the URIs with credentials, which are never part of the assignment.
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
 REGISTRY_URI_VARIABLE = "MLFLOW_REGISTRY_URI"
 DELIVERY_VARIABLE = "TRACKING_CALLBACKS_DELIVERY"
@@ -22,8 +22,8 @@ class Assignment(msgspec.Struct, frozen=True):
         store: The store as journals name it; runs of other stores are left alone.
         owner: The process that started the delivery process.
         grace: Seconds to go on after the owner's death while something is left to deliver.
-        stall_timeout: Set for an explicit ``sync``, which delivers what no process writes to any more: seconds
-            without progress after which it gives up.
+        stall_timeout: Seconds without progress after which delivery gives up. Only an explicit ``sync`` sets it; that
+            delivers runs which no process writes to any more.
     """
 
     store: Store

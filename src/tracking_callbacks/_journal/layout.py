@@ -1,18 +1,18 @@
-"""Where things lie under the journal root: a folder per run, and what is left of a run when it is delivered.
+"""The layout of the journal root: one folder per run, and what remains of a run after its delivery.
 
 ::
 
     <journal root>/
       .gitignore
-      delivery.log               what delivery processes say
-      .lock                      held for an instant while a session opens or a delivered run is removed
+      delivery.log               the log of the delivery processes
+      .lock                      held briefly while a session opens or a delivered run is removed
       delivered/<run key>.json   the final state of delivered runs
       <run key>/
         <session>.journal        append-only log, one per session
-        <session>.last           room for its last record on a disk that is full by then
+        <session>.last           space reserved for its last record, in case the disk is full by then
         staged/…                 snapshots of files and models
-        live/<session>/…         files that grow while the session lasts, at their places among the artifacts
-        uploading/…              copies of them that are on their way
+        live/<session>/…         files that grow while the session lasts, under their artifact paths
+        uploading/…              copies of the live files that are being uploaded
         state.json               what delivery knows and has done
         drain.lock               held by the process that delivers the run
         rejected.jsonl           records that the store refused, with the reason
@@ -44,10 +44,10 @@ class SessionState(msgspec.Struct):
         points: Offset up to which metrics, params and tags are acknowledged by the store.
         files: The same for artifacts, datasets and models.
         delivered: Number of entries acknowledged by the store.
-        rejected: Number of entries refused by the store for good.
+        rejected: Number of entries permanently refused by the store.
         damaged: Number of stretches that could not be read.
-        ended: Status (None where the session does not decide it) and time (ms since the epoch) of its end record,
-            once it has been read.
+        ended: Status (None if the session does not decide it) and time (ms since the epoch) of its end record, once
+            that has been read.
         closed: The session's end (or its owner's death) is delivered.
         withdrawn: Number of checkpoints that were dropped to make room for later ones.
     """
@@ -63,12 +63,12 @@ class SessionState(msgspec.Struct):
 
 
 class RunState(msgspec.Struct):
-    """What delivery knows of a run; the training process reads it, only delivery writes it.
+    """What delivery knows about a run. The training process reads it; only delivery writes it.
 
     Attributes:
-        attempts: Creations whose outcome may be unknown, see `delivery.once.Once`.
-        last_error: What keeps delivery from going on, empty when nothing does.
-        blocked: It will not go away by itself: credentials, a deleted run.
+        attempts: Creations whose outcome may be unknown, see `_delivery.once.Once`.
+        last_error: What currently stops delivery; empty when nothing does.
+        blocked: The error will not go away by itself: wrong credentials, a deleted run.
         complete: Everything is delivered and the status is set.
     """
 
@@ -122,17 +122,17 @@ class RunFolder:
         return []
 
     def read_state(self) -> RunState | None:
-        """Return the delivery state, or None where there is none (yet)."""
+        """Return the delivery state, or None if there is none (yet)."""
         return _read_state(self.path / "state.json")
 
     def state_written(self) -> int:
-        """Return when the delivery state was written last, in nanoseconds since the epoch; 0: never."""
+        """Return when the delivery state was last written, in nanoseconds since the epoch; 0 means never."""
         with contextlib.suppress(FileNotFoundError):
             return (self.path / "state.json").stat().st_mtime_ns
         return 0
 
     def write_state(self, state: RunState) -> None:
-        """Replace the delivery state in one step."""
+        """Replace the delivery state atomically."""
         _write_atomically(self.path / "state.json", msgspec.json.encode(state))
 
 
@@ -143,10 +143,10 @@ class JournalRoot:
     path: Path
 
     def prepare(self) -> None:
-        """Create the root for its user alone, invisible to git.
+        """Create the root, accessible to its user only and ignored by git.
 
         Raises:
-            OSError: It cannot be created or written.
+            OSError: The root cannot be created or written.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         ignore = self.path / ".gitignore"
@@ -180,11 +180,11 @@ class JournalRoot:
             yield
 
     def final_state(self, run_key: str) -> RunState | None:
-        """Return the state of a delivered run, or None where it is unknown."""
+        """Return the state of a delivered run, or None if the run is not known as delivered."""
         return _read_state(self.path / _DELIVERED / f"{run_key}.json")
 
     def remove_delivered(self, folder: RunFolder, state: RunState) -> bool:
-        """Remove a delivered run's folder, leaving its final state; return False if a session has opened in it."""
+        """Remove a delivered run's folder but keep its final state; return False if a session has opened in it."""
         with self.locked():
             if any(session_name(journal) not in state.sessions for journal in folder.journals()):
                 return False
@@ -193,7 +193,7 @@ class JournalRoot:
                 os.replace(folder.rejected, self.path / _DELIVERED / f"{folder.run_key}.rejected.jsonl")
             bin_ = self.path / f".removed-{folder.run_key}"
             os.replace(folder.path, bin_)
-            if not kept:  # no room on the disk: what is removed makes some
+            if not kept:  # the disk is full: removing the folder frees space
                 shutil.rmtree(bin_, ignore_errors=True)
                 self._keep_final(folder.run_key, state)
         shutil.rmtree(bin_, ignore_errors=True)

@@ -16,15 +16,15 @@ _LINUX = sys.platform == "linux"
 
 
 class Owner(msgspec.Struct, frozen=True, array_like=True):
-    """The identity of a process that no later process can have by chance.
+    """The identity of a process, which no later process can share by chance.
 
     Attributes:
         boot_id: The running kernel's boot id: a pid means nothing after a reboot or on another machine.
         pid_namespace: Inode of the pid namespace: two containers on one machine use the same pids.
         pid: Process id within that namespace.
-        start_ticks: Start time in clock ticks since boot, which tells a reused pid apart and, unlike a wall-clock
+        start_ticks: Start time in clock ticks since boot. It tells a reused pid apart and, unlike a wall-clock
             creation time, does not move when the clock is set.
-        host: Host name, shown to people only.
+        host: Host name, for display only.
     """
 
     boot_id: str
@@ -34,7 +34,7 @@ class Owner(msgspec.Struct, frozen=True, array_like=True):
     host: str = ""
 
     def is_local(self) -> bool:
-        """Return whether this machine, boot and pid namespace can judge whether the process lives."""
+        """Return whether the process shares our boot and pid namespace, so that we can tell whether it is alive."""
         here = current_owner()
         return (self.boot_id, self.pid_namespace) == (here.boot_id, here.pid_namespace)
 
@@ -63,7 +63,7 @@ def _pid_namespace() -> int:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Return when `pid` started, in clock ticks since boot, or None where there is no such process."""
+    """Return when `pid` started, in clock ticks since boot, or None if there is no such process."""
     if _LINUX:
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
@@ -79,10 +79,10 @@ def _start_ticks(pid: int) -> int | None:
 
 
 class OwnerWatch:
-    """Watches whether one process lives, without being its parent.
+    """Watches whether a process is alive, without being its parent.
 
-    On Linux it holds a pidfd, which becomes readable the moment the process ends: a zombie counts as dead, and the
-    pid cannot be reused under the watch.
+    On Linux it holds a pidfd, which becomes readable as soon as the process ends. A zombie therefore counts as dead,
+    and the pid cannot be reused while it is watched.
     """
 
     def __init__(self, owner: Owner) -> None:
@@ -120,7 +120,7 @@ class OwnerWatch:
         return not zombie and _start_ticks(self.owner.pid) == self.owner.start_ticks
 
     def close(self) -> None:
-        """Give the pidfd back."""
+        """Close the pidfd."""
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None

@@ -1,4 +1,4 @@
-"""What a journal root still holds for delivery."""
+"""Reads what a journal root still holds for delivery."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class PendingRun:
     Attributes:
         folder: Its folder under the journal root.
         opened: The header of its first journal.
-        run_id: The store's id, if the run is there already.
+        run_id: The store's id, if the store already has the run.
         pending: Number of entries that the store has not acknowledged.
         age: Seconds since the last record was written.
-        alive: A process of this machine still writes to it.
-        last_error: What kept delivery from going on last.
+        alive: A process on this machine still writes to it.
+        last_error: What last stopped delivery.
     """
 
     folder: RunFolder
@@ -40,7 +40,7 @@ class PendingRun:
 
 
 def read_opened(journal: Path) -> SessionOpened | None:
-    """Return the header of a journal, or None where it has none (yet)."""
+    """Return the header of a journal, or None if it has none (yet)."""
     try:
         chunk = read_chunk(journal, 0, complete=False, limit=_HEADER_BYTES)
     except FileNotFoundError:
@@ -55,7 +55,7 @@ def pending_runs(root: JournalRoot) -> list[PendingRun]:
 
 
 def pending_run(folder: RunFolder) -> PendingRun | None:
-    """Return what is left of one run, or None where there is nothing that can be read."""
+    """Return what is left to deliver of one run, or None if no journal of it can be read."""
     state = folder.read_state() or RunState()
     headers: list[SessionOpened] = []
     pending, newest = 0, 0.0
@@ -65,7 +65,7 @@ def pending_run(folder: RunFolder) -> PendingRun | None:
         try:
             pending += _pending_entries(journal, state.sessions.get(session_name(journal), SessionState()))
             newest = max(newest, journal.stat().st_mtime)
-        except FileNotFoundError:  # delivered by now
+        except FileNotFoundError:  # already delivered
             continue
         headers.append(opened)
     if not headers:

@@ -1,8 +1,8 @@
 """What a journal holds: one frozen struct per kind of record, encoded as msgpack.
 
-msgpack and not JSON: NaN and the infinities must survive. Fields are only ever added at the end, with a default, so
-that a journal of an older version stays readable. Times are wall-clock milliseconds since the epoch, taken in the
-training process.
+It is msgpack rather than JSON because NaN and the infinities must survive. New fields are only ever added at the end,
+with a default, so that journals of older versions stay readable. Times are wall-clock milliseconds since the epoch,
+taken in the training process.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ DrawingKind = Literal["learning_curves", "confusion_matrix", "episodes", "equity
 
 
 class Store(msgspec.Struct, frozen=True, array_like=True):
-    """Where a run is to be delivered.
+    """The store that a run is delivered to.
 
     Attributes:
         uri: Tracking URI with its credentials masked: secrets never reach a journal.
         working_folder: Absolute folder in which MLflow resolves a relative artifact root.
-        registry_uri: URI of the model registry with its credentials masked; None: the tracking store's own.
+        registry_uri: URI of the model registry with its credentials masked. None means the tracking store's registry.
     """
 
     uri: str
@@ -63,14 +63,14 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     """First record of every journal: one process writing to one run.
 
     Attributes:
-        session: Start of the session in nanoseconds since the epoch; the newest own session of a run decides its
+        session: Start of the session in nanoseconds since the epoch; the newest ``own`` session of a run decides its
             status.
-        intent: ``own``: this session sets the run's status. ``join``: somebody else does. ``amend``: the run has
-            ended and more is added to it.
-        run_id: The server's id, where it is known already.
-        resumed: The run was begun by an earlier session: look for it before creating it.
-        parent_key: Key of the parent run, where that is a run of this package.
-        system_metrics: Sample this machine for the run, as long as the session lasts.
+        intent: ``own``: this session sets the run's status. ``join``: another process sets it. ``amend``: the run has
+            ended and this session adds to it.
+        run_id: The server's id, if it is already known.
+        resumed: An earlier session began the run: look for it before creating it.
+        parent_key: Key of the parent run, if this package created that.
+        system_metrics: Sample this machine's system metrics for as long as the session lasts.
     """
 
     run_key: str
@@ -90,13 +90,13 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
 
 
 class Params(msgspec.Struct, frozen=True, array_like=True, tag="params"):
-    """Names and texts of params."""
+    """Params: text by name."""
 
     params: dict[str, str]
 
 
 class Metrics(msgspec.Struct, frozen=True, array_like=True, tag="metrics"):
-    """Points of several metrics at one step and time."""
+    """Values of several metrics at one step and time."""
 
     timestamp: int
     step: int
@@ -104,7 +104,7 @@ class Metrics(msgspec.Struct, frozen=True, array_like=True, tag="metrics"):
 
 
 class Tags(msgspec.Struct, frozen=True, array_like=True, tag="tags"):
-    """Names and texts of tags."""
+    """Tags: text by name."""
 
     tags: dict[str, str]
 
@@ -114,9 +114,9 @@ class Artifact(msgspec.Struct, frozen=True, array_like=True, tag="artifact"):
 
     Attributes:
         staged: Path relative to the run folder.
-        artifact_path: Folder within the run's artifacts, None for their root.
-        table: It is a table that the UI is to show as one.
-        checkpoint: Its snapshot may have been dropped to make room for later ones, see `checkpoints`.
+        artifact_path: Folder within the run's artifacts. None means their root.
+        table: The UI should show the file as a table.
+        checkpoint: The snapshot may have been dropped to make room for later ones, see `checkpoints`.
     """
 
     staged: str
@@ -141,8 +141,8 @@ class Model(msgspec.Struct, frozen=True, array_like=True, tag="model"):
     """An MLmodel folder, snapshotted under the run folder.
 
     Attributes:
-        record_key: Identifies this record on the server, so that a replay makes no second model or version.
-        step: Training step at which the model was logged; None stands for the run's last.
+        record_key: Identifies this record on the server, so that a replay creates no second model or version.
+        step: Training step at which the model was logged. None means the run's last step.
     """
 
     timestamp: int
@@ -156,12 +156,12 @@ class Model(msgspec.Struct, frozen=True, array_like=True, tag="model"):
 
 
 class Automatic(msgspec.Struct, frozen=True, array_like=True, tag="automatic"):
-    """What this package records about a run unasked; not an entry of the user's.
+    """What this package records about a run automatically; it does not count as one of the user's entries.
 
     Attributes:
         tags: Tags to set.
-        staged: Path, relative to the run folder, of a folder whose content belongs to the run's artifacts.
-        artifact_path: Where in the artifacts that content goes.
+        staged: Path, relative to the run folder, of a folder whose content becomes artifacts of the run.
+        artifact_path: Folder within the run's artifacts for that content.
     """
 
     tags: dict[str, str] = {}
@@ -170,13 +170,13 @@ class Automatic(msgspec.Struct, frozen=True, array_like=True, tag="automatic"):
 
 
 class Drawing(msgspec.Struct, frozen=True, array_like=True, tag="drawing"):
-    """A picture that delivery is to draw of the run; not an entry of the user's.
+    """A picture that delivery draws of the run; it does not count as one of the user's entries.
 
     Attributes:
-        kind: What to draw, see `delivery.drawings`.
-        artifact_path: Folder within the run's artifacts that it goes to.
-        staged: Path of its data relative to the run folder; None: it is drawn from the run's points.
-        captions: What is to be said in it.
+        kind: What to draw, see `_delivery.pictures.drawing`.
+        artifact_path: Folder within the run's artifacts for the picture.
+        staged: Path of its data relative to the run folder. None means that it is drawn from the run's points.
+        captions: Texts for the picture, by name.
     """
 
     kind: DrawingKind
@@ -186,7 +186,7 @@ class Drawing(msgspec.Struct, frozen=True, array_like=True, tag="drawing"):
 
 
 class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
-    """Last record of a journal. `status` is None where the session does not decide it."""
+    """Last record of a journal. `status` is None if the session does not decide it."""
 
     timestamp: int
     status: Status | None
@@ -196,8 +196,8 @@ Record = SessionOpened | Params | Metrics | Tags | Artifact | Dataset | Model | 
 
 
 def count_entries(record: Record) -> int:
-    """Return how many things of the user's a record holds: metric points, params, tags, files, models."""
-    if type(record) is Metrics:  # nearly all of them: a match takes a microsecond to come to it
+    """Return how many of the user's entries a record holds: metric points, params, tags, files, models."""
+    if type(record) is Metrics:  # nearly all records are; the match below takes a microsecond to get there
         return len(record.metrics)
     match record:
         case Metrics(metrics=mapping) | Params(params=mapping) | Tags(tags=mapping):
@@ -209,7 +209,7 @@ def count_entries(record: Record) -> int:
 
 
 def now_ms() -> int:
-    """Return the present wall-clock time in milliseconds since the epoch."""
+    """Return the current wall-clock time in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
 
 

@@ -1,6 +1,6 @@
-"""Checks mappings and arguments against msgspec structs, with errors that say what was expected where.
+"""Checks mappings and arguments against msgspec structs, with errors that say what was expected and where.
 
-The ``description`` of a field's ``Meta`` is what an error says was expected.
+An error takes its wording of what was expected from the ``description`` of the field's ``Meta``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def struct_from(
     """Return the struct that `given` describes; a field that is None or absent keeps its default.
 
     Args:
-        kind: The struct.
-        given: Values by field.
-        where: Where they were given, such as ``config file run.yaml``, for the error.
-        groups: Structs that a mapping under a key of `given` describes in turn.
-        prefix: What the error puts before a key.
+        kind: The struct's type.
+        given: Values by field name.
+        where: Where the values come from, such as ``config file run.yaml``, for the error.
+        groups: Keys of `given` under which a mapping describes another struct, with that struct's type.
+        prefix: Text that the error puts before a key.
 
     Raises:
         ConfigError: A key is unknown, or a value has the wrong type.
@@ -54,7 +54,7 @@ def struct_from(
 
 
 def check_fields(group: msgspec.Struct, where: str) -> None:
-    """Check the fields of a struct that was made by hand, and make their values plain."""
+    """Check the fields of a struct that was built directly, and convert their values to the declared types."""
     for one in msgspec.structs.fields(type(group)):
         value = getattr(group, one.name)
         if value is not None:
@@ -62,7 +62,7 @@ def check_fields(group: msgspec.Struct, where: str) -> None:
 
 
 def _checked(value: Any, kind: Any, name: str, where: str) -> Any:
-    """Return `value` as a field of type `kind` holds it; a path, a mapping or a list may be of any class."""
+    """Return `value` as a field of type `kind` holds it; paths, mappings and lists may be of any class."""
     if isinstance(value, msgspec.Struct):
         plain: Any = value
     elif isinstance(value, os.PathLike):
@@ -82,7 +82,7 @@ def _checked(value: Any, kind: Any, name: str, where: str) -> Any:
 
 
 def _expected(kind: Any) -> str:
-    """Return the description in the declaration of a field."""
+    """Return the description in a field's declaration."""
     for part in typing.get_args(kind):
         if isinstance(part, Meta) and part.description:
             return part.description

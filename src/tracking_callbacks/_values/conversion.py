@@ -1,4 +1,4 @@
-"""Pure functions from what frameworks hand out to what MLflow can hold: scalars, steps, texts, no secrets."""
+"""Pure functions from what frameworks hand out to what MLflow can hold: scalars, steps, texts without secrets."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def to_scalar(key: str, value: object) -> float:
-    """Return `value` as one float.
+    """Return `value` as a float.
 
     Args:
         key: The metric's name, for the error message.
         value: A Python number, or anything with one element and ``item()`` (numpy scalar or array, torch tensor).
 
     Raises:
-        MetricValueError: `value` is not a number, or holds several.
+        MetricValueError: `value` is not a number, or holds several numbers.
     """
     if isinstance(value, (int, float)):
         try:
@@ -67,10 +67,10 @@ def to_scalar(key: str, value: object) -> float:
 
 
 def to_step(step: object) -> int:
-    """Return `step` as a signed 64-bit integer, the store's column type; None stands for 0, as in MLflow.
+    """Return `step` as a signed 64-bit integer, the store's column type; None means 0, as in MLflow.
 
     Raises:
-        InputError: It is no whole number (numpy's integers are), or too large.
+        InputError: `step` is not a whole number (numpy integers are accepted), or is too large.
     """
     if step is None:
         return 0
@@ -84,7 +84,7 @@ def to_step(step: object) -> int:
 
 
 def cut_text(text: str, length: int) -> str:
-    """Return `text`, or its first `length` - 1 characters and an ellipsis if it is longer than `length`."""
+    """Return `text`, or its first `length - 1` characters and an ellipsis if it is longer than `length`."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -103,18 +103,18 @@ def flatten(mapping: Mapping[str, Any], sep: str = ".") -> dict[str, Any]:
 
 
 def to_jsonable(value: object) -> Any:
-    """Return `value` as JSON can hold it, the same for equal inputs, with secrets masked.
+    """Return `value` in a form that JSON can hold, the same for equal inputs, with secrets masked.
 
     Sets are sorted, enums give their values, dataclasses and mappings become dicts, paths and dates become text,
-    classes and functions their dotted names. What has no such form becomes its ``str``, and its class's dotted name
-    where that text would be the default one with a memory address. Values under a key that names a secret
-    (``hub_token``, ``password``, …) and credentials inside URIs are replaced by ``***``.
+    classes and functions their dotted names. Any other object becomes its ``str``, or its class's dotted name if that
+    text contains a memory address. Values under a key that names a secret (``hub_token``, ``password``, …) and
+    credentials inside URIs are replaced by ``***``.
     """
     return _to_jsonable(value, set())
 
 
 def _to_jsonable(value: Any, ancestors: set[int]) -> Any:
-    kind = type(value)  # nearly all of a configuration is told by it; abstract classes take a microsecond each
+    kind = type(value)  # enough for most of a configuration; checks of abstract classes take a microsecond each
     if value is None or kind is bool or kind is int:
         return value
     if kind is str:
@@ -155,7 +155,7 @@ def _masked(key: str, value: Any, ancestors: set[int]) -> Any:
 
 
 def should_mask(key: str, value: object) -> bool:
-    """Return whether `value` under `key` is a secret; nothing, a flag, and mostly a number show none."""
+    """Return whether `value` under `key` is a secret; None and booleans never are, and numbers rarely."""
     if isinstance(value, (str, bytes)):
         return bool(value) and is_secret(key)
     if value is None or isinstance(value, bool):
@@ -168,7 +168,7 @@ def should_mask(key: str, value: object) -> bool:
 
 
 def param_text(value: object) -> str:
-    """Return `value` as the text of an MLflow param: JSON-like for containers, ``str`` for the rest."""
+    """Return `value` as the text of an MLflow param: JSON-like for containers, ``str`` for everything else."""
     return (
         mask_text(value)
         if isinstance(value, str)
@@ -177,5 +177,5 @@ def param_text(value: object) -> str:
 
 
 def entry_text(key: str, value: object) -> str:
-    """Return `value` as the text of the param or tag `key`, ``***`` where the key names a secret."""
+    """Return `value` as the text of the param or tag `key`, or ``***`` if it is a secret."""
     return MASK if should_mask(key, value) else param_text(value)

@@ -1,4 +1,4 @@
-"""Names that MLflow accepts: of metrics, params and tags, of models and their aliases, of places among artifacts."""
+"""Names that MLflow accepts: for metrics, params and tags, for models and their aliases, and for artifact paths."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
 
 
 def safe_name(name: str) -> str:
-    """Return `name` as MLflow accepts it for metrics, params and tags; most names come back unchanged.
+    """Return `name` in a form that MLflow accepts for metrics, params and tags; most names come back unchanged.
 
-    MLflow allows letters, digits, ``_ - . / :`` and space, at most 250 characters, and no name that a path
-    normalisation would change (``a//b``, ``/a``, ``a/..``). Everything else becomes ``_``; a name that was cut ends
-    in eight hexadecimal digits of its own digest, so that two long names with a common beginning stay apart.
+    MLflow allows letters, digits, ``_ - . / :`` and space, at most 250 characters, and no name that path normalisation
+    would change (``a//b``, ``/a``, ``a/..``). Everything else becomes ``_``. A name that had to be cut ends in eight
+    hexadecimal digits of its digest, so that two long names with a common beginning stay distinct.
 
     Raises:
-        InvalidNameError: `name` is not a text, or is empty.
+        InvalidNameError: `name` is not a string, or is empty.
     """
     if not isinstance(name, str):
         raise InvalidNameError(f"expected a name of type str, got {name!r} ({type(name).__name__})", name=name)
@@ -50,15 +50,15 @@ def safe_name(name: str) -> str:
 
 
 def distinct_name(safe: str, original: str) -> str:
-    """Return `safe` made unmistakable by a digest of `original`, within MLflow's length limit."""
-    import hashlib  # few names need it, and it loads OpenSSL
+    """Return `safe` made unique by a digest of `original`, within MLflow's length limit."""
+    import hashlib  # imported late: few names need it, and it loads OpenSSL
 
     digest = hashlib.blake2b(original.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     return f"{safe[: MAX_KEY_LENGTH - 9]}_{digest}"
 
 
 def artifact_place(path: str, setting: str) -> PurePosixPath:
-    """Return `path`, a place among a run's artifacts.
+    """Return `path` as a path relative to the run's artifacts; `setting` names it in the error.
 
     Raises:
         InputError: It is absolute or leads out of the run's artifacts.
@@ -73,8 +73,8 @@ def check_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
     """Return `aliases` as a tuple.
 
     Raises:
-        ConfigError: An alias holds something else than letters, digits, ``_`` and ``-``, is longer than 255
-            characters, or is one that MLflow reserves (``latest``, ``v1``, ``v2``, …).
+        ConfigError: An alias holds anything but letters, digits, ``_`` and ``-``, is longer than 255 characters, or is
+            one that MLflow reserves (``latest``, ``v1``, ``v2``, …).
     """
     if isinstance(aliases, str):
         raise ConfigError(f"aliases: expected a sequence of names, got the text {aliases!r}", setting="aliases")
@@ -92,10 +92,10 @@ def check_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_model_name(name: str, setting: str) -> str:
-    """Return `name`, a logged or registered model's name, as it is.
+    """Return `name`, the name of a logged or registered model, unchanged.
 
     Raises:
-        ConfigError: It is empty or holds ``/``, ``:`` or another character that MLflow keeps for model URIs.
+        ConfigError: It is empty, or holds ``/``, ``:`` or another character that MLflow reserves for model URIs.
     """
     if not isinstance(name, str) or not name.strip() or any(character in name for character in "/:.%\"'"):
         raise ConfigError(f"{setting}: expected a name without / : . % and quotes, got {name!r}", setting=setting)
@@ -120,7 +120,7 @@ class SafeNames:
     """Names of one kind: metrics, params or tags.
 
     Attributes:
-        safe: The safe name of each name that was seen; look here first, `add` what is not in it.
+        safe: The safe form of each name seen so far. Look here first, and `add` a name that is missing.
     """
 
     def __init__(self) -> None:
@@ -128,10 +128,10 @@ class SafeNames:
         self._given: dict[str, str] = {}
 
     def add(self, name: str) -> str:
-        """Return the safe form of `name`, another one than that of any other name.
+        """Return the safe form of `name`, which no other name shares.
 
         Raises:
-            InvalidNameError: `name` is empty or not a text.
+            InvalidNameError: `name` is empty or not a string.
         """
         safe = safe_name(name)
         if self._given.setdefault(safe, name) != name:

@@ -1,8 +1,8 @@
-"""Pure: secrets in keys, texts, command lines and URIs, replaced by ``***`` before anything is written down.
+"""Pure: finds secrets in keys, texts, command lines and URIs, and replaces them by ``***`` before anything is written.
 
-Two kinds of evidence: what a value is called (``hub_token``, ``AWS_SECRET_ACCESS_KEY``, ``--password``), and what it
-looks like (``hf_…``, ``AKIA…``, a private key's block, credentials in a URI). Neither finds a secret without a name and
-of no known form.
+A secret is recognised by its name (``hub_token``, ``AWS_SECRET_ACCESS_KEY``, ``--password``) or by its form (``hf_…``,
+``AKIA…``, a private key's block, credentials in a URI). A secret with neither a telling name nor a known form is not
+found.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _HEADER = re.compile(
     r"(?P<name>\b(?:proxy-)?authorization[\"']?\]?\s*[:=]\s*[\"']?)(?P<value>[^\r\n\"']+)", re.IGNORECASE
 )
 _OPTION = re.compile(r"(?P<option>(?<![\w\-])--?[A-Za-z][\w.\-]*+)(?P<space>[ \t]+)(?P<value>[^\s\-][^\s\"']*)")
-# A whole line of a settings file, where a value may hold spaces. One in quotes is left to the next pattern.
+# A whole line of a settings file, where a value may hold spaces. A quoted value is left to the next pattern.
 _SETTING = re.compile(
     r"^(?P<key>[ \t+\-]*+[\w.\-]++)(?P<sep>[ \t]*+:[ \t]+|[ \t]++=[ \t]+)(?P<value>[^\s\"'\[{|>#&*!][^\r\n]*)",
     re.MULTILINE,
@@ -60,7 +60,7 @@ _VALUE = re.compile(
     r"[A-Za-z]{0,2}\"(?:[^\"\\\n]|\\.)*\"|[A-Za-z]{0,2}'(?:[^'\\\n]|\\.)*'|\[[^\]]{0,5000}\]|[^\s,;&'\"]+",
 )
 _LITERAL = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'")
-# What stands for a value and is none: {token}, %s, ${TOKEN}, <token>.
+# Placeholders for a value: {token}, %s, ${TOKEN}, <token>.
 _PLACEHOLDER = re.compile(r"\$?\{[^{}]*\}|%(\(\w+\))?[sdr]|<[\w \-]+>")
 _NUMBER = re.compile(r"[+\-]?\d+(\.\d*)?([eE][+\-]?\d+)?")
 _NOTHING = frozenset({"none", "null", "true", "false", MASK})
@@ -84,11 +84,11 @@ def _words(key: str) -> str:
 
 
 def mask_text(text: str, *, code: bool = False) -> str:
-    """Return `text` with what is a secret by its name or its form replaced by ``***``.
+    """Return `text` with everything that is a secret by its name or its form replaced by ``***``.
 
     Args:
         text: Anything: a log line, a settings file, a traceback, a diff.
-        code: The text is a program: ``token = arguments.token`` shows no secret there, a literal would.
+        code: The text is source code, in which only literals are secrets: ``token = arguments.token`` reveals nothing.
     """
     if "PRIVATE KEY" in text:
         text = _PRIVATE_KEY.sub(MASK, text)
@@ -138,7 +138,7 @@ def _masked_option(match: re.Match[str]) -> str:
 
 
 def _masked_value(value: str) -> str:
-    """Return the mask in the quotes and brackets of `value`; bare where it has none, or holds no text."""
+    """Return the mask in the quotes and brackets of `value`, or bare if it has none or holds no string."""
     if value[-1] in "\"'":
         quote = value[-1]
         return value[: value.index(quote)] + quote + MASK + quote
@@ -154,7 +154,7 @@ def _hides(key: str, value: str) -> bool:
 
 
 def mask_command(arguments: Sequence[str]) -> list[str]:
-    """Return a command line, one text per argument, with the values of ``--api-key=…`` and ``--api-key …`` masked."""
+    """Return a command line, one string per argument, with the values of ``--api-key=…`` and ``--api-key …`` masked."""
     masked = []
     secret_follows = False
     for argument in arguments:
@@ -182,7 +182,7 @@ def mask_uri(uri: str) -> str:
 
 
 def without_credentials(remote: str) -> str:
-    """Return a git remote as a link: without user name, password and query; ``git@host:path`` stays as it is."""
+    """Return a git remote without user name, password and query; ``git@host:path`` stays as it is."""
     if "://" not in remote:
         return mask_text(remote)
     parts = urlsplit(remote)

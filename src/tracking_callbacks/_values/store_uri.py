@@ -1,4 +1,4 @@
-"""Tracking and registry URIs: which ones MLflow can use, and relative local paths made absolute."""
+"""Tracking and registry URIs: checks that MLflow can use them, and makes relative local paths absolute."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?=:)")
 
 
 def check_uri(uri: str, setting: str) -> str:
-    """Return `uri`, a tracking or registry URI, as it is.
+    """Return `uri`, a tracking or registry URI, unchanged.
 
     Args:
         uri: The URI, or the path of a folder.
-        setting: What it was given as, for the error.
+        setting: Name of the setting that it was given as, for the error.
 
     Raises:
         ConfigError: Its scheme is unknown, or it is malformed.
@@ -52,7 +52,7 @@ def check_uri(uri: str, setting: str) -> str:
 
 
 def _masked(uri: str) -> str:
-    """Return `uri` masked, also where it is too malformed to be split into parts."""
+    """Return `uri` masked, even if it is too malformed to be split into parts."""
     try:
         return mask_uri(uri)
     except ValueError:
@@ -76,7 +76,10 @@ def _sqlite_path(uri: str) -> str:
 
 
 def absolute_uri(uri: str) -> str:
-    """Return `uri` with a relative local path resolved: the trainer may change its folder, and delivery has another."""
+    """Return `uri` with a relative local path made absolute.
+
+    The trainer may change its working folder, and the delivery process has a different one.
+    """
     scheme = _scheme_of(uri)
     if scheme is None:
         return uri if uri in ("databricks", "databricks-uc", "uc") else Path(os.path.abspath(uri)).as_uri()

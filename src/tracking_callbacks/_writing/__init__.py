@@ -1,0 +1,1 @@
+"""The training side of the journal: sessions, timestamps, file snapshots, and starting and awaiting delivery."""

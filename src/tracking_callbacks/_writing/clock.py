@@ -1,4 +1,4 @@
-"""When a point was logged, to the millisecond, such that two equal points stay two."""
+"""Timestamps for points, in milliseconds, chosen so that MLflow keeps two equal points as two."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _CLOCK_JUMP_MS = 60_000
 
 
 class MetricClock:
-    """Gives each point the present millisecond, and a later one to a true repeat. Its owner holds a lock.
+    """Gives each point the current millisecond, or a later one if it repeats a point. Its owner holds a lock.
 
-    MLflow stores one of several identical (key, time, step, value): that is what makes a re-sent batch harmless, and
-    what would swallow the second of two equal points logged within one millisecond.
+    MLflow stores identical (key, time, step, value) tuples once. That makes a re-sent batch harmless, but it would also
+    swallow the second of two equal points logged within one millisecond.
     """
 
     def __init__(self) -> None:
         self._now = 0
-        # By step. A step that was logged once keeps its points as they came: to take them apart costs a microsecond
-        # of six, and most steps are logged once within a millisecond.
+        # By step. A step that was logged once keeps its points as they came: taking them apart costs one of the six
+        # microseconds of a call, and most steps are logged only once within a millisecond.
         self._seen: dict[int, dict[str, float] | set[tuple[str, float | None]]] = {}
 
     def stamp(self, step: int, points: dict[str, float]) -> int:

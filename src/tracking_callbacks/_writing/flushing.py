@@ -1,4 +1,4 @@
-"""Waiting for delivery, with a line that says how much is left."""
+"""Waits for delivery, and prints how much is left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LINE_SECONDS = 5.0
 
 
 def wait_for_delivery(journals: Sequence[RunJournal], timeout: float) -> list[DeliveryReport]:
-    """Wait until the store has everything of `journals`, at most `timeout` seconds, and return their reports."""
+    """Wait at most `timeout` seconds until everything in `journals` is delivered, and return their reports."""
     started = time.monotonic()
     next_line = started + _QUIET_SECONDS
     while True:
@@ -29,7 +29,7 @@ def wait_for_delivery(journals: Sequence[RunJournal], timeout: float) -> list[De
         now = time.monotonic()
         if all(report.complete for report in reports):
             for journal in journals:
-                journal.warn_if_blocked()  # a short training has ended before it could hear of it
+                journal.warn_if_blocked()  # a short training run ends before it could have warned
             break
         if now - started >= timeout:
             _print_line(f"{_remaining(reports)} not delivered after {timeout:.0f} s{_reason(reports)}")
@@ -44,7 +44,7 @@ def wait_for_delivery(journals: Sequence[RunJournal], timeout: float) -> list[De
 
 
 def drain_at_exit(journals: Sequence[RunJournal]) -> None:
-    """Wait for the delivery of all that is not offline, then let delivery go on by itself."""
+    """Wait for the delivery of all journals that are not offline, then let the delivery process go on by itself."""
     waiting = [journal for journal in journals if not journal.offline and not journal.report().complete]
     if waiting:
         reports = wait_for_delivery(waiting, max(journal.flush_timeout for journal in waiting))

@@ -22,10 +22,10 @@ def never_in_the_way(hook: Callable[P, R], /) -> Callable[P, R | None]: ...
 @overload
 def never_in_the_way(*, default: R) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def never_in_the_way(hook: Callable[P, Any] | None = None, /, *, default: Any = None) -> Any:
-    """Make a callback hook harmless: an exception in it is logged and `default` is returned instead.
+    """Make a callback hook harmless: log any exception in it and return `default` instead.
 
-    The traceback is logged once per hook and exception type, then at debug level, so that a fault which repeats at
-    every step does not flood the training's output. ``KeyboardInterrupt`` and ``SystemExit`` pass through.
+    The traceback is logged as an error once per hook and exception type, and at debug level after that, so that a fault
+    at every step does not flood the output of the training. ``KeyboardInterrupt`` and ``SystemExit`` pass through.
 
     Args:
         hook: The function or method to guard.

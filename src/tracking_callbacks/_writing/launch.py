@@ -1,4 +1,4 @@
-"""Starts the delivery process and keeps it running, from the training process."""
+"""Starts the delivery process from the training process, and keeps it running."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DeliveryLauncher:
         self._warned = False
 
     def ensure_running(self) -> None:
-        """Start the delivery process, unless it runs; one that keeps failing is restarted less and less often."""
+        """Start the delivery process if it is not running; if it keeps failing, restart it less and less often."""
         with self._lock:
             if self._process is not None and self._process.poll() is None:
                 return
@@ -59,21 +59,21 @@ class DeliveryLauncher:
             self._start()
 
     def detach(self) -> None:
-        """Let the delivery process outlive this one without a ResourceWarning."""
+        """Let the delivery process outlive this process without a ResourceWarning."""
         with self._lock:
             if self._process is not None and self._process.poll() is None:
-                self._process.returncode = 0  # what Popen.__del__ asks before it warns
+                self._process.returncode = 0  # Popen.__del__ warns while this is None
 
     def _start(self) -> None:
         if not sys.executable:
-            self._warn("no delivery: this Python names no executable; run 'tracking-callbacks sync' later")
+            self._warn("runs are not delivered: sys.executable is empty; run 'tracking-callbacks sync' later")
             return
         settings = self._settings
         assignment = Assignment(settings.store, current_owner(), grace=settings.delivery.grace)
         try:
             self._process = _spawn(self._root, settings.tracking_uri, settings.registry_uri, assignment)
         except OSError as error:
-            self._warn(f"the delivery process cannot start ({error}); the journal in {self._root} is kept")
+            self._warn(f"cannot start the delivery process ({error}); the journal in {self._root} is kept")
 
     def _warn(self, message: str) -> None:
         if not self._warned:
@@ -90,9 +90,9 @@ def start_sync(
 
     Args:
         root: The journal root.
-        store: The store that the runs were made for; runs of others are left alone.
-        uri: The store to deliver to, with its credentials.
-        registry_uri: The model registry, with its credentials; None: the store's own.
+        store: The store that the runs were made for; runs for other stores are left alone.
+        uri: URI of the store to deliver to, with its credentials.
+        registry_uri: URI of the model registry, with its credentials. None means the store's own registry.
         stall_timeout: Seconds without progress after which the process gives up.
     """
     assignment = Assignment(store, current_owner(), stall_timeout=stall_timeout)
@@ -111,8 +111,8 @@ def _spawn(root: Path, uri: str, registry_uri: str | None, assignment: Assignmen
     if log.exists() and log.stat().st_size > _LOG_LIMIT:
         os.replace(log, log.with_suffix(".log.1"))
     with open(log, "ab") as output:
-        # -P: a user's mlflow.py in the working folder must not shadow MLflow. No preexec_fn: it forbids vfork and
-        # cost 154 ms from a trainer of 3.7 GB.
+        # -P: a user's mlflow.py in the working folder must not shadow MLflow. No preexec_fn: it rules out vfork, which
+        # cost a trainer of 3.7 GB 154 ms.
         process = subprocess.Popen(
             [sys.executable, "-P", str(_ENTRY), str(root)],
             stdin=subprocess.DEVNULL,
@@ -129,8 +129,8 @@ def _spawn(root: Path, uri: str, registry_uri: str | None, assignment: Assignmen
 def store_environment(uri: str) -> dict[str, str]:
     """Return the environment variables that let MLflow reach the store at `uri`.
 
-    Credentials travel through the environment, for a command line is open to every user; those of a server go apart
-    from its URI, which MLflow prints.
+    Credentials travel through the environment because every user can read a command line. Those of a server are kept
+    out of its URI because MLflow prints that.
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
@@ -147,7 +147,7 @@ _registry_lock = threading.Lock()
 
 
 def launcher_for(settings: Settings, journal_root: Path) -> DeliveryLauncher:
-    """Return the launcher that all runs of this process with this root and store share."""
+    """Return the launcher shared by all runs of this process that have this journal root and store."""
     with _registry_lock:
         key = (journal_root, settings.tracking_uri, settings.registry_uri, os.getpid())
         return _launchers.setdefault(key, DeliveryLauncher(settings, journal_root))

@@ -1,4 +1,4 @@
-"""What delivery has done with a run's records, as a value for the user."""
+"""The report that tells the user what delivery has done with a run's records."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class DeliveryReport:
     Attributes:
         delivered: Entries that the store has acknowledged.
         pending: Entries in the journal that the store has not acknowledged yet.
-        rejected: Entries that the store refused for good; ``rejected.jsonl`` gives each one's reason.
+        rejected: Entries that the store refused permanently; ``rejected.jsonl`` gives the reason for each.
         dropped: Entries that could not be written to the journal (disk full, unwritable folder), and checkpoints that
             made room for later ones (`max_checkpoint_bytes`).
         damaged: Stretches of the journal that could not be read back.
         complete: Nothing is pending, and the run's end, if it has ended, is in the store.
-        last_error: What keeps delivery from going on, empty when nothing does.
+        last_error: What currently stops delivery; empty when nothing does.
     """
 
     delivered: int

@@ -1,4 +1,4 @@
-"""Snapshots of files at the moment they are logged: the user overwrites and deletes, delivery comes later."""
+"""Snapshots files at the moment they are logged, because users overwrite or delete them before delivery reads them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 __all__ = ["size_of", "snapshot"]
 
-# Written once under a new name by their writers, never in place, so a second name for the same bytes is a snapshot.
-# torch.save and most JSON writers reopen the file and would write through the link.
+# These files are always written under a new name, never in place, so a hard link is a snapshot. torch.save and most
+# JSON writers reopen an existing file and would write through the link.
 _NEVER_REWRITTEN = {".safetensors"}
 _FICLONE = 0x40049409  # ioctl of linux/fs.h: share the blocks of a file (btrfs, xfs), copy on write
 
 
 def snapshot(source: Path, target: Path) -> None:
-    """Make `target` a snapshot of the file or folder `source`; its parent is created.
+    """Make `target` a snapshot of the file or folder `source`, and create its parent folder.
 
     Raises:
         OSError: The source cannot be read, or the target cannot be written.
@@ -35,7 +35,7 @@ def snapshot(source: Path, target: Path) -> None:
 
 
 def size_of(source: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder; what is gone by now has none."""
+    """Return the size of a file, or of all files in a folder, in bytes; a file that is already gone counts as 0."""
     paths = (Path(folder, name) for folder, _, names in os.walk(source) for name in names)
     size = 0
     for path in paths if source.is_dir() else (source,):

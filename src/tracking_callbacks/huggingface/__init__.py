@@ -1,4 +1,4 @@
-"""Tracking for Hugging Face's ``Trainer``: the only part of the package that imports transformers and peft.
+"""Tracking for Hugging Face's ``Trainer``; the only part of the package that imports transformers and PEFT.
 
 from tracking_callbacks.huggingface import ClassificationMetrics, MLflowTrainerCallback
 

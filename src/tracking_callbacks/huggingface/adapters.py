@@ -1,7 +1,7 @@
-"""What is particular to models with PEFT adapters: which models have them, what can be merged, and how it is saved.
+"""What is special about models with PEFT adapters: which models have them, what can be merged, how they are saved.
 
-There are two kinds: a ``PeftModel`` wraps its base model; a transformers model that adapters were added to by its own
-``add_adapter`` is none, yet has the same layers inside.
+There are two kinds. A ``PeftModel`` wraps its base model. A transformers model that got its adapters from
+``add_adapter`` is not a ``PeftModel``, but has the same layers inside.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ __all__ = [
 def is_peft_model(model: Any) -> bool:
     """Return whether `model` is a ``PeftModel``."""
     if "peft" not in sys.modules:
-        return False  # nobody has made a PEFT model without it
+        return False  # a PEFT model cannot exist without it
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
 
 
 def has_adapters(model: Any) -> bool:
-    """Return whether `model` has adapters, of either kind."""
+    """Return whether `model` has adapters of either kind."""
     return is_peft_model(model) or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def adapter_configs(model: Any) -> dict[str, Any]:
-    """Return the PEFT configurations of `model` by the adapters' names; empty where it has none."""
+    """Return the PEFT configurations of `model` by adapter name; empty if it has none."""
     return dict(getattr(model, "peft_config", None) or {})
 
 
 def active_adapters(model: Any) -> list[str]:
-    """Return the names of the adapters that `model` predicts with."""
+    """Return the names of the adapters that `model` uses to predict."""
     active = model.active_adapters
     return list(active() if callable(active) else active)
 
@@ -61,12 +61,12 @@ def peft_type(model: Any) -> str:
 
 
 def is_quantised(model: Any) -> bool:
-    """Return whether the base model's weights are held in fewer bits than they are computed with."""
+    """Return whether the base model's weights are quantised."""
     return getattr(getattr(model, "config", None), "quantization_config", None) is not None
 
 
 def is_mergeable(model: Any) -> bool:
-    """Return whether the active adapters can be added into the base model's weights without loss."""
+    """Return whether the active adapters can be merged into the base model's weights without loss."""
     from peft import PEFT_TYPE_TO_TUNER_MAPPING
 
     configs = [adapter_configs(model)[name] for name in active_adapters(model)]
@@ -76,13 +76,16 @@ def is_mergeable(model: Any) -> bool:
 
 
 def merged(model: nn.Module) -> Any:
-    """Return a copy on the CPU with the active adapters merged in; merging in place and back would round weights."""
+    """Return a copy on the CPU with the active adapters merged in.
+
+    Merging in place and unmerging afterwards would leave rounding errors in the weights.
+    """
     trained: Any = copy.deepcopy(model).to("cpu")
     if is_peft_model(trained):
         return trained.merge_and_unload(safe_merge=True)
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    # PEFT merges through the wrapper that is missing here; the layers can do it by themselves.
+    # PEFT merges through its wrapper, which is missing here, but each layer can merge itself.
     for name, layer in list(trained.named_modules()):
         if hasattr(layer, "unload_and_optionally_merge_module"):  # as modules_to_save does
             plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
@@ -99,9 +102,9 @@ def merged(model: nn.Module) -> Any:
 
 
 def keep_active_adapter(model: Any, folder: Path) -> None:
-    """Replace what ``save_pretrained`` has written to `folder` by the active adapter alone, in the folder itself.
+    """Replace what ``save_pretrained`` wrote to `folder` by just the active adapter, at the top of the folder.
 
-    PEFT writes all adapters, each but the one named ``default`` into a folder of its own, and loads from the top.
+    PEFT saves all adapters, each except ``default`` in a subfolder, and loads from the top.
     """
     (name,) = active_adapters(model)
     if list(adapter_configs(model)) == ["default"]:

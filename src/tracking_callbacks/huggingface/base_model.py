@@ -1,4 +1,4 @@
-"""Where a model's weights came from: a name, and a place in the Hub's cache if the name is the Hub's."""
+"""Where a model's weights came from: a name, and the folder in the Hub's cache if it is a name on the Hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["base_model_of", "hub_snapshot_of"]
 
 
 def base_model_of(model: nn.Module) -> str | None:
-    """Return the Hub id or the path that the model's weights came from, None for a model built in code."""
+    """Return the Hub id or the path that the model's weights came from, or None for a model built in code."""
     for config in adapter_configs(model).values():
         if config.base_model_name_or_path:
             return str(config.base_model_name_or_path)
@@ -24,8 +24,8 @@ def base_model_of(model: nn.Module) -> str | None:
 def hub_snapshot_of(model: nn.Module) -> Path | None:
     """Return the folder in the Hub's cache that the model was loaded from; its name is the commit.
 
-    None for any other origin, and where the cache holds several commits of the base model and nothing tells
-    which of them was loaded: transformers 5.23 no longer notes it in the configuration.
+    It is None for any other origin. It is also None if the cache holds several commits of the base model and it is
+    unknown which one was loaded, because transformers 5.23 no longer notes the commit in the configuration.
     """
     name = base_model_of(model)
     if name is None or Path(name).exists():
@@ -39,7 +39,7 @@ def hub_snapshot_of(model: nn.Module) -> Path | None:
     try:
         found = try_to_load_from_cache(name, "config.json", revision=known)
     except HFValidationError:
-        return None  # a path that is no more
+        return None  # a path that no longer exists
     if not isinstance(found, str):
         return None
     snapshot = Path(found).parent

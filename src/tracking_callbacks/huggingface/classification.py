@@ -1,4 +1,4 @@
-"""``ClassificationMetrics``: the ``compute_metrics`` of a classifier, and the report behind its numbers."""
+"""``ClassificationMetrics``: a ``compute_metrics`` for classifiers, and the report behind its statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassificationMetrics", "ClassificationReport", "take_report"]
 
-IGNORED_LABEL = -100  # what transformers' collators give to tokens that carry no label
+IGNORED_LABEL = -100  # transformers' collators give it to tokens without a label
 
 IntArray = NDArray[np.int64]
 
@@ -39,15 +39,15 @@ class ClassificationReport:
 
 
 class ClassificationMetrics:
-    """Accuracy, F1, precision and recall for ``Trainer(compute_metrics=…)``, through scikit-learn.
+    """Accuracy, F1, precision and recall for ``Trainer(compute_metrics=…)``, computed by scikit-learn.
 
-    With two classes F1, precision and recall are those of class 1, with more they are macro averages;
+    With two classes, F1, precision and recall are those of class 1; with more they are macro averages.
     ``f1_weighted`` is the average weighted by class size in both cases. A class that is never predicted
-    counts as 0. Labels of -100 are left out. With ``MLflowTrainerCallback`` the confusion matrix and the
+    counts as 0. Labels of -100 are ignored. With ``MLflowTrainerCallback``, the confusion matrix and the
     classification report of every evaluation become artifacts of the run.
 
     Args:
-        labels: The classes' names in the order of their ids; None names them by id.
+        labels: The classes' names in the order of their ids. None means that the ids are the names.
     """
 
     _latest: ClassVar[ClassificationReport | None] = None
@@ -57,16 +57,16 @@ class ClassificationMetrics:
         self._batches: list[tuple[IntArray, IntArray]] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Return the figures of one evaluation.
+        """Return the statistics of one evaluation.
 
         Args:
             prediction: ``predictions`` are logits of shape ``(*label shape, classes)``, a tuple that begins
                 with them, or class ids in the labels' shape; ``label_ids`` are class ids.
-            compute_result: False for all but the last batch under
+            compute_result: False for all but the last batch with
                 ``TrainingArguments(batch_eval_metrics=True)``.
 
         Raises:
-            InputError: The shapes of predictions and labels do not fit, or a label has no name.
+            InputError: The shapes of predictions and labels do not match, or a label has no name.
         """
         references = _array(prediction.label_ids)
         predicted = _class_ids(prediction.predictions, references)
@@ -86,13 +86,13 @@ class ClassificationMetrics:
 
 
 def take_report(metrics: Mapping[str, Any], prefix: str) -> ClassificationReport | None:
-    """Return the report behind `metrics` and forget it, or None when `metrics` have none.
+    """Return the report behind `metrics` and forget it, or return None if there is none.
 
-    ``Trainer`` hands a callback the numbers of an evaluation and nothing else, so the report waits in the
-    class; it belongs to this evaluation when all its figures are among `metrics`.
+    ``Trainer`` passes a callback the numbers of an evaluation and nothing else, so the class keeps the latest
+    report. It belongs to this evaluation if all its statistics are among `metrics`.
 
     Args:
-        metrics: What ``on_evaluate`` or ``on_predict`` was given.
+        metrics: What ``on_evaluate`` or ``on_predict`` received.
         prefix: The evaluation's ``metric_key_prefix``.
     """
     report = ClassificationMetrics._latest

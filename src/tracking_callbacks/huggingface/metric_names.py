@@ -1,4 +1,4 @@
-"""Pure functions from the names in ``Trainer``'s logs to metrics in groups: train/…, eval/…, test/…."""
+"""Pure functions that turn the names in ``Trainer``'s logs into grouped metric names: train/…, eval/…, test/…."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from tracking_callbacks._callbacks.metric_names import TRAIN, grouped_name
 
 __all__ = ["evaluation_prefix", "grouped"]
 
-# The summary at the end of training calls its mean over all steps `train_loss`; as `train/loss` it would be
-# one more point on the curve of the last steps' loss, and a wrong one.
+# The summary at the end of training calls the mean loss over all steps `train_loss`. As `train/loss` it would be a
+# wrong extra point on the curve of the loss.
 _SUMMARY_NAMES = {"train_loss": "train/mean_loss"}
 
 
 def grouped(logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of one ``on_log`` or ``on_predict`` under the names they have in a run.
+    """Return the values of one ``on_log`` or ``on_predict`` under the names that they have in a run.
 
     ``eval_loss`` becomes ``eval/loss``, ``test_accuracy`` becomes ``test/accuracy``, and the training loop's
-    ``loss`` becomes ``train/loss``. Every evaluation brings its own prefix (``metric_key_prefix``), and one
-    with several evaluation sets brings one for each: ``eval_news_loss`` becomes ``eval/news/loss``. An
-    evaluation's ``epoch`` is left out, for the training loop's own is at the same step.
+    ``loss`` becomes ``train/loss``. Every evaluation has its own prefix (``metric_key_prefix``), and one with
+    several evaluation sets has a prefix for each: ``eval_news_loss`` becomes ``eval/news/loss``. An evaluation's
+    ``epoch`` is left out, because the training loop logs it at the same step.
 
     Args:
-        logs: What ``Trainer`` handed to the callback; not changed. A key that is no text is taken as one.
+        logs: What ``Trainer`` passed to the callback; not changed. A key that is not a string is converted to one.
     """
     return {name: logs[key] for key, name in _grouped_names(tuple(logs))}
 
@@ -32,7 +32,8 @@ def grouped(logs: Mapping[str, Any]) -> dict[str, Any]:
 def evaluation_prefix(logs: Mapping[str, Any]) -> str | None:
     """Return the ``metric_key_prefix`` of the evaluation behind `logs`, ``train`` for the summary, or None.
 
-    ``transformers.trainer_utils.speed_metrics`` adds ``<prefix>_runtime`` and a throughput to all of them.
+    It is read off ``<prefix>_runtime`` and ``<prefix>_samples_per_second``, which
+    ``transformers.trainer_utils.speed_metrics`` adds to evaluations and the summary alike.
     """
     return _shortest(
         key.removesuffix("_runtime")
@@ -45,9 +46,9 @@ def _shortest(names: Iterable[str]) -> str | None:
     return min(names, key=len, default=None)
 
 
-@functools.lru_cache(maxsize=256)  # a training logs the same few names at every step
+@functools.lru_cache(maxsize=256)  # a training run logs the same few names at every step
 def _grouped_names(keys: tuple[Any, ...]) -> tuple[tuple[Any, str], ...]:
-    """Return each key that is logged, with its name in a run."""
+    """Return each key to log, with its name in a run."""
     texts = [str(key) for key in keys]
     prefix = evaluation_prefix(dict.fromkeys(texts))
     return tuple(

@@ -1,4 +1,4 @@
-"""What a ``Trainer`` was given, as flat params to compare runs by and whole documents to reproduce them."""
+"""A ``Trainer``'s configuration, as flat params for comparing runs and as whole documents for reproducing them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "describe_search"]
 
-# Mappings by label or by module name: one param each, for their keys differ from model to model.
+# Mappings by label or module name: one param each, because their keys differ from model to model.
 _ONE_PARAM = frozenset({"id2label", "rank_pattern", "alpha_pattern"})
 _MIRROR_OF_ANOTHER = frozenset({"label2id"})
 
 
 def describe(args: TrainingArguments, model: nn.Module) -> Description:
-    """Return the arguments, model configuration and PEFT configuration of a training, with secrets masked.
+    """Return the arguments, model configuration and PEFT configuration of a training run, with secrets masked.
 
-    Training arguments keep their names, the model configuration's begin with ``model.``, those of a PEFT
-    configuration with its type (``lora.r``), and with the adapter's name where there are several
-    (``lora.default.r``).
+    Training arguments keep their names. Names from the model configuration get the prefix ``model.``, those from a PEFT
+    configuration its type (``lora.r``), followed by the adapter's name if there are several (``lora.default.r``).
     """
     arguments = to_jsonable(_as_mapping(args))
     params = _flat(arguments) | {"world_size": args.world_size}
@@ -46,8 +45,8 @@ def describe_search(args: TrainingArguments, varied: Container[str]) -> Descript
     """Return the training arguments that all trials of a search have in common, with secrets masked.
 
     Args:
-        args: As one of the trials has them.
-        varied: Names of those that differ from trial to trial.
+        args: The training arguments of any one trial.
+        varied: Names of the arguments that differ from trial to trial.
     """
     arguments = {key: value for key, value in to_jsonable(_as_mapping(args)).items() if key not in varied}
     return Description(
@@ -62,7 +61,7 @@ def _base_model(model: nn.Module) -> dict[str, Any]:
 
 
 def _sizes(model: nn.Module) -> dict[str, Any]:
-    # PEFT's own count knows packed 4-bit weights and weights that DeepSpeed has spread over processes.
+    # PEFT's count handles packed 4-bit weights and weights that DeepSpeed has sharded over processes.
     count = getattr(model, "get_nb_trainable_parameters", None)
     if count is not None:
         trainable, total = count()

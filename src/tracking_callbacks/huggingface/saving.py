@@ -1,6 +1,6 @@
-"""Save the trained model as an MLmodel folder, so that it loads back elsewhere and predicts the same.
+"""Saves the trained model as an MLmodel folder, so that it loads elsewhere and predicts the same.
 
-MLflow is imported here and only here on the training side, once, when the training has ended.
+On the training side MLflow is imported only here, after the training has ended.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["CHOICES", "ModelForm", "SavedForm", "check_choice", "choose_form", "
 
 CHOICES = ("auto", "adapter", "merged", "full")
 
-# Removed from transformers 5, and still the name of what T5 and its like do.
+# Removed in transformers 5, but still the name of the task of T5 and similar models.
 TEXT2TEXT = "text2text-generation"
 TEXT2TEXT_PYFUNC = "tracking_callbacks.flavors.text2text"
 
@@ -53,8 +53,8 @@ _EXAMPLES: dict[str, Any] = {
 class ModelForm(enum.StrEnum):
     """How a model is saved."""
 
-    ADAPTER = "adapter"  # the PEFT adapter alone, with a reference to its base model
-    MERGED = "merged"  # the base model with the adapter's weights added into its own
+    ADAPTER = "adapter"  # only the PEFT adapter, with a reference to its base model
+    MERGED = "merged"  # the base model with the adapter merged into its weights
     FULL = "full"  # the model as it is
 
 
@@ -65,8 +65,8 @@ class SavedForm:
     Attributes:
         form: How to save it.
         base: Folder with the base model that an adapter refers to; None for the other forms.
-        revision: Commit of the base model where it is the Hub's and `base` its copy in the local cache.
-        notice: What the user should know about the choice; empty where it goes without saying.
+        revision: Commit of the base model if it is from the Hub and `base` is its copy in the local cache.
+        notice: What the user should know about the choice; empty if it is obvious.
     """
 
     form: ModelForm
@@ -79,7 +79,7 @@ def check_choice(log_model: str | bool, model: nn.Module | None = None) -> None:
     """Check `log_model`, and that it suits `model` if one is given.
 
     Raises:
-        ConfigError: The choice is unknown, or it needs a PEFT model and `model` is none.
+        ConfigError: The choice is unknown, or `model` cannot be saved that way.
     """
     if log_model is False:
         return
@@ -104,11 +104,11 @@ def check_choice(log_model: str | bool, model: nn.Module | None = None) -> None:
 def choose_form(log_model: str, model: nn.Module) -> SavedForm:
     """Return how to save `model` so that it loads elsewhere and predicts the same.
 
-    "auto" saves an adapter alone where its base model is on the Hub and has all else that loading needs;
-    otherwise the adapter is merged into its base. The other words are taken as they are.
+    "auto" saves only the adapter if its base model is on the Hub and has everything else that loading needs;
+    otherwise it merges the adapter into its base if it can. The other choices are taken literally.
 
     Raises:
-        TrackingError: The model cannot be saved in the form asked for, or would not load from it.
+        TrackingError: The model cannot be saved in the requested form, or would not load from it.
     """
     if not has_adapters(model):
         return SavedForm(ModelForm.FULL)
@@ -124,7 +124,7 @@ def choose_form(log_model: str, model: nn.Module) -> SavedForm:
         if not_alone:
             reason = f"an adapter alone {not_alone}"
         elif snapshot is not None:
-            reason = f"an adapter alone would lose the {', '.join(lost)}, which {name} has not got"
+            reason = f"an adapter alone would lose the {', '.join(lost)}, which {name} does not have"
         elif name and Path(name).exists():
             reason = f"the base model is only the local path {name}"
         elif name:
@@ -135,13 +135,13 @@ def choose_form(log_model: str, model: nn.Module) -> SavedForm:
     if not_alone:
         raise TrackingError(f"an adapter alone {not_alone}, and {_not_mergeable(model)}")
     if base is None:
-        raise TrackingError(f"an adapter must refer to its base model, but {name!r} is no folder with a config.json")
+        raise TrackingError(f"an adapter must refer to its base model, but {name!r} is not a folder with a config.json")
     if unloadable := [field for field in lost if field != "label names"]:
-        raise TrackingError(f"an adapter alone would not load: its {', '.join(unloadable)} is not that of {name}")
+        raise TrackingError(f"an adapter alone would not load: its {', '.join(unloadable)} differs from that of {name}")
     notices = [f"loads only where the path {base} exists"] if snapshot is None else []
     notices += [f"predicts without the {field}" for field in lost]
     if is_quantised(model):
-        notices.append("loads on a base that is not quantised, so that its predictions differ a little")
+        notices.append("loads on a base that is not quantised, so its predictions differ slightly")
     remedy = "; log_model='merged' has no such limit" if is_mergeable(model) else ""
     return SavedForm(
         ModelForm.ADAPTER,
@@ -152,10 +152,10 @@ def choose_form(log_model: str, model: nn.Module) -> SavedForm:
 
 
 def processor_of(processing_class: Any, dataloader: DataLoader[Any] | None, model: nn.Module) -> Any:
-    """Return what prepares the model's input: the trainer's tokenizer, its collator's, or the base model's.
+    """Return the tokenizer or processor of the model's input: the trainer's, its collator's, or the base model's.
 
     Raises:
-        TrackingError: There is none, and none beside the base model on this machine either.
+        TrackingError: None of them exists; the base model's must be on this machine.
     """
     if processing_class is not None:
         return processing_class
@@ -169,23 +169,23 @@ def processor_of(processing_class: Any, dataloader: DataLoader[Any] | None, mode
     try:
         return AutoTokenizer.from_pretrained(name or "", local_files_only=True)
     except (OSError, ValueError) as error:
-        beside = f"none is beside its base {name}" if name else "it has no base model"
+        missing = f"none was found with its base model {name}" if name else "it has no base model"
         raise TrackingError(
-            f"the model needs its tokenizer or processor, and {beside}: pass it to Trainer(processing_class=...)"
+            f"the model needs its tokenizer or processor, and {missing}: pass it to Trainer(processing_class=...)"
         ) from error
 
 
 def save_mlmodel(model: nn.Module, processor: Any, folder: Path, chosen: SavedForm) -> None:
-    """Save `model` into `folder` in MLflow's transformers flavor, without touching the model or the network.
+    """Save `model` into `folder` in MLflow's transformers flavor, without changing the model or using the network.
 
     Args:
-        model: The trained model; its weights, mode and configuration are left as they are.
+        model: The trained model; its weights, mode and configuration stay unchanged.
         processor: A tokenizer, image processor, feature extractor or multi-modal processor.
-        folder: Where to save; must not exist.
+        folder: The folder to create; it must not exist.
         chosen: How to save.
 
     Raises:
-        TrackingError: MLflow's flavor has no place for a model of this kind.
+        TrackingError: MLflow's flavor does not support this kind of model.
     """
     import mlflow.transformers
     from mlflow.transformers.signature import infer_or_get_default_signature
@@ -194,11 +194,11 @@ def save_mlmodel(model: nn.Module, processor: Any, folder: Path, chosen: SavedFo
     if chosen.form is ModelForm.MERGED:
         saved = merged(model)
     elif chosen.form is ModelForm.FULL:
-        saved = copy.copy(model)  # the same weights under a name of its own
+        saved = copy.copy(model)  # the same weights, so that only the copy gets another name
     else:
         saved = model
     if chosen.form is not ModelForm.ADAPTER:
-        # MLflow would look up a model card and a licence on the Hub for any other name.
+        # With any other name, MLflow would look up a model card and a licence on the Hub.
         saved.name_or_path = str(folder)
     task = _task(model)
     with _quiet("mlflow.transformers", "transformers.pipelines.base"), _mode_kept(model), _hub_left_alone():
@@ -235,12 +235,12 @@ def _pipeline(model: Any, processor: Any, task: str) -> Any:
     }
     part = next((name for name, kind in kinds.items() if isinstance(processor, kind)), None)
     if part is None:
-        raise TrackingError(f"a {type(processor).__name__} is no tokenizer or other processor that could be saved")
-    # The model's own device: by default a pipeline moves the model to the first accelerator it finds. Where
-    # accelerate has spread it over several, there is no such device.
+        raise TrackingError(f"a {type(processor).__name__} cannot be saved: it is not a tokenizer or other processor")
+    # Pass the model's current device, because by default a pipeline moves the model to the first accelerator it finds.
+    # A model that accelerate has spread over several devices has no single one.
     device = None if getattr(model, "hf_device_map", None) else model.device
     known: Any = "text-generation" if task == TEXT2TEXT else task
-    # A copy: the text-generation pipeline makes the tokenizer pad on the left.
+    # A copy, because the text-generation pipeline makes the tokenizer pad on the left.
     return make_pipeline(task=known, model=model, device=device, **{part: copy.deepcopy(processor)})
 
 
@@ -261,9 +261,10 @@ def _task(model: Any) -> str:
 
 
 def _amend_mlmodel(folder: Path, model: nn.Module, chosen: SavedForm, task: str) -> None:
-    """Write into the MLmodel file what MLflow could not be told: where the base came from, and a task without pipeline.
+    """Correct the MLmodel file where MLflow had to be given stand-ins.
 
-    The folder stood in for the name of the base, and a pipeline that loads for one that would predict.
+    The folder stood in for the name of the base model. transformers has no pipeline for text2text generation, so the
+    text-generation pipeline stood in, which can load such a model but not predict with it.
     """
     from mlflow.models import Model
 
@@ -278,7 +279,7 @@ def _amend_mlmodel(folder: Path, model: nn.Module, chosen: SavedForm, task: str)
         for part in flavor["components"]:
             flavor |= {f"{part}_name": base, f"{part}_revision": chosen.revision}
     if chosen.form is not ModelForm.ADAPTER:
-        # MLflow's notice about a licence, addressed to the folder that stood in for the name.
+        # MLflow writes a licence notice that refers to the folder, which stood in for the name.
         (folder / "LICENSE.txt").unlink(missing_ok=True)
     if task == TEXT2TEXT:
         flavor |= {"task": TEXT2TEXT, "instance_type": "Text2TextGenerationPipeline"}
@@ -287,7 +288,7 @@ def _amend_mlmodel(folder: Path, model: nn.Module, chosen: SavedForm, task: str)
 
 
 def _requirements(form: ModelForm, task: str) -> list[str]:
-    """Return the installed versions of what loading needs, pinned, without a local part such as ``+cpu``."""
+    """Return requirements for loading, pinned to the installed versions without a local part such as ``+cpu``."""
     names = [*_REQUIRED]
     names += ["peft"] if form is ModelForm.ADAPTER else []
     names += ["tracking-callbacks"] if task == TEXT2TEXT else []
@@ -299,7 +300,7 @@ def _not_mergeable(model: nn.Module) -> str:
 
 
 def _not_an_adapter(model: nn.Module) -> str:
-    """Return why the adapter of `model` cannot be saved by itself, empty where it can."""
+    """Return why the adapter of `model` cannot be saved by itself, or an empty string if it can."""
     if not is_peft_model(model):
         return f"needs a PeftModel (get_peft_model), and {type(model).__name__} had it added by add_adapter"
     if len(names := active_adapters(model)) > 1:
@@ -312,7 +313,7 @@ def _folder_with_config(name: str | None) -> Path | None:
 
 
 def _lost_without_the_model(model: Any, base: Path | None) -> list[str]:
-    """Return what loading takes from the base model's configuration, and what differs there from `model`."""
+    """Return what loading takes from the base model's configuration and what differs there from `model`'s."""
     if base is None:
         return []
     from transformers import AutoConfig
@@ -328,7 +329,7 @@ def _lost_without_the_model(model: Any, base: Path | None) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Keep loggers silent: MLflow and transformers warn about what is on purpose here, and fail by exceptions."""
+    """Silence loggers: MLflow and transformers warn about what is intended here, and report failures by exceptions."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -342,7 +343,7 @@ def _quiet(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hub_left_alone() -> Iterator[None]:
-    """Keep PEFT from asking the Hub whether the vocabulary was changed, which `choose_form` has seen to already."""
+    """Keep PEFT from asking the Hub whether the vocabulary changed, which `choose_form` has already checked."""
     before = os.environ.get(_OFFLINE_VARIABLE)
     os.environ[_OFFLINE_VARIABLE] = "1"
     try:

@@ -1,4 +1,4 @@
-"""The datasets of a ``Trainer`` as inputs of the run."""
+"""Records the datasets of a ``Trainer`` as inputs of the run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ def log_dataset_of(
 
     Args:
         run: The run.
-        dataloader: What ``Trainer`` gives its callbacks, after it has taken unused columns away; None is passed over.
+        dataloader: The one that ``Trainer`` passes to its callbacks, which has already dropped unused columns. None is
+            ignored.
         role: What the training calls the dataset.
-        context: MLflow's word for what the run uses it for.
+        context: MLflow's name for what the run uses the dataset for.
         tokenizer: Decodes token ids for the sample of rows.
-        model: Its configuration names the labels for the sample of rows.
+        model: Its configuration has the names of the labels for the sample of rows.
     """
     dataset: Any = getattr(dataloader, "dataset", None)
-    if type(dataset).__name__ == "IterableDatasetShard":  # of accelerate and transformers, around the user's
+    if type(dataset).__name__ == "IterableDatasetShard":  # accelerate and transformers wrap the user's dataset in it
         dataset = dataset.dataset
     if dataset is not None:
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}
@@ -46,7 +47,7 @@ def log_dataset_of(
 
 
 def _readable(row: Mapping[str, Any], *, tokenizer: Any, labels: Mapping[int, str]) -> dict[str, Any]:
-    """Return `row` with the text that its token ids stand for, and the name of its label."""
+    """Return `row` with the decoded text of its token ids and the name of its label added."""
     added = {}
     if "input_ids" in row and "text" not in row and hasattr(tokenizer, "decode"):
         added["text"] = tokenizer.decode(row["input_ids"], skip_special_tokens=True)

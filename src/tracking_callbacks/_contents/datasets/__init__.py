@@ -1,6 +1,6 @@
-"""The datasets of a run: what MLflow keeps of them, and how it is read off the objects that trainings are given.
+"""The datasets of a run: what MLflow stores about them, and how that is read from the objects used for training.
 
-No framework is imported here: an object of one is recognised only where its framework has been imported already.
+No framework is imported here: an object is recognised only if its framework has already been imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pure: the types of columns, in MLflow's words."""
+"""Pure: column types in MLflow's terms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["ColumnType", "as_mapping", "nested", "type_name", "value_type"]
 
-# MLflow's word for the type of a column, or a mapping such as {"type": "array", "items": {"type": "long"}}.
+# MLflow's name of a column's type, or a mapping such as {"type": "array", "items": {"type": "long"}}.
 ColumnType = str | dict[str, Any]
 
 _TYPES = {
@@ -23,7 +23,7 @@ _TYPES = {
 
 
 def type_name(dtype: str) -> str:
-    """Return MLflow's name of a type of numpy, torch, Arrow or pandas."""
+    """Return MLflow's name for a type of numpy, torch, Arrow or pandas."""
     dtype = dtype.lower()
     if dtype.startswith(("timestamp", "datetime", "date32", "date64")):
         return "datetime"
@@ -33,7 +33,7 @@ def type_name(dtype: str) -> str:
 
 
 def value_type(value: Any) -> ColumnType:
-    """Return MLflow's type of a Python value, array or tensor."""
+    """Return MLflow's type for a Python value, array or tensor."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return nested(type_name(str(value.dtype).removeprefix("torch.")), len(value.shape))
     for kinds, name in (
@@ -54,7 +54,7 @@ def value_type(value: Any) -> ColumnType:
 
 
 def nested(name: str, depth: int) -> ColumnType:
-    """Return the type of arrays of `depth` dimensions."""
+    """Return the type of arrays with `depth` dimensions."""
     kind: ColumnType = name
     for _ in range(depth):
         kind = {"type": "array", "items": as_mapping(kind)}
@@ -62,5 +62,5 @@ def nested(name: str, depth: int) -> ColumnType:
 
 
 def as_mapping(kind: ColumnType) -> dict[str, Any]:
-    """Return a type in the form that it has inside another one."""
+    """Return a type in the form that it takes inside another type."""
     return {"type": kind} if isinstance(kind, str) else kind

@@ -1,4 +1,4 @@
-"""Descriptions of datasets as MLflow keeps them for the inputs of a run."""
+"""Describes datasets in the form that MLflow stores for the inputs of a run."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def describe_dataset(
 
     Args:
         name: Name of the dataset.
-        dataset: The dataset itself or its `DatasetSummary`; the other arguments go before what is read off it.
-        digest: Fingerprint of its content.
+        dataset: The dataset itself or its `DatasetSummary`; the other arguments take precedence over what it contains.
+        digest: Fingerprint of the dataset's content.
         schema: Names and types of its columns.
         size: Number of rows, or counts by name.
-        source: Where it comes from.
-        source_type: MLflow's word for the kind of source.
-        context: What the run uses it for.
+        source: Where the dataset comes from.
+        source_type: MLflow's name for the kind of source.
+        context: What the run uses the dataset for.
     """
     if not isinstance(name, str) or not name.strip():
-        raise InvalidNameError(f"dataset name: expected a text that is not empty, got {name!r}", name=name)
+        raise InvalidNameError(f"dataset name: expected a non-empty string, got {name!r}", name=name)
     found = DatasetSummary() if dataset is None else summarize(dataset)
     name = cut_text(mask_text(name), _MAX_NAME_LENGTH)
     profile = to_jsonable({"num_rows": size} if isinstance(size, int) else size or found.size)
@@ -65,7 +65,7 @@ def describe_dataset(
         origin, kind = {"uri": location}, source_type or "code"
     elif found.source is not None:
         origin, kind = to_jsonable(found.source), source_type or found.source_type
-    else:  # as MLflow describes a dataset that was made by the program
+    else:  # as MLflow describes a dataset that the program generates
         origin, kind = {"tags": origin_tags()}, source_type or "code"
     return Dataset(
         name=name,
@@ -79,7 +79,7 @@ def describe_dataset(
 
 
 def _colspec(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `columns` in the form of MLflow's ``Schema.to_dict``, which its UI shows as a table."""
+    """Return `columns` in the form of MLflow's ``Schema.to_dict``, which MLflow's UI shows as a table."""
     return {
         "mlflow_colspec": [
             (dict(kind) if isinstance(kind, Mapping) else {"type": kind}) | {"name": name, "required": True}

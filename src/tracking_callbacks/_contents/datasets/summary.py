@@ -1,4 +1,4 @@
-"""What can be read off a dataset: columns and their types, number of rows, a fingerprint, where it comes from, rows."""
+"""Summarizes datasets: columns and their types, number of rows, fingerprint, origin, and access to rows."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ __all__ = ["DatasetSummary", "Row", "summarize"]
 
 Row = Mapping[str, Any]
 
-# A fingerprint is of the length and so much at the beginning: it is taken in the training thread.
+# A fingerprint covers the length and at most this much of the beginning, because the training thread computes it.
 _MAX_ROWS = 10_000
 _MAX_BYTES = 16 << 20
-# Of Python objects, which take longer, rows at even distances.
+# Python objects take longer, so only evenly spaced rows are read, at most this many.
 _LISTED_ROWS = 1_000
 _LISTED_BYTES = 4 << 20
-_PROBED_ROWS = 4  # of a dataset whose rows are made when they are asked for
+_PROBED_ROWS = 4  # of a dataset that produces its rows on demand
 _FIRST_ARROW_ROWS = 16
 _ARROW_ROWS_PER_READ = 1_000
 
-# datasets keeps a dataset of the Hub in …/<owner>___<name>/<config>/<version>/<commit>/<file>.arrow
+# The datasets library caches a dataset from the Hub as …/<owner>___<name>/<config>/<version>/<commit>/<file>.arrow
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSummary:
-    """What was found out about a dataset; what could not be is empty or None.
+    """What is known about a dataset; anything unknown is empty or None.
 
     Attributes:
         columns: Names and types of its columns.
         size: Counts such as ``num_rows``.
         digest: Eight hexadecimal digits, the same for the same content.
-        name: Its own name.
-        source: Where it comes from, in the words of MLflow's source type.
-        source_type: MLflow's word for the kind of `source`.
-        read: Returns the rows at some indices.
+        name: The name that the dataset has by itself.
+        source: Where the dataset comes from, in the form that belongs to `source_type`.
+        source_type: MLflow's name for the kind of source.
+        read: Returns the rows at the given indices.
     """
 
     columns: Mapping[str, ColumnType] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class DatasetSummary:
     read: Callable[[Sequence[int]], list[Row]] | None = None
 
     def sample(self, count: int) -> list[Row]:
-        """Return `count` rows at even distances, all of them where there are fewer."""
+        """Return `count` evenly spaced rows, or all rows if there are fewer."""
         rows = self.size.get("num_rows", 0)
         if self.read is None or not rows:
             return []
@@ -64,16 +64,16 @@ class DatasetSummary:
 
 
 def summarize(dataset: object, *, readable: bool = True) -> DatasetSummary:
-    """Return what can be read off `dataset`.
+    """Return a summary of `dataset`.
 
-    Known are: ``datasets.Dataset`` and ``IterableDataset``, pandas frames, lists of rows, numpy arrays and torch
-    tensors, torch's ``TensorDataset`` and ``Subset``. Of any other dataset of torch's kind (``__len__`` and
-    ``__getitem__``) four rows are read, with the state of the random number generators kept.
+    These are recognised: ``datasets.Dataset`` and ``IterableDataset``, pandas data frames, lists of rows, numpy arrays
+    and torch tensors, torch's ``TensorDataset`` and ``Subset``. Of any other dataset with ``__len__`` and
+    ``__getitem__``, as torch uses them, four rows are read, and the state of the random number generators is restored.
 
     Args:
         dataset: The dataset.
-        readable: Rows may be asked for from this process. They may not where worker processes load them: a file
-            that is opened by the first ``__getitem__`` would be shared with all workers.
+        readable: This process may read rows. Pass False if worker processes load them, because all workers would share
+            a file that the first ``__getitem__`` opens.
     """
     if isinstance(dataset, DatasetSummary):
         return dataset
@@ -131,7 +131,7 @@ def _of_huggingface_stream(dataset: Any) -> DatasetSummary:
 
 
 def _arrow_content(arrow: Any) -> Iterable[bytes]:
-    """Yield the first rows of a dataset as bytes, the same ones for the same content."""
+    """Yield the first rows of a dataset as bytes, the same bytes for the same content."""
     import pyarrow as pa
 
     start, rows, read = 0, _FIRST_ARROW_ROWS, 0
@@ -143,7 +143,7 @@ def _arrow_content(arrow: Any) -> Iterable[bytes]:
         content = stream.getvalue()
         yield content
         start, read = start + rows, read + content.size
-        rows = min(_ARROW_ROWS_PER_READ, (_MAX_BYTES - read) * start // read)  # of pictures, fewer at a time
+        rows = min(_ARROW_ROWS_PER_READ, (_MAX_BYTES - read) * start // read)  # images: fewer at a time
 
 
 def _huggingface_origin(dataset: Any) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _huggingface_origin(dataset: Any) -> dict[str, Any]:
 
 
 def _feature_type(feature: Any) -> ColumnType:
-    """Return MLflow's type for a feature of ``datasets``."""
+    """Return MLflow's type for a feature of the ``datasets`` library."""
     if isinstance(feature, Mapping):
         return {
             "type": "object",
@@ -193,7 +193,7 @@ def _of_frame(pandas: ModuleType, frame: Any) -> DatasetSummary:
         column = first.iloc[:, place]
         try:
             content.append(pandas.util.hash_pandas_object(column, index=place == 0).to_numpy().tobytes())
-        except TypeError:  # lists and other objects that have no hash
+        except TypeError:  # lists and other unhashable objects
             content.append(_encode(column.tolist()))
 
     def read(indices: Sequence[int]) -> list[Row]:
@@ -218,7 +218,7 @@ def _series_type(series: Any) -> ColumnType:
 
 
 def _of_arrays(arrays: Mapping[str, Any]) -> DatasetSummary:
-    """Summarize arrays or tensors whose first axis is that of the rows."""
+    """Summarize arrays or tensors whose first axis is the rows."""
     rows = min(len(array) for array in arrays.values())
     columns = {
         name: nested(type_name(str(array.dtype).removeprefix("torch.")), len(array.shape) - 1)
@@ -236,7 +236,7 @@ def _of_arrays(arrays: Mapping[str, Any]) -> DatasetSummary:
 
 
 def _array_bytes(array: Any) -> bytes:
-    if hasattr(array, "detach"):  # of torch, whose bfloat16 numpy does not know
+    if hasattr(array, "detach"):  # a torch tensor; numpy does not know its bfloat16
         if not array.numel():
             return b""
         array = array.detach().cpu().contiguous().view(-1).view(sys.modules["torch"].uint8).numpy()
@@ -304,35 +304,35 @@ def _as_row(item: Any) -> Row:
 
 
 def _opaque(value: Any) -> Any:
-    """Return what a value that msgpack does not know is told by: its content, and never its address."""
+    """Return what msgpack encodes for a value it does not know: the value's content, never its memory address."""
     if hasattr(value, "tolist") and hasattr(value, "shape"):
         return [str(value.dtype), tuple(value.shape), _array_bytes(value)] if value.shape else value.item()
     if isinstance(value, complex):
         return repr(value)
-    return value.tobytes() if hasattr(value, "tobytes") else type(value).__qualname__  # pictures of PIL
+    return value.tobytes() if hasattr(value, "tobytes") else type(value).__qualname__  # PIL images
 
 
 _encode = msgspec.msgpack.Encoder(enc_hook=_opaque).encode
 
 
 def _keeping_random_state(get: Callable[[int], Any]) -> Callable[[int], Any]:
-    """Return `get` such that what it draws from the global generators is not missing in the training."""
+    """Return `get`, wrapped so that the global random number generators keep their state for the training."""
 
     @functools.wraps(get)
     def kept(index: int) -> Any:
         import random
 
-        python, numpy, torch = random.getstate(), sys.modules.get("numpy"), sys.modules.get("torch")
-        of_numpy = numpy.random.get_state() if numpy is not None else None
-        of_torch = torch.get_rng_state() if torch is not None else None
+        python_state, numpy, torch = random.getstate(), sys.modules.get("numpy"), sys.modules.get("torch")
+        numpy_state = numpy.random.get_state() if numpy is not None else None
+        torch_state = torch.get_rng_state() if torch is not None else None
         try:
             return get(index)
         finally:
-            random.setstate(python)
+            random.setstate(python_state)
             if numpy is not None:
-                numpy.random.set_state(of_numpy)
+                numpy.random.set_state(numpy_state)
             if torch is not None:
-                torch.set_rng_state(of_torch)
+                torch.set_rng_state(torch_state)
 
     return kept
 
@@ -341,7 +341,7 @@ def _keeping_random_state(get: Callable[[int], Any]) -> Callable[[int], Any]:
 
 
 def evenly_spaced(rows: int, count: int) -> Sequence[int]:
-    """Return `count` indices at even distances, the first row's among them."""
+    """Return `count` evenly spaced indices of `rows` rows, starting with the first row, or all if there are fewer."""
     return range(rows) if rows <= count else [index * rows // count for index in range(count)]
 
 

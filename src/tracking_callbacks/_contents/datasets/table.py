@@ -1,4 +1,4 @@
-"""Tables as MLflow's UI shows them."""
+"""Encodes tables in the form that MLflow's UI shows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def table_text(table: object) -> str:
     """Return a table as the JSON of ``mlflow.log_table``: column names, and the rows as lists.
 
     Args:
-        table: Columns by name, each a sequence of the same length; or a sequence of rows by column name, where a
-            column may be missing; or a pandas frame, whose index is left out. NaN becomes null.
+        table: Columns by name, each a sequence of the same length; or a sequence of rows, each a mapping by column name
+            in which columns may be missing; or a pandas data frame, whose index is left out. NaN becomes null.
 
     Raises:
-        InputError: It is something else, or its columns differ in length.
+        InputError: `table` is something else, or its columns differ in length.
     """
     if (pandas := sys.modules.get("pandas")) is not None and isinstance(table, pandas.DataFrame):
         table = table.to_dict("list")
@@ -38,13 +38,13 @@ def table_text(table: object) -> str:
     else:
         kind = type(table).__name__
         raise InputError(f"log_table: expected columns by name, rows by column name, or a pandas frame, got {kind}")
-    # Cell by cell: a column of a dataset may be called "token" without holding a secret.
+    # Convert cell by cell, because a dataset's column may be called "token" without holding secrets.
     cells: list[list[Any]] = [[_cell(value) for value in row] for row in rows]
     return json.dumps({"columns": names, "data": cells}, ensure_ascii=False)
 
 
 def _cell(value: object) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else to_jsonable(value)  # pandas' word for nothing
+    return None if isinstance(value, float) and math.isnan(value) else to_jsonable(value)  # pandas: missing
 
 
 def _is_column(name: object, values: object) -> bool:

@@ -1,8 +1,8 @@
-"""Pictures of a run, drawn from plain series: matplotlib figures in, PNG bytes out, no global state touched.
+"""Pictures of a run, drawn from plain series and turned into PNG bytes without touching global state.
 
-Every function that draws returns a ``matplotlib.figure.Figure``, or None where there is nothing to draw, and `png`
-turns it into a file's content. matplotlib is imported by the first drawing, never by importing this package; pyplot,
-the backend and ``rcParams`` are left alone, so that pictures may be drawn in any thread.
+Every drawing function returns a ``matplotlib.figure.Figure``, or None if there is nothing to draw, and `png` turns it
+into the content of a file. matplotlib is imported by the first drawing, not by importing this package. pyplot, the
+backend and ``rcParams`` are left alone, so pictures can be drawn in any thread.
 """
 
 from tracking_callbacks._delivery.pictures.canvas import png

@@ -1,8 +1,8 @@
-"""What all pictures share: size, colours, axes, ticks, legend, and the way to PNG.
+"""What all pictures share: size, colours, axes, ticks, legend, and the conversion to PNG.
 
-Everything that a user's ``matplotlibrc`` could change to the worse (colours, fonts, LaTeX) is given explicitly, for
-``matplotlib.rc_context`` would change it for every thread. Ticks are computed here and fixed: then no label is an
-offset ("+1.2e4"), none is LaTeX, and names of the user with a ``$`` in them are shown as they are.
+Everything that a user's ``matplotlibrc`` could spoil (colours, fonts, LaTeX) is set explicitly, because
+``matplotlib.rc_context`` would change it for every thread. Ticks are computed here and fixed, so that no label is an
+offset ("+1.2e4"), none is LaTeX, and a user's names that contain ``$`` are shown literally.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ __all__ = [
     "step_texts",
 ]
 
-DPI = 200  # twice the density of the 100 that the sizes in inches are meant for
-MAX_POINTS = 2_000  # of one line; the widest axes have some 1 600 pixels
+DPI = 200  # twice the 100 dpi that the sizes in inches are designed for
+MAX_POINTS = 2_000  # per line; the widest axes have about 1 600 pixels
 
 INK, FAINT_INK, GRID = "#262626", "#666666", "#e3e3e3"
-# Okabe and Ito's colours, told apart in all common kinds of colour blindness: https://jfly.uni-koeln.de/color/
+# Okabe and Ito's colours, distinguishable with all common kinds of colour blindness: https://jfly.uni-koeln.de/color/
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 FONT = "DejaVu Sans"  # comes with matplotlib
 ANYTHING = (-math.inf, math.inf)
 NOT_FINITE = "NaN or infinite"
 
-_MARKED = 60  # a line with no more points than this shows them
+_MARKED = 60  # a line with at most this many points has a marker at each
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Pen:
 
     Attributes:
         color: Any matplotlib colour.
-        marker: Shape of its points, where they are shown.
+        marker: Shape of its points, if they are shown.
         dash: Line style.
     """
 
@@ -94,7 +94,7 @@ class Panel:
 
 
 def new_figure(height: float, width: float = 9.0, *, compress: bool = False) -> Figure:
-    """Return an empty figure of `width` times `height` inches; `compress` is for panels of a fixed aspect."""
+    """Return an empty figure of `width` times `height` inches; `compress` is for panels with a fixed aspect ratio."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -107,7 +107,8 @@ def png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     content = io.BytesIO()
-    # Not savefig, which takes size and margins from rcParams; the version of matplotlib does not belong to a picture.
+    # Not savefig, because that takes size and margins from rcParams. No "Software" entry, because that would make the
+    # bytes depend on the version of matplotlib.
     FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return content.getvalue()
 
@@ -117,15 +118,15 @@ def draw_curve(
 ) -> None:
     """Draw a measured series: with markers, or as a faint line under its running mean.
 
-    Steps whose value is not a finite number are gaps of the line and crosses at the bottom.
+    A value that is not finite becomes a gap in the line and a cross at the bottom.
 
     Args:
-        axes: Where to.
-        x: Steps in rising order, shape (n,).
+        axes: The axes to draw on.
+        x: Steps in ascending order, shape (n,).
         y: Values, shape (n,).
-        pen: The looks.
+        pen: How the lines look.
         label: Name of the values in the legend.
-        window: Values in the running mean; 0 for none.
+        window: Number of values in the running mean; 0 for none.
         mean_label: Name of the running mean in the legend.
     """
     values = with_gaps(y)
@@ -150,7 +151,7 @@ def draw_line(
     alpha: float = 1.0,
     zorder: float = 2,
 ) -> None:
-    """Draw a line of at most `MAX_POINTS` points, NaN being gaps; a lone point between gaps gets a marker."""
+    """Draw a line of at most `MAX_POINTS` points. NaN is a gap; a single point between gaps gets a marker."""
     x, y = envelope(x, y, MAX_POINTS)
     looks: dict[str, Any] = {
         "color": pen.color,
@@ -196,12 +197,12 @@ def label_axes(
     """Give `axes` texts, limits that fit what is drawn, ticks and a grid.
 
     Args:
-        axes: With everything drawn already.
+        axes: The axes, with everything already drawn.
         panel: The texts.
         small: The panel has half of the figure's width.
-        log: A logarithmic y axis; all that is drawn is positive.
+        log: Use a logarithmic y axis; everything drawn must be positive.
         steps: First and last step of the x axis; by default those that are drawn.
-        bounds: Least and largest value that there can be; no tick is beyond.
+        bounds: Smallest and largest possible value; no tick lies outside.
     """
     frame(axes)
     count = 5 if small else 7
@@ -238,7 +239,7 @@ def label_axes(
 
 
 def frame(axes: Axes, *, labelsize: float = 9) -> None:
-    """Give `axes` a white ground, lines at the left and the bottom, and tick labels of `labelsize` points."""
+    """Give `axes` a white background, lines at the left and the bottom, and tick labels of `labelsize` points."""
     axes.set_facecolor("white")
     axes.tick_params(
         axis="both", which="major", labelsize=labelsize, colors=INK, length=3.5, width=0.8, direction="out"
@@ -250,14 +251,14 @@ def frame(axes: Axes, *, labelsize: float = 9) -> None:
 
 
 def add_note(axes: Axes, note: str) -> None:
-    """Write a smaller line between `axes` and its title, which must leave 20 points for it."""
+    """Write a smaller line between `axes` and its title, which must leave 20 points of space for it."""
     axes.text(
         0, 1.015, shorten(note, 120), transform=axes.transAxes, fontsize=9, color=FAINT_INK, va="bottom", ha="left"
     )
 
 
 def finish(figure: Figure, *, legend: bool = True) -> Figure:
-    """Show all names literally, in one font, and add one legend for all panels under them."""
+    """Show all names literally and in one font, and add one legend for all panels below them."""
     from matplotlib.text import Text
 
     if legend:
@@ -296,7 +297,7 @@ def _add_legend(figure: Figure) -> None:
 
 
 def linear_ticks(low: float, high: float, *, count: int, integer: bool = False) -> list[float]:
-    """Return about `count` round numbers from `low` to `high`, whole ones if `integer`."""
+    """Return about `count` round numbers from `low` to `high`, only whole ones if `integer`."""
     from matplotlib.ticker import MaxNLocator
 
     locator = MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10], integer=integer, min_n_ticks=1)
@@ -305,7 +306,7 @@ def linear_ticks(low: float, high: float, *, count: int, integer: bool = False) 
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return round numbers from `low` to `high`, both positive: 1, 2, 5, 10, …, or powers of ten only where they do."""
+    """Return round numbers from `low` to `high`, both positive: powers of ten, and if they are few, those between."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     apart = max(1, len(exponents) // 8)
     for digits in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
@@ -317,7 +318,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number_text(value: float, decimals: int | None = None) -> str:
-    """Return `value` as a tick says it: 12,500, −0.25, 1e−7, without the noise of its last binary digits."""
+    """Return `value` as the text of a tick: 12,500, −0.25, 1e−7, without floating-point noise."""
     if decimals is not None:
         text = f"{value:,.{decimals}f}"
     elif value == 0.0 or 1e-4 <= abs(value) < 1e9:
@@ -329,7 +330,7 @@ def number_text(value: float, decimals: int | None = None) -> str:
 
 
 def number_texts(ticks: Sequence[float]) -> list[str]:
-    """Return `ticks` as `number_text`, all with as many decimals as one of them needs."""
+    """Return `ticks` as `number_text` does, all with as many decimals as any of them needs."""
     texts = [number_text(tick) for tick in ticks]
     if any("e" in text for text in texts):
         return texts
@@ -338,7 +339,7 @@ def number_texts(ticks: Sequence[float]) -> list[str]:
 
 
 def step_texts(ticks: Sequence[float]) -> list[str]:
-    """Return `ticks` of a step axis: 0, 12,500, 25,000, or in millions, 0, 1.5M, 3.0M, on a long one."""
+    """Return the texts of a step axis's `ticks`: 0, 12,500, 25,000, or on a long axis in millions: 0, 1.5M, 3.0M."""
     if max(ticks, default=0.0) < 1e6:
         return number_texts(ticks)
     return [
@@ -348,8 +349,8 @@ def step_texts(ticks: Sequence[float]) -> list[str]:
 
 
 def shorten(text: str, length: int) -> str:
-    """Return `text` on one line of at most `length` characters, the middle left out of a longer one."""
-    text = " ".join(text.split()).lstrip("_") or "?"  # matplotlib leaves names with a leading _ out of legends
+    """Return `text` on one line, with the middle left out if it is longer than `length` characters."""
+    text = " ".join(text.split()).lstrip("_") or "?"  # matplotlib omits names with a leading _ from legends
     if len(text) <= length:
         return text
     tail = length // 3
@@ -357,7 +358,7 @@ def shorten(text: str, length: int) -> str:
 
 
 def _extent(axes: Axes, dimension: int) -> tuple[float, float]:
-    """Return the least and the largest finite value that the lines have in `dimension` (0: x, 1: y), (0, 1) if none."""
+    """Return the smallest and largest finite value of the lines in `dimension` (0: x, 1: y), or (0, 1) if none."""
     measured = [line for line in axes.lines if line.get_label() != NOT_FINITE or dimension == 0]
     values = np.concatenate([np.asarray(line.get_xydata())[:, dimension] for line in measured] or [np.empty(0)])
     values = values[np.isfinite(values)]
@@ -366,5 +367,5 @@ def _extent(axes: Axes, dimension: int) -> tuple[float, float]:
 
 def _widened(low: float, high: float, *, share: float, least: float) -> tuple[float, float]:
     span = high - low
-    margin = share * span if span > 1e-6 * max(abs(low), abs(high)) else least  # below, it may be mere rounding
+    margin = share * span if span > 1e-6 * max(abs(low), abs(high)) else least  # a smaller span may be a rounding error
     return low - margin, high + margin

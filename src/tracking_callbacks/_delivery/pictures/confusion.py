@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["confusion_matrix"]
 
-MAX_LABELS = 50  # names on each axis; of more classes only some are named
+MAX_LABELS = 50  # names on each axis; with more classes only some are named
 
-_WITH_SHARES, _WITH_COUNTS = 10, 25  # classes up to which a cell says its share, and its count
+_WITH_SHARES, _WITH_COUNTS = 10, 25  # most classes for which cells show their share, and their count
 _NO_SAMPLES = "#d9d9d9"
 
 
 def confusion_matrix(labels: Sequence[str], matrix: ArrayLike, *, note: str = "") -> Figure | None:
-    """Draw how often each class was taken for which: counts in the cells, shares of the true class as their shade.
+    """Draw how often each class was predicted as which: counts in the cells, shaded by the share of the true class.
 
-    Up to 10 classes a cell has count and share, up to 25 the count, beyond that the shade alone speaks. Rows of classes
-    that have no samples are grey.
+    With up to 10 classes a cell shows count and share, with up to 25 the count, and with more only the shade. Rows of
+    classes without samples are grey.
 
     Args:
         labels: The classes' names, in the order of the matrix.
@@ -35,10 +35,10 @@ def confusion_matrix(labels: Sequence[str], matrix: ArrayLike, *, note: str = ""
         note: A line under the title, such as "eval, step 400".
 
     Returns:
-        None where no sample was counted.
+        The figure, or None if no sample was counted.
 
     Raises:
-        ValueError: The matrix is not square, or has not one row per label, or a count is negative or not finite.
+        ValueError: The matrix is not square or does not have one row per label, or a count is negative or not finite.
     """
     counts = np.asarray(matrix, dtype=np.float64)
     if counts.size == 0 and not len(labels):
@@ -62,7 +62,7 @@ def confusion_matrix(labels: Sequence[str], matrix: ArrayLike, *, note: str = ""
     names.write(axes)
     if len(labels) <= _WITH_COUNTS:
         _write_counts(axes, counts, shares)
-    accuracy = min(right / total, 1.0 if right == total else 0.999)  # 100.0% is for those without an error
+    accuracy = min(right / total, 1.0 if right == total else 0.999)  # show 100.0% only if there is no error
     title = f"Confusion matrix: accuracy {accuracy:.1%} ({right:,.0f} of {total:,.0f})"
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
     remarks = [note] * bool(note) + ["grey: no samples of the class"] * bool(not samples.all())
@@ -97,8 +97,8 @@ class _Names:
     """The classes' names along both axes of a matrix with sides of `side` inches.
 
     Attributes:
-        width: Inches that they take at the left of it.
-        height: Inches that they take below it.
+        width: Inches that they take up to the left of the matrix.
+        height: Inches that they take up below it.
     """
 
     def __init__(self, labels: Sequence[str], side: float) -> None:
@@ -146,7 +146,7 @@ def _write_counts(axes: Axes, counts: NDArray[np.float64], shares: NDArray[np.fl
 
 
 def _percent(share: float) -> str:
-    """Return `share` in whole per cent, of which 0 and 100 mean none and all."""
+    """Return `share` in whole per cent, where 0% and 100% mean exactly none and all."""
     if 0.0 < share < 0.01:
         return "<1%"
     return ">99%" if 0.99 < share < 1.0 else f"{share:.0%}"

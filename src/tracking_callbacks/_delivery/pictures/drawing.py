@@ -1,4 +1,4 @@
-"""Draws the pictures of a run, in the delivery process, where nobody waits for them."""
+"""Draws the pictures of a run, in the delivery process, so that the training never waits for them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def deliver_drawing(store: MlflowStore, run_id: str, record: Drawing, folder: Ru
 
     Raises:
         Refused: It cannot be drawn.
-        DeliveryError: The store did not take it now.
+        DeliveryError: The store did not accept it this time.
     """
     points = points_of(folder, store, run_id) if record.kind == "learning_curves" else {}
     try:
         pictures = {name: figures.png(figure) for name, figure in _drawn(record, folder, points).items() if figure}
-    except Exception as error:  # in a picture, not in what the run holds
+    except Exception as error:  # a bug in a drawing must not affect what the run holds
         raise Refused(f"cannot draw {record.kind}: {type(error).__name__}: {error}") from error
     for name, picture in pictures.items():
         path = folder.path / "drawn" / name
@@ -82,13 +82,13 @@ def _drawn(record: Drawing, folder: RunFolder, points: dict[str, Curve]) -> dict
 
 
 class Curve:
-    """The points of one metric, thinned where there are more than any picture could show."""
+    """The points of one metric, thinned if there are more than any picture could show."""
 
     def __init__(self) -> None:
         self._steps, self._values = array("d"), array("d")
 
     def add(self, step: int, value: float) -> None:
-        """Add a point, in the order of logging."""
+        """Add a point; points must be added in the order of logging."""
         self._steps.append(step)
         self._values.append(value)
         if len(self._steps) > 2 * _MOST_POINTS:
@@ -96,13 +96,13 @@ class Curve:
             self._steps, self._values = (array("d", series.tobytes()) for series in thinned)
 
     def pairs(self) -> Iterator[tuple[int, float]]:
-        """Yield step and value of each point."""
+        """Yield the step and value of each point."""
         for step, value in zip(self._steps, self._values, strict=True):
             yield int(step), value
 
 
 def points_of(folder: RunFolder, store: MlflowStore, run_id: str) -> dict[str, Curve]:
-    """Return the run's points: those of its journals, and before them what earlier sessions have sent to the store."""
+    """Return the run's points: those that earlier sessions sent to the store, followed by those in its journals."""
     curves: dict[str, Curve] = {}
     for journal in folder.journals():
         for record in _records(journal):

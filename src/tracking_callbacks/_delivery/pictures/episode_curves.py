@@ -1,4 +1,4 @@
-"""Curves of a reinforcement learning run, a value per episode: reward, length, Sharpe ratio."""
+"""Draws curves of a reinforcement learning run with one value per episode: reward, length, Sharpe ratio."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ if TYPE_CHECKING:
 
 __all__ = ["episode_curves", "episode_window", "sharpe_curve"]
 
-SMOOTHED = 30  # episodes from which on there is a running mean
+SMOOTHED = 30  # least number of episodes for a running mean
 TIMESTEPS = "environment steps (timesteps)"
 
 
 def episode_curves(timesteps: ArrayLike, rewards: ArrayLike, lengths: ArrayLike) -> Figure | None:
-    """Draw reward and length of every episode, and their running means, over the steps of the training.
+    """Draw the reward and length of every episode, and their running means, over the training steps.
 
     Args:
         timesteps: Steps over all environments when each episode ended, shape (n,), in any order.
-        rewards: Sum of each episode's raw rewards, shape (n,), in the environment's unit; what is not finite is a gap.
+        rewards: Sum of each episode's raw rewards, shape (n,), in the environment's unit. A value that is not finite
+            becomes a gap.
         lengths: Steps of each episode, shape (n,).
 
     Returns:
-        None without episodes.
+        The figure, or None if there are no episodes.
 
     Raises:
         ValueError: The three are not one-dimensional series of equal length.
@@ -59,16 +60,16 @@ def episode_curves(timesteps: ArrayLike, rewards: ArrayLike, lengths: ArrayLike)
 def sharpe_curve(
     timesteps: ArrayLike, ratios: ArrayLike, *, periods_per_year: float | None = None, source: str = ""
 ) -> Figure | None:
-    """Draw the Sharpe ratio of every episode, and its running mean, over the steps of the training.
+    """Draw the Sharpe ratio of every episode, and its running mean, over the training steps.
 
     Args:
         timesteps: Steps over all environments when each episode ended, shape (n,), in any order.
-        ratios: Each episode's annualised Sharpe ratio, shape (n,); NaN where it has none.
-        periods_per_year: What it was annualised with (param ``sharpe.periods_per_year``).
+        ratios: Each episode's annualised Sharpe ratio, shape (n,); NaN if it has none.
+        periods_per_year: Periods per year used for annualising (param ``sharpe.periods_per_year``).
         source: Where the returns come from (param ``sharpe.source``).
 
     Returns:
-        None where no episode has a ratio.
+        The figure, or None if no episode has a ratio.
 
     Raises:
         ValueError: The two are not one-dimensional series of equal length.
@@ -92,10 +93,10 @@ def sharpe_curve(
 
 
 def episode_window(episodes: int) -> int:
-    """Return over how many episodes the running mean goes, 0 where there are too few for one.
+    """Return the number of episodes in the running mean, or 0 if there are too few for one.
 
-    A tenth of all up to 100, as many as SB3's own means have; of more than 20 000 it is a 200th, at most 1 000, for
-    the line to remain one.
+    It is a tenth of all episodes, up to 100, the window of SB3's own means. Above 20 000 episodes it is a 200th, up to
+    1 000, so that the mean is still readable as a line.
     """
     return max(min(episodes // 10, 100), min(episodes // 200, 1_000)) if episodes >= SMOOTHED else 0
 

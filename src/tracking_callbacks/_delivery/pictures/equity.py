@@ -1,4 +1,4 @@
-"""Account value and drawdown over the steps of an episode."""
+"""Draws account value and drawdown over the steps of an episode."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ MAX_CURVES = len(PALETTE)
 
 
 def equity_curves(curves: Mapping[str, ArrayLike], steps: Mapping[str, ArrayLike] | None = None) -> Figure | None:
-    """Draw the account value of episodes, and beneath it how far each is below its peak so far.
+    """Draw the account value of episodes, and below it how far each is under its peak so far.
 
-    The area of the newest one's drawdown is filled. The legend has each episode's total return and largest drawdown.
+    The drawdown area of the newest episode is filled. The legend shows each episode's total return and largest
+    drawdown.
 
     Args:
         curves: Account values, shape (n,), one at the reset and one after each step, in any unit, by the name of the
-            episode, such as "last episode". Oldest first; of more than `MAX_CURVES` the last ones are drawn. What is
-            not finite is a gap; an episode with fewer than two values is left out.
-        steps: Steps of the episode that the values belong to, where they are not 0, 1, 2, …
+            episode, such as "last episode". Oldest first; of more than `MAX_CURVES` the last ones are drawn. A value
+            that is not finite becomes a gap; an episode with fewer than two values is left out.
+        steps: The episode steps of the values, by the name of the episode. None means 0, 1, 2, …
 
     Returns:
-        None where no episode is left.
+        The figure, or None if no episode is left.
 
     Raises:
         ValueError: A series is not one-dimensional.
@@ -59,7 +60,7 @@ def equity_curves(curves: Mapping[str, ArrayLike], steps: Mapping[str, ArrayLike
         known = np.arange(equity.size) if steps is None else steps[name]
         x = np.asarray(known, dtype=np.float64)
         fallen = drawdown(equity)
-        label = f"{shorten(name, 32)}{_figures(equity, fallen)}"
+        label = f"{shorten(name, 32)}{_statistics(equity, fallen)}"
         draw_line(above, x, equity, pen=pen, label=label, markers=True, width=1.8 if newest else 1.1)
         draw_line(below, x, 100.0 * fallen, pen=pen, label="_", width=1.0)
         if newest:  # several fills would hide each other
@@ -75,9 +76,9 @@ def equity_curves(curves: Mapping[str, ArrayLike], steps: Mapping[str, ArrayLike
 
 
 def drawdown(equity: Series) -> Series:
-    """Return ``V / running_max(V) - 1`` of account values ``V``, shape (n,), NaN where that has no meaning.
+    """Return ``V / running_max(V) - 1`` of account values ``V``, shape (n,), NaN where the peak is not positive.
 
-    Its minimum is ``finance.max_drawdown`` of the returns, where all values are positive.
+    If all values are positive, its minimum is ``finance.max_drawdown`` of the returns.
     """
     peak = np.fmax.accumulate(equity)
     fallen = np.full(equity.shape, np.nan)
@@ -85,8 +86,8 @@ def drawdown(equity: Series) -> Series:
     return fallen
 
 
-def _figures(equity: Series, fallen: Series) -> str:
-    """Return the figures as the curves show them, also of an account below zero, which has none in finance."""
+def _statistics(equity: Series, fallen: Series) -> str:
+    """Return the statistics as the curves show them, even for an account that falls below zero, unlike `finance`."""
     known = equity[~np.isnan(equity)]
     if known[0] <= 0.0:
         return ""

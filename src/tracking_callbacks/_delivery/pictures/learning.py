@@ -1,4 +1,4 @@
-"""Learning curves: loss, accuracy, F1 and the other figures of the evaluations over the training steps."""
+"""Draws learning curves: loss, accuracy, F1 and the other evaluation metrics over the training steps."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ Curves = Mapping[str, tuple[Series, Series]]  # steps and values by the set that
 
 MAX_PANELS = 6  # below the loss
 SMOOTHED = 60  # a series of more points has a running mean
-LOG_SPAN = 100.0  # a loss that spans two decades is drawn on a logarithmic axis
+LOG_SPAN = 100.0  # a loss that spans two orders of magnitude is drawn on a logarithmic axis
 
 _FIRST = ("accuracy", "f1")
 _NAMES = {"f1": "F1", "f1_weighted": "F1 (weighted)"}
-# Groups that are no training or evaluation set, and figures of an evaluation that say nothing of the model.
+# Groups that are not training or evaluation sets, and metrics of an evaluation that say nothing about the model.
 _OTHER_GROUPS = {"system", "episode", "rollout", "time"}
 _NOT_LEARNED = {
     *("epoch", "runtime", "samples_per_second", "steps_per_second", "num_tokens", "num_input_tokens_seen"),
     *("model_preparation_time", "jit_compilation_time", "total_flos", "mean_loss"),
 }
 _SET_MARKS = ("loss", "runtime")
-_NO_LOSS = 1e-30  # below this a decade more is no news
-_EXPLAINED = 3  # means up to which the legend has an entry for the faint lines under them, too
+_NO_LOSS = 1e-30  # below this, another order of magnitude means nothing
+_EXPLAINED = 3  # with more running means than this, the legend leaves out the faint lines under them
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", ":", "-.")
 
 
 def learning_curves(points: Mapping[str, Points], *, step: str = "training step") -> Figure | None:
-    """Draw the loss over the steps of a training, and beneath it a panel for each further figure of the evaluations.
+    """Draw the loss over the steps of a training run, and below it a panel for each further evaluation metric.
 
-    A colour always means a set: blue is the training, orange-red the first evaluation set. Accuracy and F1 come first,
-    then the others in their order in `points`, at most `MAX_PANELS`. Of the training's own figures, apart from its
-    loss, only those are drawn which an evaluation has too, and ``train/accuracy`` and ``train/f1``. The loss has a
-    logarithmic axis where it is positive throughout and spans a factor of `LOG_SPAN`. A series of more than
-    `SMOOTHED` points is drawn faintly under its running mean; values that are not finite are crosses at the bottom.
+    A colour always means a set: blue is the training set, orange-red the first evaluation set. Accuracy and F1 come
+    first, then the others in their order in `points`, at most `MAX_PANELS`. Apart from the loss, accuracy and F1, a
+    training metric is drawn only if an evaluation has it too. The loss has a logarithmic axis if it is positive
+    throughout and spans a factor of `LOG_SPAN`. A series of more than `SMOOTHED` points is drawn faintly under its
+    running mean; values that are not finite are crosses at the bottom.
 
     Args:
         points: Pairs (training step, value) by metric name as in a run, in the order of logging: ``train/loss``,
             ``eval/loss``, ``eval/accuracy``, ``eval/<set>/loss``, …; all other metrics of the run may be among them.
             Of several values at one step the last one is drawn.
-        step: What a step is, in the singular: "environment step" for Stable-Baselines3.
+        step: What a step is called, in the singular: "environment step" for Stable-Baselines3.
 
     Returns:
-        None where `points` have neither a loss nor a figure of an evaluation.
+        The figure, or None if `points` have neither a loss nor an evaluation metric.
     """
     curves = _curves(points)
     if not curves:
@@ -119,7 +119,7 @@ def _draw_panel(
 
 
 def _curves(points: Mapping[str, Points]) -> dict[str, dict[str, tuple[Series, Series]]]:
-    """Return steps and values by metric, and by the set that it was measured on; loss, accuracy and F1 first."""
+    """Return steps and values by metric and then by the set they were measured on; loss, accuracy and F1 first."""
     sets = {name.rpartition("/")[0] for name in points if name.rpartition("/")[2] in _SET_MARKS}
     sets |= {name.partition("/")[0] for name in points if "/" in name}
     found: dict[str, dict[str, tuple[Series, Series]]] = {}
@@ -143,7 +143,7 @@ def _step_range(panels: Iterable[Curves]) -> tuple[float, float]:
 
 
 def _pens(curves: Mapping[str, Mapping[str, object]]) -> dict[str, Pen]:
-    """Return a pen for every set, the training's being the first."""
+    """Return a pen for every set, the training set first."""
     evaluations = dict.fromkeys(name for by_set in curves.values() for name in by_set if name != "train")
     pens = {"train": Pen(PALETTE[0], _MARKERS[0])}
     for index, name in enumerate(evaluations):

@@ -1,4 +1,4 @@
-"""Series as they are drawn: in order, with gaps, smoothed, thinned to what a picture can show. Pure numpy."""
+"""Prepares series for drawing: sorts, marks gaps, smooths, thins to what a picture can show. Pure numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ __all__ = ["Series", "as_series", "by_step", "envelope", "isolated", "read_colum
 
 Series = NDArray[np.float64]
 
-# MLflow stores ±inf as ±1.797e308. Nothing beyond this is a measurement, and sums below it do not overflow.
+# MLflow stores ±inf as ±1.797e308. No value beyond this limit is a measurement, and sums of values below it do not
+# overflow.
 _INFINITE = 1e300
 
 
@@ -20,7 +21,7 @@ def as_series(values: ArrayLike, name: str) -> Series:
     """Return `values` as floats of shape (n,).
 
     Raises:
-        ValueError: They have another number of dimensions; the message calls them `name`.
+        ValueError: They are not one-dimensional; the message calls them `name`.
     """
     series = np.asarray(values, dtype=np.float64)
     if series.ndim != 1:
@@ -29,9 +30,9 @@ def as_series(values: ArrayLike, name: str) -> Series:
 
 
 def by_step(points: Iterable[tuple[float, float]]) -> tuple[Series, Series]:
-    """Return the steps of `points` in rising order and their values, both of shape (n,).
+    """Return the steps of `points` in ascending order and their values, both of shape (n,).
 
-    Of several values at one step the last one counts: a training that was resumed repeats the steps since its
+    Of several values at one step the last one counts, because a resumed training run repeats the steps since its
     checkpoint.
     """
     latest = dict(points)
@@ -42,16 +43,16 @@ def by_step(points: Iterable[tuple[float, float]]) -> tuple[Series, Series]:
 
 
 def with_gaps(values: Series) -> Series:
-    """Return a copy of `values` in which everything that is not a finite number is NaN."""
+    """Return a copy of `values` in which every value that is not finite is NaN."""
     return np.where(np.abs(values) < _INFINITE, values, np.nan)
 
 
 def running_mean(values: Series, window: int) -> Series:
     """Return the mean of the `window` values around every position, shape (n,).
 
-    The window is centred, so that the mean does not lag behind the values; near the ends there is less in it. NaN is
-    left out; where nothing else is in the window, the mean is NaN. Sums are taken per window: differences of a
-    cumulated sum would carry the rounding of one large value through the rest of the curve.
+    The window is centred, so that the mean does not lag behind the values, and shorter near the ends. NaN is ignored;
+    the mean of a window with nothing else is NaN. Each window is summed separately, because differences of a cumulative
+    sum would carry the rounding error of one large value through the rest of the curve.
     """
     if not values.size:
         return values.copy()
@@ -66,14 +67,14 @@ def running_mean(values: Series, window: int) -> Series:
 
 
 def envelope(x: Series, y: Series, limit: int) -> tuple[Series, Series]:
-    """Return at most `limit` of the points: the first, the last, and the extremes of equal stretches between.
+    """Return at most `limit` of the points: the first, the last, and the extremes of equal stretches between them.
 
-    No spike is lost by it, unlike by taking every n-th point, and a gap (NaN) that is longer than a stretch remains.
+    Unlike taking every n-th point, this loses no spike, and keeps a gap (NaN) that is longer than a stretch.
 
     Args:
         x: Positions, shape (n,).
         y: Values, shape (n,).
-        limit: How many points are wanted at most, 4 or more.
+        limit: Maximum number of points, at least 4.
     """
     count = y.size
     if count <= limit:
@@ -92,7 +93,7 @@ def envelope(x: Series, y: Series, limit: int) -> tuple[Series, Series]:
 
 
 def isolated(values: Series) -> list[int]:
-    """Return the positions of the numbers between two gaps, which a line alone would not show."""
+    """Return the positions of single numbers between two gaps, which a line alone would not show."""
     gaps = np.concatenate([[True], np.isnan(values), [True]])
     return np.flatnonzero(gaps[:-2] & ~gaps[1:-1] & gaps[2:]).tolist()
 
@@ -101,10 +102,10 @@ def read_columns(lines: Iterable[str]) -> dict[str, Series]:
     """Return the columns of a CSV table of numbers, such as ``episodes.csv`` or ``equity_curves.csv``, by their names.
 
     Args:
-        lines: The lines, a header first: an open file, or ``text.splitlines()``.
+        lines: The lines, starting with a header: an open file, or ``text.splitlines()``.
 
     Returns:
-        Series of equal length; NaN where a cell is empty or is no number. A last line that was cut short is left out.
+        Series of equal length; NaN if a cell is empty or is not a number. A last line that was cut short is left out.
     """
     table = csv.reader(lines)
     names = next(table, [])

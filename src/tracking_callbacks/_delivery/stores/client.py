@@ -33,11 +33,11 @@ _TIMEOUT_SECONDS = 30
 
 
 class MlflowStore:
-    """One MLflow store; importing mlflow waits for `load` or the first call, connecting for the latter.
+    """One MLflow store. It imports MLflow in `load` or at the first call, and connects at the first call.
 
     Args:
         uri: Tracking URI, with its credentials.
-        registry_uri: URI of the model registry, with its credentials; None: the tracking store's own registry.
+        registry_uri: URI of the model registry, with its credentials. None means the tracking store's registry.
     """
 
     def __init__(self, uri: str, registry_uri: str | None = None) -> None:
@@ -48,7 +48,7 @@ class MlflowStore:
         _prepare_environment(uri, registry_uri or "")
 
     def load(self) -> None:
-        """Import what the calls need; from one thread, before others make calls."""
+        """Import what the calls need. Call this from one thread before several threads use the store."""
         for module in ("mlflow", "requests", "sqlalchemy.exc", "urllib3.exceptions"):
             importlib.import_module(module)
 
@@ -56,7 +56,7 @@ class MlflowStore:
 
     @retry_transient
     def experiment_id(self, name: str) -> str:
-        """Return the id of the experiment `name`, which is made if it does not exist."""
+        """Return the id of the experiment `name`, and create it if it does not exist."""
         from mlflow.exceptions import MlflowException
 
         with translate_errors():
@@ -68,7 +68,7 @@ class MlflowStore:
                 except MlflowException as error:
                     experiment = client.get_experiment_by_name(name)
                     if error.error_code not in ALREADY_THERE or experiment is None:
-                        raise  # else another trainer was faster
+                        raise  # otherwise another trainer has just created it
         if experiment.lifecycle_stage != "active":
             raise Blocked(f"experiment {name!r} is deleted; restore it (mlflow experiments restore) to go on")
         return str(experiment.experiment_id)
@@ -102,10 +102,10 @@ class MlflowStore:
             self._client().delete_run(run_id)
 
     def check_active(self, run_id: str) -> Run:
-        """Return a run that can be written to.
+        """Return the run if it can be written to.
 
         Raises:
-            Blocked: It was deleted, which the store answers to a write like a bad name.
+            Blocked: The run was deleted. The store answers a write to it with the same status as a bad name.
         """
         run = self.run(run_id)
         if run.info.lifecycle_stage != "active":
@@ -120,7 +120,7 @@ class MlflowStore:
 
     @retry_transient
     def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
-        """End a run with the status and time (ms since the epoch) that it really had."""
+        """End a run with its true status and end time (ms since the epoch)."""
         with translate_errors():
             self._client().set_terminated(run_id, status, end_time)
 
@@ -140,7 +140,7 @@ class MlflowStore:
 
     @retry_transient
     def history(self, run_id: str, key: str) -> list[Point]:
-        """Return all points of a metric, in the order of their times."""
+        """Return all points of a metric, sorted by time and step."""
         with translate_errors():
             found = self._client().get_metric_history(run_id, key)
             return sorted((Point(one.key, one.value, one.timestamp, one.step) for one in found), key=_time_and_step)
@@ -154,7 +154,7 @@ class MlflowStore:
             self._client().log_artifact(run_id, str(path), artifact_path)
 
     def log_artifacts(self, run_id: str, folder: Path, artifact_path: str | None) -> None:
-        """Upload what a folder holds."""
+        """Upload the content of a folder."""
         try:
             with translate_errors():
                 self._client().log_artifacts(run_id, str(folder), artifact_path)
@@ -166,11 +166,11 @@ class MlflowStore:
 
     @retry_transient
     def declare_table(self, run_id: str, place: str) -> None:
-        """Add a file to those that the UI shows as tables, as ``mlflow.log_table`` does; a replay changes nothing."""
+        """Make the UI show a file as a table, as ``mlflow.log_table`` does; a replay changes nothing."""
         try:
             tables = json.loads(self.run(run_id).data.tags.get(TABLES_TAG, "[]"))
         except ValueError as error:
-            raise Refused(f"the run's tag {TABLES_TAG} holds no JSON") from error
+            raise Refused(f"the run's tag {TABLES_TAG} is not valid JSON") from error
         table = {"path": place, "type": "table"}
         if table not in tables:
             with translate_errors():
@@ -224,7 +224,7 @@ class MlflowStore:
             return self._client().create_logged_model(experiment_id, name, run_id, tags, params, model_type)
 
     def upload_model(self, model_id: str, folder: Path) -> None:
-        """Upload a logged model's files and declare it READY."""
+        """Upload a logged model's files and mark it READY."""
         try:
             with translate_errors():
                 self._client().log_model_artifacts(model_id, str(folder))
@@ -238,7 +238,7 @@ class MlflowStore:
     @retry_transient
     def _upload_model_file(self, model_id: str, path: Path, place: str) -> None:
         with translate_errors():
-            # The client's own log_model_artifact takes no folder within the model.
+            # MlflowClient.log_model_artifact cannot put the file into a folder within the model.
             self._client()._tracking_client.log_model_artifact(model_id, str(path), place or None)
 
     @retry_transient
@@ -256,7 +256,7 @@ class MlflowStore:
         try:
             with translate_errors():
                 self._client().log_outputs(run_id, [LoggedModelOutput(model_id, step)])
-        except Refused:  # a second one is answered 400, IntegrityError; a first one may have come through late
+        except Refused:  # the store answers a second link with 400, IntegrityError; the first may have arrived late
             if not self._is_output(run_id, model_id):
                 raise
 
@@ -266,7 +266,7 @@ class MlflowStore:
 
     @retry_transient
     def link_metrics(self, run_id: str, model_id: str, points: Sequence[Point]) -> None:
-        """Link points that the run already holds to a model, by sending them again with its id."""
+        """Link points that the run already has to a model, by sending them again with the model's id."""
         from mlflow.entities import Metric
 
         with translate_errors():
@@ -276,7 +276,7 @@ class MlflowStore:
 
     @retry_transient
     def register_model(self, name: str) -> None:
-        """Make a registered model, unless there is one of that name."""
+        """Create a registered model unless one of that name exists."""
         from mlflow.exceptions import MlflowException
 
         with translate_errors():
@@ -300,7 +300,7 @@ class MlflowStore:
             self._client().delete_model_version(name, version)
 
     def create_version(self, name: str, *, model_id: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
-        """Make a model version of a logged model."""
+        """Create a model version from a logged model."""
         with translate_errors():
             client = self._client()
             source = f"models:/{model_id}"
@@ -320,7 +320,7 @@ class MlflowStore:
 
     @retry_transient
     def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Let `alias` of a registered model stand for `version`."""
+        """Point `alias` of a registered model at `version`."""
         with translate_errors():
             self._client().set_registered_model_alias(name, alias, version)
 
@@ -333,8 +333,8 @@ class MlflowStore:
 
                 for uri in (self._uri, self._registry_uri):
                     ensure_sqlite_store(uri, os.path.abspath("mlruns"))
-                # The global URIs too: create_model_version resolves its source by them, and would drop a stray
-                # mlflow.db into the working folder. One store per process.
+                # Set the global URIs too: create_model_version resolves its source through them, and would otherwise
+                # leave a stray mlflow.db in the working folder. A process has only one store.
                 mlflow.set_tracking_uri(self._uri)
                 mlflow.set_registry_uri(self._registry_uri)
                 self._connected = mlflow.MlflowClient(self._uri, self._registry_uri)
@@ -346,16 +346,16 @@ def _time_and_step(point: Point) -> tuple[int, int]:
 
 
 def _prepare_environment(*uris: str) -> None:
-    # MLflow's own retry blocks about four minutes per call; the drain loop retries and sees what goes on.
+    # MLflow's own retries block for about four minutes per call; the drain loop retries instead and can react.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault(REQUEST_TIMEOUT_VARIABLE, str(_TIMEOUT_SECONDS))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if any(uri.startswith("file:") for uri in uris):
-        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow ≥ 3.10 refuses a file store that was asked for
+        os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow ≥ 3.10 refuses file stores otherwise
 
 
 def _files_below(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each file at any depth, and the ``/``-separated folder it lies in, empty for `folder` itself."""
+    """Yield each file at any depth with its ``/``-separated parent folder, which is empty for `folder` itself."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             place = path.parent.relative_to(folder).as_posix()

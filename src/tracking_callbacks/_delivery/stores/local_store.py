@@ -1,8 +1,8 @@
-"""First creation of a local SQLite store, safe against other processes and against being killed.
+"""Creates a local SQLite store for the first time, safely with respect to other processes and to being killed.
 
-MLflow creates the tables and runs some fifty migrations in place. Eight trainers that start at once on an absent
-store break one another, and a kill in the middle leaves a file that no later process can use (measured: 27 of 60).
-So the store is built under another name and appears, whole, by one hard link.
+MLflow creates the tables and runs about fifty migrations in place. If eight trainers start at once without a store,
+they break each other's, and a kill in the middle leaves a file that no later process can use (measured: 27 of 60). The
+store is therefore built under another name and then appears as a whole through one hard link.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def ensure_sqlite_store(uri: str, artifact_root: str) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The lock only spares the work of building it eight times; the link is what keeps it right, also between
-    # containers whose temp folders differ.
+    # The lock only saves building the store eight times. The hard link makes it correct, even between containers with
+    # different temp folders.
     digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
     with FileLock(Path(tempfile.gettempdir()) / f"tracking_callbacks-{os.getuid()}-{digest}.lock"):
         if not path.exists():
@@ -45,7 +45,7 @@ def _build(path: Path, artifact_root: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     for left_over in path.parent.glob(f".{path.name}.*.building*"):
-        left_over.unlink(missing_ok=True)  # of a builder that was killed; we hold the lock
+        left_over.unlink(missing_ok=True)  # from a process that was killed, because we hold the lock
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.building")
     try:
         store = SqlAlchemyStore(f"sqlite:///{temporary}", artifact_root)  # type: ignore[no-untyped-call]
@@ -53,7 +53,7 @@ def _build(path: Path, artifact_root: str) -> None:
         try:
             os.link(temporary, path)
         except FileExistsError:
-            pass  # somebody beyond the reach of our lock was faster
+            pass  # a process that does not see our lock was faster
         except OSError:  # a file system without hard links
             if not path.exists():
                 os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""What a failure of MLflow or its transports means for delivery."""
+"""Translates failures of MLflow and its transports into what they mean for delivery."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ REQUEST_TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _LONGEST_TIMEOUT_SECONDS = 120
 _GIVEN_UP = re.compile(r"too many (\d+) error responses")  # urllib3.exceptions.ResponseError.SPECIFIC_ERROR
 _BUSY = (408, 429)
-# Said of a request that may have been carried out: it broke off in the store, or the store's answer got lost at
-# something that stands in front of it. 429 and 503 are said instead of beginning.
+# After these the request may have been carried out: it failed inside the store, or a proxy lost the store's answer.
+# Servers send 429 and 503 without starting on the request.
 _UNSURE = (500, 502, 504)
 
 
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
-    """Turn what MLflow and its transports raise into the three cases that delivery tells apart."""
+    """Turn the exceptions of MLflow and its transports into the three cases that delivery distinguishes."""
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -44,6 +44,10 @@ def translate_errors() -> Iterator[None]:
         if status is not None and 400 <= status < 500 and status not in _BUSY:
             raise Refused(message) from error
         unsent, slow = _unsent(error), _timed_out(error)
+        if unsent:
+            message = f"cannot reach the store: {message}"
+        elif slow:
+            message = f"the store did not answer in time: {message}"
         if slow:
             _allow_more_time()
         raise Transient(
@@ -54,7 +58,7 @@ def translate_errors() -> Iterator[None]:
 
 
 def _timed_out(error: BaseException | None) -> bool:
-    """Return whether the store was reached and took too long to answer."""
+    """Return whether the request reached the store but the store took too long to answer."""
     import requests
 
     while error is not None:
@@ -65,13 +69,13 @@ def _timed_out(error: BaseException | None) -> bool:
 
 
 def _allow_more_time() -> None:
-    """Double the time that a request may take: a server that needs longer would never be waited for."""
+    """Double the request timeout, because a server that always needs longer would otherwise never get to answer."""
     seconds = int(os.environ[REQUEST_TIMEOUT_VARIABLE])
     os.environ[REQUEST_TIMEOUT_VARIABLE] = str(max(seconds, min(2 * seconds, _LONGEST_TIMEOUT_SECONDS)))
 
 
 def _origin(error: BaseException) -> BaseException:
-    """Return what failed first: MLflow's client turns any failure of a check of its own into a wrong parameter."""
+    """Return the failure behind `error`: MLflow's client reports any failed check as an invalid parameter."""
     import requests
     from mlflow.exceptions import MlflowException
 
@@ -81,14 +85,14 @@ def _origin(error: BaseException) -> BaseException:
 
 
 def _was_answered(error: BaseException) -> bool:
-    """Return whether the store itself, and not MLflow's client on its behalf, said what went wrong."""
+    """Return whether the error comes from the store itself and not from MLflow's client."""
     from mlflow.exceptions import RestException
 
     return isinstance(error, RestException) or getattr(error, "response", None) is not None
 
 
 def _unsent(error: BaseException | None) -> bool:
-    """Return whether no connection came about, so that nothing can have been done."""
+    """Return whether no connection was established, so that the store cannot have done anything."""
     from urllib3.exceptions import MaxRetryError, NewConnectionError
 
     while error is not None:
@@ -101,7 +105,7 @@ def _unsent(error: BaseException | None) -> bool:
 
 
 def _retried_status(error: BaseException | None) -> int | None:
-    """Return the HTTP status that the transport has given up on: it keeps those worth a retry to itself."""
+    """Return the HTTP status at which the transport gave up, which it hides for statuses that it retries."""
     from urllib3.exceptions import MaxRetryError, ResponseError
 
     while error is not None:
@@ -114,7 +118,7 @@ def _retried_status(error: BaseException | None) -> int | None:
 
 
 def _status_of(error: BaseException) -> int | None:
-    """Return the HTTP status that stands for `error`; None where nothing has answered."""
+    """Return the HTTP status of `error`; None if there was no answer."""
     response: Any = getattr(error, "response", None)
     if response is not None:
         return int(response.status_code)
