@@ -217,7 +217,8 @@ class MLflowSB3Callback(BaseCallback):
         for index, callback in enumerate(found):
             role = "eval" if index == 0 else f"eval_{index + 1}"
             on_evaluation = functools.partial(self._on_evaluation, role)
-            self._watches.append(EvaluationWatch(callback, self.returns, self.periods_per_year, on_evaluation))
+            watch = EvaluationWatch(callback, self.returns, self.periods_per_year, on_evaluation, run=self.run)
+            self._watches.append(watch)
             if self.run is not None:
                 log_prices(self.run, callback.eval_env, role, context="evaluation")
 
