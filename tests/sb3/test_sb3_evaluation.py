@@ -173,7 +173,7 @@ def test_two_callbacks_next_to_one_evaluation_both_log_all_of_it(store: Store) -
         for key in ("eval/mean_reward", "eval/sharpe_ratio")
     }
 
-    assert {steps for steps in (tuple(step for step, _ in found) for found in points.values())} == {(16, 32, 48, 64)}
+    assert {tuple(step for step, _ in found) for found in points.values()} == {(16, 32, 48, 64)}
     assert points["first", "eval/sharpe_ratio"] == points["second", "eval/sharpe_ratio"]
     assert "_on_step" not in vars(evaluation)
     assert "_log_success_callback" not in vars(evaluation)

@@ -169,11 +169,14 @@ class MLflowSB3Callback(BaseCallback):
 
     @never_in_the_way
     def _begin(self) -> None:
+        if self._learn_started != self.model.start_time:
+            self._wind_up()  # a training run that was interrupted
+            self._learn_started = self.model.start_time
+            self._begin_training()
+
+    @never_in_the_way(begins=True)
+    def _begin_training(self) -> None:
         model = self.model
-        if self._learn_started == model.start_time:
-            return
-        self._wind_up()  # of a training that was interrupted
-        self._learn_started = model.start_time
         continues = model._num_timesteps_at_start > 0
         before = self.run
         resume_key = noted_run_key(model, self._callback_run.settings) if continues else None
