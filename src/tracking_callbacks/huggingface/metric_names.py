@@ -32,7 +32,8 @@ def grouped(logs: Mapping[str, Any]) -> dict[str, Any]:
 def evaluation_prefix(logs: Mapping[str, Any]) -> str | None:
     """Return the ``metric_key_prefix`` of the evaluation behind `logs`, ``train`` for the summary, or None.
 
-    ``transformers.trainer_utils.speed_metrics`` adds ``<prefix>_runtime`` and a throughput to all of them.
+    ``transformers.trainer_utils.speed_metrics`` adds ``<prefix>_runtime`` and a throughput to all of them
+    (undocumented, transformers 5.23.0).
     """
     return _shortest(
         key.removesuffix("_runtime")

@@ -31,7 +31,8 @@ def log_dataset_of(
         model: Its configuration names the labels for the sample of rows.
     """
     dataset: Any = getattr(dataloader, "dataset", None)
-    if type(dataset).__name__ == "IterableDatasetShard":  # of accelerate and transformers, around the user's
+    # Undocumented (transformers 5.23.0, accelerate 1.15.0): both have a class of this name around the user's dataset.
+    if type(dataset).__name__ == "IterableDatasetShard":
         dataset = dataset.dataset
     if dataset is not None:
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}
