@@ -246,7 +246,8 @@ def _raw_observation_space(model: BaseAlgorithm, statistics: VecNormalize | None
     if venv is None or statistics.observation_space.shape == model.observation_space.shape:
         return statistics.observation_space, True
     logger.warning(
-        "%s is between the agent and VecNormalize: the saved model expects observations that are already normalized",
+        "%s stands between the agent and VecNormalize: the saved model expects observations that are already "
+        "normalized",
         type(venv).__name__,
     )
     return model.observation_space, False

@@ -20,9 +20,10 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from tracking_callbacks._callbacks.patching import patched
-from tracking_callbacks._episodes.episode_tracker import EpisodeTracker, statistics_over_episodes
+from tracking_callbacks._episodes.episode_tracker import EpisodeTracker
 from tracking_callbacks._episodes.equity_curves import EquityCurves
 from tracking_callbacks._episodes.returns import Returns, choose_source
+from tracking_callbacks._episodes.statistics import statistics_over_episodes
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.flavors import sb3 as flavor
