@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 
 from tracking_callbacks import finance
-from tracking_callbacks._episodes.episode_tracker import (
-    Episode,
-    EpisodeTable,
-    EpisodeTracker,
-    PointBudget,
-    RunningStats,
-    StepBuffer,
-)
+from tracking_callbacks._episodes.episode_table import EpisodeTable
+from tracking_callbacks._episodes.episode_tracker import Episode, EpisodeTracker, StepBuffer
+from tracking_callbacks._episodes.point_budget import PointBudget
 from tracking_callbacks._episodes.returns import choose_source
+from tracking_callbacks._episodes.statistics import RunningStats
 
 
 def test_a_buffer_that_grows_and_shifts_loses_nothing() -> None:

@@ -159,3 +159,21 @@ def test_our_callback_does_not_change_what_other_callbacks_see(
 
     assert witnesses[0] == witnesses[1]
     assert len(witnesses[0]) >= 7
+
+
+def test_each_training_run_that_cannot_be_opened_says_so_once(
+    make_trainer: TrainerFactory, full_model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
+    trainer = make_trainer(full_model, MLflowTrainerCallback(log_model=False))
+    heard = []
+    for _ in range(2):
+        caplog.clear()
+        trainer.train()
+        heard.append([record.message for record in caplog.records if record.levelname == "ERROR"])
+
+    assert [message.partition(";")[0] for message in heard[0]] == [
+        "tracking failed in MLflowTrainerCallback._begin",
+        "tracking failed in MLflowTrainerCallback.on_log",
+    ]
+    assert heard[1] == heard[0]

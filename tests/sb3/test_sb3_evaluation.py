@@ -134,7 +134,7 @@ def test_without_an_evaluation_the_last_agent_is_registered_and_the_run_says_so(
     (version,) = store.client.search_model_versions("name='never-evaluated'")
 
     assert "no EvalCallback has evaluated" in caplog.text
-    assert version.tags["tracking_callbacks.model_choice"] == "last, for want of an evaluation"
+    assert version.tags["tracking_callbacks.model_choice"] == "last, because there was no evaluation"
 
 
 class Masked(Market):
@@ -158,3 +158,80 @@ def test_derived_and_nested_evaluations_are_followed_too(store: Store, kind: str
     assert run.data.metrics["eval/sharpe_ratio"] == pytest.approx(
         finance.sharpe_ratio(finance.returns_from_equity(Market().equities(1))), rel=1e-9
     )
+
+
+def test_two_callbacks_next_to_one_evaluation_both_log_all_of_it(store: Store) -> None:
+    evaluation = EvalCallback(Monitor(Market()), eval_freq=16, n_eval_episodes=1, verbose=0, warn=False)
+    first, second = callback_for(store), callback_for(store)
+    PPO("MlpPolicy", market(), **TINY).learn(64, callback=[first, evaluation, second])
+    points = {
+        (name, key): store.points(callback.run, key)
+        for name, callback in (("first", first), ("second", second))
+        if store.delivered(callback.run)
+        for key in ("eval/mean_reward", "eval/sharpe_ratio")
+    }
+
+    assert {tuple(step for step, _ in found) for found in points.values()} == {(16, 32, 48, 64)}
+    assert points["first", "eval/sharpe_ratio"] == points["second", "eval/sharpe_ratio"]
+    assert "_on_step" not in vars(evaluation)
+    assert "_log_success_callback" not in vars(evaluation)
+
+
+def test_two_callbacks_inside_one_evaluation_both_see_every_step(store: Store) -> None:
+    first, second = callback_for(store), callback_for(store)
+    evaluation = EvalCallback(
+        Monitor(Market()),
+        callback_on_new_best=first,
+        callback_after_eval=second,
+        eval_freq=16,
+        n_eval_episodes=1,
+        verbose=0,
+        warn=False,
+    )
+    PPO("MlpPolicy", market(), **TINY).learn(64, callback=evaluation)
+    runs = [store.delivered(callback.run) for callback in (first, second)]
+
+    for callback, run in zip((first, second), runs, strict=True):
+        assert run.info.status == "FINISHED"
+        assert len(store.points(callback.run, "episode/reward")) == 6
+        assert [step for step, _ in store.points(callback.run, "eval/sharpe_ratio")] == [16, 32, 48, 64]
+    assert not {"on_step", "on_training_end", "_on_step"} & set(vars(evaluation))
+
+
+class SetsAHook(BaseCallback):
+    """Wraps the evaluation's own hook in the middle of a training run, as a user's script may do."""
+
+    def __init__(self, evaluation: EvalCallback, heard: list[int]) -> None:
+        super().__init__()
+        self.evaluation, self.heard = evaluation, heard
+        self.hook: Any = None
+
+    def _on_step(self) -> bool:
+        if self.hook is None:
+            before = self.evaluation._on_step
+
+            def hook() -> bool:
+                self.heard.append(self.evaluation.num_timesteps)
+                return before()
+
+            self.evaluation._on_step = self.hook = hook  # type: ignore[method-assign]
+        return True
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_hook_of_the_users_on_the_evaluation_is_called_and_still_there_afterwards(store: Store, when: str) -> None:
+    evaluation = EvalCallback(Market(), eval_freq=16, n_eval_episodes=1, verbose=0, warn=False)
+    heard: list[int] = []
+    setter = SetsAHook(evaluation, heard)
+    if when == "before":
+        setter._on_step()
+    callback = callback_for(store)
+    agent = PPO("MlpPolicy", market(), **TINY)
+    agent.learn(32, callback=[callback, setter, evaluation])
+    agent.learn(32, callback=[callback, evaluation], reset_num_timesteps=False)
+    store.delivered(callback.run)
+
+    assert heard == list(range(1, 65))
+    assert vars(evaluation)["_on_step"] is setter.hook
+    assert "_log_success_callback" not in vars(evaluation)
+    assert [step for step, _ in store.points(callback.run, "eval/sharpe_ratio")] == [16, 32, 48, 64]

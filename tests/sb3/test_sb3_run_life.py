@@ -16,6 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from tracking_callbacks import Delivery, MLflowTracker
 from tracking_callbacks.flavors import sb3 as flavor
+from tracking_callbacks.sb3 import MLflowSB3Callback
 
 
 @pytest.mark.parametrize("way", ["zip", "flavor"])
@@ -169,3 +170,39 @@ def test_the_zoos_yaml_builds_a_callback_that_logs_once(store: Store) -> None:
     assert run.info.status == "FINISHED"
     assert len(store.client.search_model_versions("name='from-the-zoo'")) == 1
     assert len(store.points(callback.run, "train/n_updates")) == 1
+
+
+def test_each_learn_whose_run_cannot_be_opened_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
+    callback = MLflowSB3Callback()
+    agent = PPO("MlpPolicy", Market(), **TINY)
+    heard = []
+    for _ in range(2):
+        caplog.clear()
+        agent.learn(64, callback=callback)
+        heard.append([record.message for record in caplog.records if record.levelname == "ERROR"])
+
+    assert agent.num_timesteps == 64
+    assert ["_begin_training" in message for message in heard[0]] == [True]
+    assert heard[1] == heard[0]
+
+
+def test_each_learn_says_once_that_its_callable_for_returns_fails(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(info: Any, reward: float) -> float:
+        raise LookupError("no price")
+
+    callback = callback_for(store, returns=failing)
+    agent = PPO("MlpPolicy", Market(), **TINY)
+    heard = []
+    for _ in range(2):
+        caplog.clear()
+        agent.learn(32, callback=callback)
+        heard.append([record.message for record in caplog.records if record.levelname == "ERROR"])
+        store.delivered(callback.run)
+
+    assert ["step_return" in message for message in heard[0]] == [True]
+    assert heard[1] == heard[0]

@@ -36,9 +36,11 @@ class TrainLog:
 
     Args:
         folder: Folder for the files; it may not exist yet.
+        run_key: Key of the run, under which the guard reports failures.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, run_key: str | None = None) -> None:
+        self.run_key = run_key
         self._folder = folder
         self._pid = os.getpid()
         self._lock = threading.Lock()

@@ -46,9 +46,13 @@ class ContentsRecorder:
         settings: Which pieces to record.
         journal: The journal to write to.
         opened: The run's session; nothing is recorded for a session that only joins a run.
+
+    Attributes:
+        run_key: Key of the run.
     """
 
     def __init__(self, settings: Settings, journal: RunJournal, opened: SessionOpened) -> None:
+        self.run_key = opened.run_key
         self._settings = settings
         self._journal = journal
         self._own = opened.intent == "own" and not journal.inert
@@ -104,7 +108,7 @@ class ContentsRecorder:
     @never_in_the_way
     def _start_log(self) -> None:
         if self._settings.record.python_logging:
-            self._log = TrainLog(self._journal.live_folder / "logs" / self._place)
+            self._log = TrainLog(self._journal.live_folder / "logs" / self._place, run_key=self.run_key)
 
     @never_in_the_way
     def _stop_log(self) -> None:

@@ -31,7 +31,7 @@ _CONTEXT_TAGS = (
     "mlflow.source.git.branch",
     "mlflow.source.git.repoURL",
 )
-_VERSIONS_TAG = "mlflow.modelVersions"
+_VERSIONS_TAG = "mlflow.modelVersions"  # undocumented: mlflow.utils.mlflow_tags, MLflow 3.17.2
 
 
 def deliver_model(store: MlflowStore, once: Once, run_id: str, record: Model, folder: Path) -> None:
@@ -89,7 +89,7 @@ def _complete_mlmodel(path: Path, description: dict[str, object], model: LoggedM
 
 def _last_points(run: Run, step: int | None) -> list[Point]:
     """Return the run's last value of each metric; if `step` is given, only of metrics last logged at that step."""
-    # Run.data.metrics lacks steps and times; the metric objects have them.
+    # Run.data.metrics lacks steps and times; the metric objects have them. Undocumented (MLflow 3.17.2).
     return [
         Point(metric.key, metric.value, metric.timestamp, metric.step)
         for metric in run.data._metric_objs

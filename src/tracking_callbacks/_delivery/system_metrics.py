@@ -99,6 +99,7 @@ def _monitors() -> list[Any]:
         import psutil
     except ImportError:
         raise ImportError("psutil is not installed (pip install 'tracking-callbacks[system]')") from None
+    # Undocumented (MLflow 3.17.2): the documented switch logs to the active run, from the training process.
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor

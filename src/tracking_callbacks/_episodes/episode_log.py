@@ -1,4 +1,4 @@
-"""What a run hears of its episodes: points, statistics, the table, the last equity curves, and what was left out."""
+"""Logs episodes to a run: points, statistics, the table, the last equity curves, and what was skipped."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tracking_callbacks._episodes.episode_tracker import Episode, EpisodeTable, PointBudget, RunningStats
+from tracking_callbacks._episodes.episode_table import EpisodeTable
+from tracking_callbacks._episodes.episode_tracker import Episode
 from tracking_callbacks._episodes.equity_curves import EquityCurves
+from tracking_callbacks._episodes.point_budget import PointBudget
+from tracking_callbacks._episodes.statistics import RunningStats
 from tracking_callbacks._runs.run import Run
 
 __all__ = ["EpisodeLog"]
 
 _PER_ROLLOUT = {"reward": "episode/reward", "length": "episode/length", "sharpe_ratio": "episode/sharpe_ratio"}
 
-# The table is logged while the training goes on, too, for the case that it is killed. Each time it has grown by a
-# quarter, so that all its uploads together are at most five times the last one.
+# The table is also logged during the training run, in case the process is killed. Each time it has grown by at least a
+# quarter, so that all uploads together are at most five times the size of the last one.
 _TABLE_SECONDS = 60.0
 _TABLE_GROWTH = 1.25
 
@@ -38,11 +41,11 @@ class EpisodeLog:
     Args:
         run: The run.
         first_step: Steps over all environments when the run began.
-        planned_steps: Steps that it was to have at its begin.
-        progress: What `progress` told when another process, or another callback, left off with this run.
+        planned_steps: Steps that were planned at the start of the run.
+        progress: What `progress` returned when another process or callback stopped writing to this run.
 
     Attributes:
-        close: Deletes the local copy of the table; called when this object goes, too.
+        close: Deletes the local copy of the table; also called when this object is deleted.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class EpisodeLog:
         self._total_reward = self._earlier_reward
         folder = tempfile.mkdtemp(prefix="tracking_callbacks-")
         self.close = weakref.finalize(self, _remove, folder, os.getpid())
-        # What was logged by another process cannot be added to from here.
+        # This process cannot append to a table that another process has logged.
         name = f"episodes_from_step_{first_step}.csv" if known else "episodes.csv"
         self._table = EpisodeTable(Path(folder, name), before=int(known.get("episodes", 0)))
         self._logged_table = self._table.lines
@@ -69,14 +72,14 @@ class EpisodeLog:
         self._skipped: dict[str, Counter[str]] = {"sharpe": Counter(), "reward": Counter(), "episodes": Counter()}
 
     def add(self, episode: Episode, equity: NDArray[np.float64] | None = None) -> bool:
-        """Take in a finished episode.
+        """Add a finished episode.
 
         Args:
             episode: The episode.
-            equity: Its account values, from the reset on, where it has any.
+            equity: Its account values, from the reset on; None if it has none.
 
         Returns:
-            Whether it is the first one whose returns could not be used.
+            Whether it is the first episode whose returns could not be used.
         """
         metrics = episode.metrics()
         for name, metric in _PER_ROLLOUT.items():
@@ -88,18 +91,18 @@ class EpisodeLog:
         self._table.add(episode)
         if equity is not None:
             self._equity.add(self._table.lines, equity)
-        without = self._skipped["sharpe"]
+        no_ratio = self._skipped["sharpe"]
         if not math.isfinite(episode.reward):
             self._skipped["reward"][NO_REWARD] += 1
         if episode.skipped is None:
             if "sharpe_ratio" not in episode.statistics:
-                without[NO_RATIO] += 1
+                no_ratio[NO_RATIO] += 1
             return False
-        without[episode.skipped] += 1
-        return without.total() - without[NO_RATIO] == 1
+        no_ratio[episode.skipped] += 1
+        return no_ratio.total() - no_ratio[NO_RATIO] == 1
 
-    def leave_out(self, episodes: int, reason: str) -> None:
-        """Note that `episodes` are nowhere in the run."""
+    def skip(self, episodes: int, reason: str) -> None:
+        """Note that this number of episodes is missing from the run, and why."""
         if episodes:
             self._skipped["episodes"][reason] += episodes
 
@@ -108,7 +111,7 @@ class EpisodeLog:
 
         Args:
             step: Steps over all environments.
-            reward: Sum of the rewards that this object has been told of, unfinished episodes included.
+            reward: Sum of the rewards since this object was made, including those of unfinished episodes.
         """
         if step == self._window_step:
             return
@@ -117,18 +120,18 @@ class EpisodeLog:
             "train/cumulative_reward": self._total_reward,
             "rollout/episodes": float(self._episodes_in_window),
         }
-        for name, summary in self._window.items():
-            metrics |= summary.metrics(f"rollout/episode_{name}")
+        for name, stats in self._window.items():
+            metrics |= stats.metrics(f"rollout/episode_{name}")
         self._run.log_metrics(metrics, step=step)
         self._window, self._window_step, self._episodes_in_window = _empty_window(), step, 0
         if time.monotonic() - self._logged_table_at >= _TABLE_SECONDS:
             self._log_table(at_least=int(self._logged_table * _TABLE_GROWTH) + 1)
 
     def log_artifacts(self, captions: Mapping[str, str]) -> None:
-        """Log the table of all episodes so far, the equity curves of the last ones, pictures, and what was left out.
+        """Log the table of all episodes so far, the equity curves of the last ones, pictures, and what was skipped.
 
         Args:
-            captions: What the picture of the Sharpe ratio is to say, see `Run.draw`.
+            captions: Texts for the picture of the Sharpe ratio, see `Run.draw`.
         """
         self._log_table()
         self._run.draw("episodes", data=self._table.write(), **captions)
@@ -144,7 +147,7 @@ class EpisodeLog:
                 self._run.set_tags({f"{name}.left_out": f"{subject}: {reasons}"})
 
     def progress(self) -> dict[str, float]:
-        """Return how far the run's episodes have come, for whoever goes on with the run."""
+        """Return how far the run's episodes have come, for a process or callback that continues the run."""
         return {
             "first_step": self._first_step,
             "planned_steps": self._planned_steps,
@@ -161,7 +164,7 @@ class EpisodeLog:
 
 
 def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:  # a forked child ends with its parent's finalizers, too
+    if os.getpid() == owner:  # a forked child runs its parent's finalizers, too
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,32 +1,19 @@
-"""The episodes of a training: their steps, figures and table. Knows numpy, and no reinforcement-learning library."""
+"""The episodes of a training run, step by step. Knows numpy, and no reinforcement-learning library."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracking_callbacks import finance
 from tracking_callbacks._episodes.returns import Info, Kind, ReturnsSource, number
+from tracking_callbacks._episodes.statistics import Series, trading_statistics
 
-__all__ = [
-    "Episode",
-    "EpisodeTable",
-    "EpisodeTracker",
-    "PointBudget",
-    "RunningStats",
-    "StepBuffer",
-    "statistics_over_episodes",
-]
-
-STATISTICS = ("sharpe_ratio", "sortino_ratio", "max_drawdown", "total_return", "volatility")
-
-Series = NDArray[np.float64]
+__all__ = ["Episode", "EpisodeTracker", "StepBuffer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +24,9 @@ class Episode:
         timestep: Steps over all environments when it ended.
         env: Index of its environment.
         reward: Sum of its raw rewards.
-        length: Its steps.
-        statistics: Those of `STATISTICS` that exist.
-        skipped: Why its return series could not be used; None where it was.
+        length: Number of its steps.
+        statistics: Those of `statistics.STATISTICS` that exist.
+        skipped: Why its return series could not be used; None if it was used.
     """
 
     timestep: int
@@ -50,16 +37,16 @@ class Episode:
     skipped: str | None
 
     def metrics(self) -> dict[str, float]:
-        """Return what a run plots of an episode."""
+        """Return the metrics that a run plots for this episode."""
         plotted = {"episode/reward": self.reward, "episode/length": float(self.length)}
         return plotted | {f"episode/{name}": value for name, value in self.statistics.items()}
 
 
 class StepBuffer:
-    """Rewards and values of the steps of running episodes: a row per step, a column per environment.
+    """Rewards and values of the steps of running episodes: one row per step, one column per environment.
 
-    Memory grows with the longest episode, never with the training, and stops at `limit` numbers: of an
-    episode that is longer than that only the reward and the length stay known.
+    Memory grows with the longest episode, never with the length of the training run, and stops at `limit` numbers. Of
+    an episode that is longer than that, only the total reward and the length stay known.
     """
 
     def __init__(self, n_envs: int, *, rows: int = 1024, limit: int = 4_000_000) -> None:
@@ -88,20 +75,20 @@ class StepBuffer:
                     self._values[row, 0] = values[0]
                 else:
                     self._values[row] = values
-            except (TypeError, ValueError):  # an environment gave something that is not a number
+            except (TypeError, ValueError):  # an environment returned something that is not a number
                 self._values[row] = [number(value) for value in values]
         self._next = row + 1
 
     def length(self, env: int) -> int:
-        """Return the steps of the running episode of `env`."""
+        """Return the number of steps of the running episode of `env`."""
         return self._cut_steps[env] + self._next - self._starts[env]
 
     def close(self, env: int) -> tuple[float, Series, Series, bool]:
         """End the running episode of `env`.
 
         Returns:
-            The sum of its rewards, its rewards and its values (views, valid until the next step), and whether
-            these are all of them.
+            The sum of its rewards, its rewards and its values (views, valid until the next step), and whether the
+            two series are complete.
         """
         start, self._starts[env] = self._starts[env], self._next
         rewards, values = self._rewards[start : self._next, env], self._values[start : self._next, env]
@@ -110,7 +97,7 @@ class StepBuffer:
         return total, rewards, values, complete
 
     def total_reward(self) -> float:
-        """Return the sum of all rewards ever added, NaN left out."""
+        """Return the sum of all rewards that were ever added, without NaN."""
         self._total += float(np.nansum(self._rewards[self._summed : self._next]))
         self._summed = self._next
         return self._total
@@ -148,12 +135,12 @@ class EpisodeTracker:
     Args:
         n_envs: Number of environments.
         source: Where returns come from.
-        periods_per_year: For the annualised figures.
+        periods_per_year: For the annualised statistics.
 
     Attributes:
         source: Where returns come from.
-        last_equity: Account values of the episode closed last, from its reset on; None where there are none.
-        last_returns: Its returns, None where they could not be used; a view, valid until the next step.
+        last_equity: Account values of the episode that was closed last, from its reset on; None if it has none.
+        last_returns: Its returns, a view that is valid until the next step; None if they could not be used.
     """
 
     def __init__(self, n_envs: int, source: ReturnsSource, periods_per_year: float) -> None:
@@ -168,12 +155,12 @@ class EpisodeTracker:
         self._first_values = [math.nan] * n_envs
 
     def begin(self, env: int, reset_info: Info | None) -> None:
-        """The environment `env` has been reset."""
+        """Note that the environment `env` was reset."""
         self._whole[env] = True
         self._first_values[env] = self.source.first_value(reset_info)
 
     def interrupt(self) -> None:
-        """The training stood still: what happened to the environments meanwhile is unknown."""
+        """Note that there was a pause, in which anything may have happened to the environments."""
         self._whole = [self._whole[env] and self._steps.length(env) == 0 for env in range(self.n_envs)]
 
     def add_step(self, rewards: Any, infos: Sequence[Info]) -> None:
@@ -181,7 +168,7 @@ class EpisodeTracker:
         key, step_return = self._key, self._step_return
         values: list[Any] | None = None
         if key is not None:
-            # A comprehension is a call of its own in Python 3.11.
+            # In Python 3.11 a comprehension costs a function call.
             values = [infos[0].get(key, math.nan)] if self.n_envs == 1 else [info.get(key, math.nan) for info in infos]
         elif step_return is not None:
             values = [step_return(info, reward) for info, reward in zip(infos, rewards, strict=True)]
@@ -192,7 +179,7 @@ class EpisodeTracker:
         return sum(self._steps.length(env) > 0 for env in range(self.n_envs))
 
     def total_reward(self) -> float:
-        """Return the sum of all raw rewards so far, of unfinished episodes too."""
+        """Return the sum of all raw rewards so far, including those of unfinished episodes."""
         return self._steps.total_reward()
 
     def finish(self, env: int, timestep: int, info: Info, reset_info: Info | None) -> Episode | None:
@@ -201,11 +188,11 @@ class EpisodeTracker:
         Args:
             env: Index of the environment.
             timestep: Steps over all environments by now.
-            info: Info of the last step; ``info["episode"]`` of a monitor goes before what was summed up here.
-            reset_info: Info of the reset that has followed already.
+            info: Info of the last step; a monitor's ``info["episode"]`` takes precedence over what was summed up here.
+            reset_info: Info of the reset that has already followed.
 
         Returns:
-            None for an episode that was joined midway, with no monitor that knows the rest of it.
+            None for an episode that was joined midway, if no monitor knows the rest of it.
         """
         length = self._steps.length(env)
         reward, rewards, values, complete = self._steps.close(env)
@@ -225,7 +212,9 @@ class EpisodeTracker:
             skipped = None if np.isfinite(returns).all() else "missing or infinite values"
             if skipped is None:
                 self.last_returns = returns
-                statistics = _statistics(returns, self._periods, compounded=self.source.declared)
+                statistics = trading_statistics(
+                    returns, periods_per_year=self._periods, compounded=self.source.declared
+                )
         return Episode(timestep, env, reward, length, statistics, skipped)
 
     def _returns(self, rewards: Series, values: Series, first_value: float) -> Series:
@@ -234,142 +223,3 @@ class EpisodeTracker:
         known = math.isfinite(first_value)
         self.last_equity = np.concatenate(([first_value], values)) if known else values.copy()
         return finance.returns_from_equity(self.last_equity)
-
-
-def statistics_over_episodes(
-    returns: Sequence[Series], *, periods_per_year: float, compounded: bool = True
-) -> dict[str, float]:
-    """Return the trading figures of several episodes, of one evaluation, as those of `STATISTICS` that exist.
-
-    The ratios and the volatility are those of all returns together, the total return is the mean of the episodes'
-    total returns, the drawdown the deepest within an episode: each episode begins with an account of its own, and
-    nothing is carried from one to the next.
-
-    Args:
-        returns: Simple returns of each episode, shape (steps,) each.
-        periods_per_year: For the annualised figures.
-        compounded: Whether they may be compounded, else there is a Sharpe ratio only.
-    """
-    if not returns:
-        return {}
-    statistics = _statistics(np.concatenate(returns), periods_per_year, compounded=compounded)
-    if len(returns) > 1 and compounded:
-        apart = [_statistics(series, periods_per_year, compounded=True) for series in returns]
-        drawdowns = [known["max_drawdown"] for known in apart if "max_drawdown" in known]
-        totals = [known["total_return"] for known in apart if "total_return" in known]
-        statistics |= {"max_drawdown": min(drawdowns)} if drawdowns else {}
-        statistics |= {"total_return": math.fsum(totals) / len(totals)} if totals else {}
-    return statistics
-
-
-def _statistics(returns: Series, periods: float, *, compounded: bool) -> dict[str, float]:
-    statistics = {"sharpe_ratio": finance.sharpe_ratio(returns, periods_per_year=periods)}
-    if compounded:  # rewards of any unit cannot be
-        statistics |= {
-            "sortino_ratio": finance.sortino_ratio(returns, periods_per_year=periods),
-            "max_drawdown": finance.max_drawdown(returns),
-            "total_return": finance.total_return(returns),
-            "volatility": finance.volatility(returns, periods_per_year=periods),
-        }
-    return {name: value for name, value in statistics.items() if value is not None}
-
-
-class PointBudget:
-    """Decides which episodes of a run become points of its curves, however many and however short they are.
-
-    At most `limit` do. Four fifths are spread evenly over the steps planned at first, the rest over whatever
-    follows when the training is continued. A run with few episodes shows all of them.
-
-    Attributes:
-        spent: Points given so far.
-    """
-
-    def __init__(self, planned_steps: int, limit: int = 1000, *, spent: int = 0) -> None:
-        self.spent = spent
-        self._planned = max(planned_steps, 1)
-        self._limit = limit
-
-    def spend(self, steps: int) -> bool:
-        """Return whether an episode that ended `steps` steps after the run's begin gets its point."""
-        share = 0.8 * steps / self._planned if steps <= self._planned else 1.0 - 0.2 * self._planned / steps
-        if self.spent >= self._limit * share:
-            return False
-        self.spent += 1
-        return True
-
-
-class RunningStats:
-    """Mean, extremes and deviation of numbers that are not kept (B. P. Welford, Technometrics 4 (3), 1962)."""
-
-    __slots__ = ("_high", "_low", "_mean", "_squares", "count")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._mean = 0.0
-        self._squares = 0.0
-        self._low = math.inf
-        self._high = -math.inf
-
-    def add(self, value: float) -> None:
-        """Take in `value`, unless it is not finite."""
-        if not math.isfinite(value):
-            return
-        self.count += 1
-        difference = value - self._mean
-        self._mean += difference / self.count
-        self._squares += difference * (value - self._mean)
-        self._low = min(self._low, value)
-        self._high = max(self._high, value)
-
-    def metrics(self, name: str) -> dict[str, float]:
-        """Return ``<name>_mean``, ``_min``, ``_max``, ``_std`` (ddof=0, as SB3's) and ``_count``, if there are any."""
-        if not self.count:
-            return {}
-        deviation = math.sqrt(self._squares / self.count)
-        statistics = {
-            "mean": self._mean,
-            "min": self._low,
-            "max": self._high,
-            "std": deviation,
-            "count": float(self.count),
-        }
-        return {f"{name}_{figure}": value for figure, value in statistics.items()}
-
-
-class EpisodeTable:
-    """A CSV file with a line for every episode, however many there are: few wait in memory, none keeps it open.
-
-    Args:
-        path: The file.
-        before: Episodes of the run that are in another file.
-    """
-
-    COLUMNS = ("episode", "timestep", "env", "reward", "length", *STATISTICS)
-    _AT_ONCE = 500
-
-    def __init__(self, path: Path, *, before: int = 0) -> None:
-        self._path = path
-        self._lines = before
-        self._waiting = [",".join(self.COLUMNS)]
-
-    @property
-    def lines(self) -> int:
-        """The number of the last episode."""
-        return self._lines
-
-    def add(self, episode: Episode) -> None:
-        """Add a line; a figure that does not exist stays empty."""
-        self._lines += 1
-        statistics = ",".join(str(episode.statistics.get(name, "")) for name in STATISTICS)
-        self._waiting.append(
-            f"{self._lines},{episode.timestep},{episode.env},{episode.reward},{episode.length},{statistics}"
-        )
-        if len(self._waiting) >= self._AT_ONCE:
-            self.write()
-
-    def write(self) -> Path:
-        """Return the path of the file, with all lines in it."""
-        lines, self._waiting = self._waiting, []
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        return self._path

@@ -13,7 +13,7 @@ from tracking_callbacks._runs.run import Run
 __all__ = ["EquityCurves"]
 
 _EPISODES = 5
-_MOST_LINES = 100_000  # of all together; a tenth of a second at the end of a training
+_MOST_LINES = 100_000  # of all episodes together; takes a tenth of a second at the end of a training run
 
 
 class EquityCurves:
@@ -23,7 +23,7 @@ class EquityCurves:
         self._kept: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=_EPISODES)
 
     def add(self, episode: int, equity: NDArray[np.float64]) -> None:
-        """Take in an episode.
+        """Add an episode.
 
         Args:
             episode: Its number.
@@ -32,7 +32,7 @@ class EquityCurves:
         self._kept.append((episode, equity))
 
     def log(self, run: Run, folder: str = "", *, picture: str, label: str = "episode") -> None:
-        """Log ``equity_curves.csv`` and have ``equity_curves.png`` drawn; nothing where there was no episode.
+        """Log ``equity_curves.csv`` and have ``equity_curves.png`` drawn; without episodes, do nothing.
 
         Args:
             run: The run.
@@ -48,7 +48,7 @@ class EquityCurves:
         run.draw("equity", picture, table, label=label)
 
     def _lines(self) -> Iterator[str]:
-        """Yield the lines of the table; of episodes that are very long, of every n-th step and the last one."""
+        """Yield the lines of the table; of very long episodes, only every n-th step and the last one."""
         stride = -(-sum(len(equity) for _, equity in self._kept) // _MOST_LINES)
         for episode, equity in self._kept:
             last = len(equity) - 1

@@ -1,4 +1,4 @@
-"""Where the return series of a Sharpe ratio comes from: an account value in the infos, a callable, or the rewards."""
+"""The source of the returns behind a Sharpe ratio: an account value in the infos, a callable, or the rewards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REALISED = {"total_profit"}
 
 
 class Kind(enum.Enum):
-    """What the values of a step mean."""
+    """What the value of a step is."""
 
     EQUITY = "equity"
     RETURN = "return"
@@ -40,7 +40,7 @@ class ReturnsSource:
         name: How the run names it (param ``sharpe.source``).
         key: The info key of an account value.
         step_return: The user's callable.
-        declared: The user has said that these are returns, so that they may be compounded.
+        declared: The user has declared that these are returns, so they may be compounded.
     """
 
     kind: Kind
@@ -50,7 +50,7 @@ class ReturnsSource:
     declared: bool = True
 
     def first_value(self, reset_info: Info | None) -> float:
-        """Return the account value at the reset, NaN where the environment does not tell it."""
+        """Return the account value at the reset, NaN if the environment does not report it."""
         return math.nan if self.key is None else number((reset_info or {}).get(self.key))
 
 
@@ -70,7 +70,7 @@ def check_returns(returns: object) -> Returns:
 
 
 def choose_source(returns: Returns, info: Info) -> ReturnsSource:
-    """Return the source that `returns` means in an environment whose step gave `info`."""
+    """Return the source that `returns` selects in an environment whose first step returned `info`."""
     if not isinstance(returns, str):
         name = getattr(returns, "__qualname__", type(returns).__qualname__)
         return ReturnsSource(Kind.RETURN, f"callable:{name}", step_return=_guarded(returns))
@@ -83,7 +83,7 @@ def choose_source(returns: Returns, info: Info) -> ReturnsSource:
 
 
 def _guarded(returns: StepReturn) -> StepReturn:
-    """Return `returns` such that an exception in it costs its episode the Sharpe ratio, and nothing else."""
+    """Return `returns` guarded: an exception costs the episode its Sharpe ratio, and nothing else."""
 
     @never_in_the_way(default=math.nan)
     def step_return(info: Info, reward: float) -> float:
@@ -93,7 +93,7 @@ def _guarded(returns: StepReturn) -> StepReturn:
 
 
 def number(value: object) -> float:
-    """Return `value` as a float, NaN where it is not one number."""
+    """Return `value` as a float, NaN if it is not a single number."""
     try:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -14,40 +15,65 @@ R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
-_reported: set[tuple[str, str]] = set()
+_reported: set[tuple[str | int, str, str]] = set()
+_begun_training_runs = 0
 
 
 @overload
 def never_in_the_way(hook: Callable[P, R], /) -> Callable[P, R | None]: ...
 @overload
-def never_in_the_way(*, default: R) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
-def never_in_the_way(hook: Callable[P, Any] | None = None, /, *, default: Any = None) -> Any:
+def never_in_the_way(*, default: R, begins: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+@overload
+def never_in_the_way(*, begins: bool) -> Callable[[Callable[P, R]], Callable[P, R | None]]: ...
+def never_in_the_way(hook: Callable[P, Any] | None = None, /, *, default: Any = None, begins: bool = False) -> Any:
     """Make a callback hook harmless: log any exception in it and return `default` instead.
 
-    The traceback is logged as an error once per hook and exception type, and at debug level after that, so that a fault
-    at every step does not flood the output of the training. ``KeyboardInterrupt`` and ``SystemExit`` pass through.
+    The traceback is logged as an error once per run, hook and exception type, and at debug level after that, so that a
+    fault at every step does not flood the output of training. The run is that of the first argument which is a run or
+    has one (``run_key``, or ``run.run_key``); without one, the reports since training last began count.
+    ``KeyboardInterrupt`` and ``SystemExit`` pass through.
 
     Args:
         hook: The function or method to guard.
         default: What the guarded hook returns after an exception.
+        begins: The hook begins a training run. Call it once per training run: each call lets failures outside of any
+            run be reported again, its own among them.
     """
 
     def decorate(inner: Callable[P, Any]) -> Callable[P, Any]:
+        name = getattr(inner, "__qualname__", repr(inner))
+
         @functools.wraps(inner)
         def guarded(*args: P.args, **kwargs: P.kwargs) -> Any:
             try:
                 return inner(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - this is the guard
-                _report(getattr(inner, "__qualname__", repr(inner)), error)
+                # A hook that begins a training run still has the run of the one before.
+                _report(None if begins else _run_key_of(args), name, error)
                 return default
 
-        return guarded
+        @functools.wraps(inner)
+        def guarded_begin(*args: P.args, **kwargs: P.kwargs) -> Any:
+            global _begun_training_runs  # noqa: PLW0603 - one guard per process
+            _begun_training_runs += 1
+            return guarded(*args, **kwargs)
+
+        return guarded_begin if begins else guarded
 
     return decorate if hook is None else decorate(hook)
 
 
-def _report(hook: str, error: Exception) -> None:
-    seen = (hook, type(error).__qualname__)
+def _report(run_key: str | None, hook: str, error: Exception) -> None:
+    seen = (run_key or _begun_training_runs, hook, type(error).__qualname__)
     level = logging.DEBUG if seen in _reported else logging.ERROR
     _reported.add(seen)
     logger.log(level, "tracking failed in %s; training goes on without this record", hook, exc_info=error)
+
+
+def _run_key_of(arguments: tuple[object, ...]) -> str | None:
+    for argument in arguments:
+        with contextlib.suppress(Exception):  # a property of a user's object may raise anything
+            for owner in (argument, getattr(argument, "run", None)):
+                if isinstance(key := getattr(owner, "run_key", None), str):
+                    return key
+    return None

@@ -79,9 +79,9 @@ def save_model(
     """Save an agent as an MLflow model in the folder `path`.
 
     Args:
-        sb3_model: Any algorithm of Stable-Baselines3 or sb3-contrib, or one of your own derived from them.
+        sb3_model: Any algorithm of Stable-Baselines3 or sb3-contrib, or your own subclass of one.
         path: A folder that does not exist yet, or is empty.
-        vec_normalize: The statistics to save; those of the agent's own environment by default.
+        vec_normalize: The statistics to save; by default those of the agent's own environment.
         mlflow_model: The MLmodel to complete; a new one by default.
         signature: Types and shapes; taken from the agent's spaces by default.
         input_example: A batch of raw observations, shape (n, *observation shape), or a dict of such batches.
@@ -98,7 +98,7 @@ def save_model(
     """
     from mlflow import pyfunc
     from mlflow.models import Model
-    from mlflow.models.utils import _save_example
+    from mlflow.models.utils import _save_example  # undocumented (MLflow 3.17.2): every flavor of MLflow calls it
 
     folder = Path(path)
     _prepare(folder)
@@ -135,11 +135,11 @@ def save_model(
 def save_snapshot(sb3_model: BaseAlgorithm, folder: str | Path) -> None:
     """Keep an agent as it is now, statistics included, for a later ``save_model(…, snapshot=folder)``.
 
-    Nothing of MLflow is needed for that, so that it is cheap enough in the middle of a training.
+    This does not use MLflow, so it is cheap enough in the middle of a training run.
 
     Args:
         sb3_model: The agent.
-        folder: The folder to write to; what is there is replaced.
+        folder: The folder to write to; its contents are replaced.
     """
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -185,9 +185,9 @@ def load_model(
     """Load an agent as an object of its own class.
 
     Without `env`, ``predict`` takes raw observations and applies the saved statistics, until the agent is given
-    an environment. With `env`, that environment is wrapped in ``VecNormalize`` with the saved statistics
-    (frozen, rewards left raw; ``model.get_vec_normalize_env().training = True`` lets them move again), and
-    ``predict`` takes what ``model.get_env()`` gives, as everywhere in SB3.
+    an environment. With `env`, that environment is wrapped in ``VecNormalize`` with the saved statistics, and
+    ``predict`` takes what ``model.get_env()`` returns, as everywhere in SB3. The statistics are frozen and rewards
+    stay raw; ``model.get_vec_normalize_env().training = True`` lets the statistics move again.
 
     Args:
         model_uri: ``models:/name@alias``, ``models:/name/1``, ``runs:/…/model``, or a local folder.
@@ -196,8 +196,8 @@ def load_model(
         device: Where the networks go: "auto", "cpu", "cuda", …
 
     Raises:
-        MlflowException: There is no such model, it has no flavor of this name, or its class is absent here or no
-            SB3 algorithm.
+        MlflowException: There is no such model, it has no flavor of this name, or its class cannot be imported or is
+            not an SB3 algorithm.
     """
     from mlflow.artifacts import download_artifacts
 
@@ -234,8 +234,9 @@ def _copy_code(folder: Path, code_paths: list[str]) -> None:
 def _raw_observation_space(model: BaseAlgorithm, statistics: VecNormalize | None) -> tuple[Space[Any], bool]:
     """Return the space of the observations that predict takes, and whether it normalizes them.
 
-    Everything between the agent and VecNormalize must leave observations alone, or be undone by the policy
-    itself (channels first): the statistics of one frame do not make a stack of normalized frames.
+    They are normalized only if every wrapper between the agent and VecNormalize leaves observations alone, or does
+    what the policy does by itself (channels first). A frame stack, for one, cannot be normalized with the statistics
+    of one frame.
     """
     venv, space = _inside(model.get_env(), (*_OBSERVERS, VecTransposeImage), model.observation_space)
     if statistics is None:
@@ -245,8 +246,8 @@ def _raw_observation_space(model: BaseAlgorithm, statistics: VecNormalize | None
     if venv is None or statistics.observation_space.shape == model.observation_space.shape:
         return statistics.observation_space, True
     logger.warning(
-        "%s stands between the agent and VecNormalize: the saved model predicts from observations that are "
-        "normalized already",
+        "%s stands between the agent and VecNormalize: the saved model expects observations that are already "
+        "normalized",
         type(venv).__name__,
     )
     return model.observation_space, False
@@ -263,7 +264,8 @@ def _inside(
 
 
 def _last_observation(model: BaseAlgorithm, statistics: VecNormalize | None, space: Space[Any]) -> Observations:
-    """Return a batch of one raw observation: the last one seen, else a sample of the space."""
+    """Return a batch of one raw observation: the last one that the agent saw, otherwise a sample of the space."""
+    # Both are undocumented (SB3 2.9.2).
     seen = getattr(statistics, "old_obs", None) if statistics is not None else model._last_obs
     if isinstance(space, spaces.Dict):
         parts = seen if isinstance(seen, dict) else {}
@@ -274,7 +276,7 @@ def _last_observation(model: BaseAlgorithm, statistics: VecNormalize | None, spa
 def _batch_of_one(seen: Any, space: Space[Any]) -> NDArray[Any]:
     if isinstance(seen, np.ndarray) and len(seen) and seen.shape[1:] == space.shape:
         return seen[:1].astype(space.dtype)
-    fresh = copy.deepcopy(space)  # sampling must not move the generator of the agent's own space
+    fresh = copy.deepcopy(space)  # sampling must not advance the agent's own generator
     fresh.seed(0)
     return np.asarray(fresh.sample(), dtype=space.dtype)[np.newaxis]
 
@@ -308,7 +310,8 @@ def _save_environment(
     """Write the files that recreate the environment, and return their names as ``add_to_model`` takes them."""
     import yaml
 
-    environment: Any = importlib.import_module("mlflow.utils.environment")  # untyped
+    # Undocumented (MLflow 3.17.2), and untyped: every flavor of MLflow calls these functions.
+    environment: Any = importlib.import_module("mlflow.utils.environment")
     environment._validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     if conda_env is not None:
         conda, pip, constraints = environment._process_conda_env(conda_env)
@@ -326,16 +329,17 @@ def _save_environment(
 
 
 def _requirements(model: BaseAlgorithm) -> list[str]:
-    """Return what the agent needs to load, pinned as installed, without inference (which would load it).
+    """Return the packages that loading the agent needs, pinned to the installed versions.
 
-    A local build label (``2.13.0+cpu``) is left out, because no index offers it.
+    MLflow would infer them by loading the agent. A local build label (``2.13.0+cpu``) is dropped, because no index
+    offers it.
     """
     needed = set(_ALWAYS_NEEDED)
     classes = {base for part in (model, model.policy) for base in type(part).__mro__}
     classes |= {value for value in model.policy_kwargs.values() if isinstance(value, type)}
     others = {cls.__module__.partition(".")[0] for cls in classes} - _MODULES_NEEDED - sys.stdlib_module_names
     if others:
-        by_module = distributions.packages_distributions()  # reads the metadata of all that is installed
+        by_module = distributions.packages_distributions()  # reads the metadata of every installed package
         needed |= {by_module[name][0].lower().replace("_", "-") for name in others if name in by_module}
     return [f"{name}=={distributions.version(name).partition('+')[0]}" for name in sorted(needed)]
 

@@ -1,8 +1,9 @@
 """How a saved Stable-Baselines3 agent is loaded.
 
 Every saved agent carries a copy of this file (``code/tracking_callbacks_sb3.py``), and ``mlflow.pyfunc`` loads
-the agent through that copy: it loads where tracking_callbacks is not installed, by the code that it was saved
-with, and shadows no installed package. That is why this module depends on nothing else here.
+the agent through that copy. So the agent loads where tracking_callbacks is not installed, with the code that it
+was saved with, and the copy shadows no installed package. For the same reason this module imports nothing else of
+tracking_callbacks.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ Observations = NDArray[Any] | dict[str, NDArray[Any]]
 class Agent:
     """What ``mlflow.pyfunc`` calls: a batch of raw observations in, a batch of actions out.
 
-    A recurrent policy's memory is kept from call to call, as in an episode; it starts empty at the first call,
-    when the batch size changes, and with ``params={"episode_start": True}``.
+    A recurrent policy keeps its memory from call to call, as within an episode. The memory is cleared at the first
+    call, when the batch size changes, and with ``params={"episode_start": True}``.
     """
 
     def __init__(self, model: BaseAlgorithm) -> None:
@@ -50,7 +51,7 @@ class Agent:
             model_input: Raw observations, shape (n, *observation shape), or a dict of such batches.
             params: ``deterministic`` (True by default); for recurrent policies ``episode_start``; for
                 ``MaskablePPO`` ``action_masks``, the masks of all observations one after the other (n times the
-                number of actions), since a param of MLflow has one dimension: ``masks.ravel()``. Without them all
+                number of actions): ``masks.ravel()``, because an MLflow param has one dimension. Without masks, all
                 actions are allowed.
         """
         options = params or {}
@@ -64,7 +65,7 @@ class Agent:
         actions, self._memory = self._model.predict(
             observations, state=self._memory, deterministic=bool(options.get("deterministic", True)), **masked
         )
-        # SB3 gives floats for MultiBinary; the signature promises what the environment takes.
+        # SB3 returns floats for MultiBinary; the signature promises the environment's own type.
         return actions.astype(self._model.action_space.dtype, copy=False)
 
 
@@ -99,13 +100,14 @@ def load_agent(folder: Path, env: Env[Any, Any] | VecEnv | None = None, device: 
         return algorithm.load(folder / conf["data"], env=_normalized(env, statistics), device=device)
     model = algorithm.load(folder / conf["data"], device=device)
     if statistics is not None and conf["normalizes_observations"]:
-        model._vec_normalize_env = statistics  # get_vec_normalize_env() gives them, as it did in training
+        # Undocumented (SB3 2.9.2): get_vec_normalize_env() returns it, as it did in training.
+        model._vec_normalize_env = statistics
         model.__class__ = _reading_raw_observations(type(model))
     return model
 
 
 def _algorithm_class(path: str) -> type[BaseAlgorithm]:
-    """Import the class at the dotted `path`, which comes from a file: accept nothing but an SB3 algorithm."""
+    """Import the class at the dotted `path`; the path comes from a file, so only an SB3 algorithm is accepted."""
     from mlflow.exceptions import MlflowException
 
     module, _, name = path.rpartition(".")
@@ -125,10 +127,10 @@ def _algorithm_class(path: str) -> type[BaseAlgorithm]:
 
 def _load_statistics(file: Path) -> VecNormalize:
     with file.open("rb") as stream:
-        statistics = pickle.load(stream)  # noqa: S301 (as model.zip, which SB3 unpickles)
+        statistics = pickle.load(stream)  # noqa: S301 (SB3 unpickles model.zip too)
     if not isinstance(statistics, VecNormalize):
         raise TypeError(f"{file.name} holds a {type(statistics).__name__}, expected VecNormalize")
-    # SB3 deletes these two before it pickles, without asking whether they are there.
+    # SB3 deletes these two when it pickles the object, and fails if they are missing (undocumented, SB3 2.9.2).
     statistics.class_attributes, statistics.returns = {}, np.zeros(0)
     statistics.training = False
     statistics.norm_reward = False
@@ -136,7 +138,7 @@ def _load_statistics(file: Path) -> VecNormalize:
 
 
 def _normalized(env: Env[Any, Any] | VecEnv, statistics: VecNormalize | None) -> Env[Any, Any] | VecEnv:
-    """Return `env` behind the saved statistics; a VecNormalize that is there already takes them over."""
+    """Return `env` behind the saved statistics; a VecNormalize that is already there takes them over."""
     if statistics is None:
         return env
     if not isinstance(env, VecEnv):
@@ -153,7 +155,7 @@ def _normalized(env: Env[Any, Any] | VecEnv, statistics: VecNormalize | None) ->
 
 
 def _reading_raw_observations(algorithm: type[BaseAlgorithm]) -> type[BaseAlgorithm]:
-    """Return `algorithm` with a ``predict`` that normalizes, as long as the agent has no environment."""
+    """Return a subclass of `algorithm` whose ``predict`` normalizes while the agent has no environment."""
 
     class ReadsRawObservations(algorithm):  # type: ignore[valid-type, misc]
         def predict(
@@ -163,7 +165,7 @@ def _reading_raw_observations(algorithm: type[BaseAlgorithm]) -> type[BaseAlgori
                 observation = self._vec_normalize_env.normalize_obs(observation)
             return super().predict(observation, *args, **kwargs)  # type: ignore[no-any-return]
 
-    # Saved again, it is the same algorithm.
+    # An agent that is saved again must name the original algorithm.
     ReadsRawObservations.__name__ = algorithm.__name__
     ReadsRawObservations.__qualname__ = algorithm.__qualname__
     ReadsRawObservations.__module__ = algorithm.__module__

@@ -1,8 +1,8 @@
-"""What ``mlflow.pyfunc`` loads of an encoder-decoder text model: T5, BART and their like.
+"""The pyfunc of an encoder-decoder text model such as T5 or BART.
 
-Version 5 of transformers has dropped the pipeline ``text2text-generation``, and with it MLflow's only way to predict
-with such a model. It is saved in MLflow's ``transformers`` flavor all the same, for
-``mlflow.transformers.load_model(uri, return_type="components")``; its pyfunc is this module.
+Version 5 of transformers dropped the pipeline ``text2text-generation``, and with it MLflow's only way to predict
+with such a model. The model is still saved in MLflow's ``transformers`` flavor, for
+``mlflow.transformers.load_model(uri, return_type="components")``, and this module is its pyfunc.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["Text2TextGenerator"]
 
 
 class Text2TextGenerator:
-    """Generates one text for each text, as the model's generation configuration says.
+    """Generates one text for each input text, according to the model's generation configuration.
 
     Args:
         model: An encoder-decoder model with ``generate``, or a PEFT model around one.
@@ -25,7 +25,7 @@ class Text2TextGenerator:
         self.tokenizer = tokenizer
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """Return a generated text for each of `model_input`.
+        """Return a generated text for each text in `model_input`.
 
         Args:
             model_input: A text, a list of texts, or a pandas DataFrame whose first column holds them.

@@ -40,6 +40,7 @@ def is_peft_model(model: Any) -> bool:
 
 def has_adapters(model: Any) -> bool:
     """Return whether `model` has adapters of either kind."""
+    # Undocumented (transformers 5.23.0): `add_adapter` sets it, and `active_adapters` raises where none was added.
     return is_peft_model(model) or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
@@ -67,7 +68,7 @@ def is_quantised(model: Any) -> bool:
 
 def is_mergeable(model: Any) -> bool:
     """Return whether the active adapters can be merged into the base model's weights without loss."""
-    from peft import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft import PEFT_TYPE_TO_TUNER_MAPPING  # undocumented (PEFT 0.21.2)
 
     configs = [adapter_configs(model)[name] for name in active_adapters(model)]
     if is_quantised(model) or any(config.is_prompt_learning for config in configs):
@@ -85,7 +86,8 @@ def merged(model: nn.Module) -> Any:
         return trained.merge_and_unload(safe_merge=True)
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    # PEFT merges through its wrapper, which is missing here, but each layer can merge itself.
+    # PEFT merges through its wrapper, which is missing here, but each layer can merge itself. The methods of the layers
+    # are undocumented (PEFT 0.21.2).
     for name, layer in list(trained.named_modules()):
         if hasattr(layer, "unload_and_optionally_merge_module"):  # as modules_to_save does
             plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)

@@ -33,6 +33,7 @@ def hub_snapshot_of(model: nn.Module) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    # Undocumented (transformers 5.23.0); older versions set it.
     known = getattr(getattr(model, "config", None), "_commit_hash", None)
     for config in adapter_configs(model).values():
         known = known or config.revision

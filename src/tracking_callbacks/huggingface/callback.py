@@ -39,10 +39,10 @@ STATE_KEY = "tracking_callbacks"  # in TrainerState.stateful_callbacks, and so i
 SUMMARY_KEY = "total_flos"  # only the summary at the end of training has it
 
 
-def on_main_process(hook: Hook) -> Hook:
+def on_main_process(hook: Hook, *, begins: bool = False) -> Hook:
     """Run a hook in the one process that writes, and keep its faults away from training."""
 
-    @never_in_the_way(default=None)
+    @never_in_the_way(default=None, begins=begins)
     @functools.wraps(hook)
     def hook_on_main_process(
         self: MLflowTrainerCallback,
@@ -207,7 +207,7 @@ class MLflowTrainerCallback(TrainerCallback):
             self._callback_run = CallbackRun(self._tracker, run_name=self._run_name or trainer_name, tags=self._tags)
         return self._callback_run
 
-    @on_main_process
+    @functools.partial(on_main_process, begins=True)
     def _begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model = kwargs["model"]
         callback_run = self._attached(args)

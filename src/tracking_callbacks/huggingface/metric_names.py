@@ -33,7 +33,8 @@ def evaluation_prefix(logs: Mapping[str, Any]) -> str | None:
     """Return the ``metric_key_prefix`` of the evaluation behind `logs`, ``train`` for the summary, or None.
 
     It is read off ``<prefix>_runtime`` and ``<prefix>_samples_per_second``, which
-    ``transformers.trainer_utils.speed_metrics`` adds to evaluations and the summary alike.
+    ``transformers.trainer_utils.speed_metrics`` adds to evaluations and the summary alike (undocumented, transformers
+    5.23.0).
     """
     return _shortest(
         key.removesuffix("_runtime")

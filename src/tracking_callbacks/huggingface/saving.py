@@ -160,7 +160,8 @@ def processor_of(processing_class: Any, dataloader: DataLoader[Any] | None, mode
     if processing_class is not None:
         return processing_class
     collator = getattr(dataloader, "collate_fn", None)
-    collator = getattr(collator, "data_collator", collator)  # transformers wraps it to drop unused columns
+    # transformers wraps it to drop unused columns, in a RemoveColumnsCollator (undocumented, 5.23.0).
+    collator = getattr(collator, "data_collator", collator)
     if (tokenizer := getattr(collator, "tokenizer", None)) is not None:
         return tokenizer
     from transformers import AutoTokenizer
@@ -188,7 +189,7 @@ def save_mlmodel(model: nn.Module, processor: Any, folder: Path, chosen: SavedFo
         TrackingError: MLflow's flavor does not support this kind of model.
     """
     import mlflow.transformers
-    from mlflow.transformers.signature import infer_or_get_default_signature
+    from mlflow.transformers.signature import infer_or_get_default_signature  # undocumented (MLflow 3.17.2)
     from transformers import ProcessorMixin
 
     if chosen.form is ModelForm.MERGED:
@@ -245,6 +246,7 @@ def _pipeline(model: Any, processor: Any, task: str) -> Any:
 
 
 def _task(model: Any) -> str:
+    # Undocumented (transformers 5.23.0), as is `_model_mapping`: no public function gives the task of a model's class.
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     from transformers.pipelines import PIPELINE_REGISTRY
 

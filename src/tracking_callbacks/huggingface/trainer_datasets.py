@@ -32,7 +32,8 @@ def log_dataset_of(
         model: Its configuration has the names of the labels for the sample of rows.
     """
     dataset: Any = getattr(dataloader, "dataset", None)
-    if type(dataset).__name__ == "IterableDatasetShard":  # accelerate and transformers wrap the user's dataset in it
+    # Undocumented (transformers 5.23.0, accelerate 1.15.0): both wrap the user's dataset in a class of this name.
+    if type(dataset).__name__ == "IterableDatasetShard":
         dataset = dataset.dataset
     if dataset is not None:
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}

@@ -1,4 +1,4 @@
-"""``MLflowSB3Callback``: from the hooks of Stable-Baselines3 to the verbs of a run."""
+"""``MLflowSB3Callback``: turns the hooks of Stable-Baselines3 into calls of a run."""
 
 from __future__ import annotations
 
@@ -48,27 +48,27 @@ STOPPED_EARLY_TAG = "tracking_callbacks.stopped_early"
 class MLflowSB3Callback(BaseCallback):
     """Tracks ``learn()``: hyperparameters, SB3's log, every episode, and the agent, in one truthful MLflow run.
 
-    Nothing starts before the first training event, and no tracking fault reaches the training. Works alone, in a
-    list, inside another callback, and built from keyword values by rl-baselines3-zoo.
+    Nothing starts before the first training event, and no tracking fault reaches the training loop. The callback works
+    alone, in a list, inside another callback, and when rl-baselines3-zoo builds it from keyword values.
 
     Args:
-        tracker: Where runs go; None stands for ``MLflowTracker()``.
+        tracker: Where runs go; None means ``MLflowTracker()``.
         run_name: Name of the run; by default MLflow makes one up.
         tags: Tags of the run, and of the model.
-        log_model: Save the agent, with its VecNormalize statistics, at the end of the training: True as it is then,
-            ``"best"`` as it was at the evaluation with the highest mean reward that an ``EvalCallback`` of the same
-            training has made (of several, the first one).
+        log_model: Save the agent, with its VecNormalize statistics, at the end of the training run: True as it is then,
+            ``"best"`` as it was at the evaluation with the highest mean reward. Evaluations are those of the first
+            ``EvalCallback`` of the same training run.
         registered_model_name: Name in the model registry; None registers nothing.
         aliases: Aliases that the registered version takes over.
-        returns: The return series behind the Sharpe ratio. ``"auto"``: from the account value that the
-            environment puts into its infos under a known key, else the raw rewards; ``"reward"``: the raw
-            rewards, taken as returns; another text: the info key of an account value, whose relative changes are
-            the returns; a callable ``(info, reward) -> return`` of one step.
+        returns: The return series behind the Sharpe ratio. ``"auto"``: the relative changes of the account value that
+            the environment puts into its infos under a known key, otherwise the raw rewards; ``"reward"``: the raw
+            rewards, taken as returns; any other text: the info key of an account value, whose relative changes are
+            the returns; or a callable ``(info, reward) -> return`` of one step.
         periods_per_year: Steps of the environment in a year, for annualised statistics: 252 for daily bars.
-        verbose: With 1 or more, say where the run goes.
+        verbose: With 1 or more, log where the run goes.
 
     Raises:
-        ConfigError: An argument cannot be used; the message names it and what was expected.
+        ConfigError: An argument is invalid; the message names it and says what was expected.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class MLflowSB3Callback(BaseCallback):
             tags=self.tags,
         )
         self._callback_run = CallbackRun(tracker, run_name=run_name, tags=self.tags)
-        self._learn_started: float | None = None  # model.start_time of the learn() that was begun last
+        self._learn_started: float | None = None  # model.start_time (undocumented, SB3 2.9.2) of the last learn()
         self._training = False
         self._learning_pid = 0
         self._timestep = -1
@@ -121,7 +121,7 @@ class MLflowSB3Callback(BaseCallback):
     @parent.setter
     def parent(self, parent: BaseCallback | None) -> None:
         self._parent = parent
-        # A list inside an EvalCallback names the parent only after it has initialised its members.
+        # A list inside an EvalCallback sets the parent only after it has initialised its members.
         if parent is not None and getattr(self, "model", None) is not None:
             self._listen_to_parent()
 
@@ -137,13 +137,13 @@ class MLflowSB3Callback(BaseCallback):
     @never_in_the_way
     def _on_rollout_start(self) -> None:
         if self._training and self._writer is not None and not self._off_policy:
-            self._writer.install(self.logger)  # the user may have set another logger
+            self._writer.install(self.logger)  # because the user may have set another logger
             self._writer.write_update(self.logger, self.model.num_timesteps)
 
     @never_in_the_way(default=True)
     def _on_step(self) -> bool:
         timestep = self.model.num_timesteps
-        if timestep != self._timestep:  # inside another callback, its event brings the same step again
+        if timestep != self._timestep:  # inside another callback, its event reports the same step again
             self._timestep = timestep
             if not self._training:
                 self._begin()
@@ -153,7 +153,7 @@ class MLflowSB3Callback(BaseCallback):
 
     @never_in_the_way
     def _on_rollout_end(self) -> None:
-        if not self._off_policy:  # whose rollouts are single steps
+        if not self._off_policy:  # rollouts of off-policy algorithms are single steps
             self._log_rollout(self.model.num_timesteps)
 
     def _on_training_end(self) -> None:
@@ -165,16 +165,19 @@ class MLflowSB3Callback(BaseCallback):
             self._model_logger.log(self.run, self._prepare_model)
         self._end(interrupted)
 
-    # -- begin and end -------------------------------------------------------------------------------------
+    # -- start and end -------------------------------------------------------------------------------------
 
     @never_in_the_way
     def _begin(self) -> None:
+        if self._learn_started != self.model.start_time:
+            self._wind_up()  # a training run that was interrupted
+            self._learn_started = self.model.start_time
+            self._begin_training()
+
+    @never_in_the_way(begins=True)
+    def _begin_training(self) -> None:
         model = self.model
-        if self._learn_started == model.start_time:
-            return
-        self._wind_up()  # of a training that was interrupted
-        self._learn_started = model.start_time
-        continues = model._num_timesteps_at_start > 0
+        continues = model._num_timesteps_at_start > 0  # undocumented (SB3 2.9.2)
         before = self.run
         resume_key = noted_run_key(model, self._callback_run.settings) if continues else None
         run = self._callback_run.begin_training(resume_key=resume_key, continues=continues)
@@ -191,7 +194,7 @@ class MLflowSB3Callback(BaseCallback):
         if self.parent is not None:
             self._listen_to_parent()
         self._watch_evaluations()
-        atexit.register(self._wind_up)  # before the run is closed, if the training never ends
+        atexit.register(self._wind_up)  # runs before the run is closed, if the training run never ends
         if self.verbose >= 1:
             settings = run.settings
             self.logger.info(f"Tracking to {settings.masked_uri}, experiment {settings.experiment_name!r}")
@@ -212,19 +215,20 @@ class MLflowSB3Callback(BaseCallback):
 
     @never_in_the_way
     def _watch_evaluations(self) -> None:
-        root = self.locals.get("callback")  # of learn(), which knows all of them
+        root = self.locals.get("callback")  # learn()'s own variable (SB3 2.9.2), with all callbacks in it
         found = list(evaluations_in(root if isinstance(root, BaseCallback) else outermost(self)))
         for index, callback in enumerate(found):
             role = "eval" if index == 0 else f"eval_{index + 1}"
             on_evaluation = functools.partial(self._on_evaluation, role)
-            self._watches.append(EvaluationWatch(callback, self.returns, self.periods_per_year, on_evaluation))
+            watch = EvaluationWatch(callback, self.returns, self.periods_per_year, on_evaluation, run=self.run)
+            self._watches.append(watch)
             if self.run is not None:
                 log_prices(self.run, callback.eval_env, role, context="evaluation")
 
     def _training_has_finished(self) -> bool:
-        """Whether ``learn()`` itself announces its end, or somebody else after it was interrupted.
+        """Return whether ``learn()`` has called the hook at its own end, and not a caller that interrupted it.
 
-        rl-baselines3-zoo does so in a ``finally``.
+        rl-baselines3-zoo calls the hook in a ``finally``. The call stack tells the two apart (SB3 2.9.2).
         """
         frame = sys._getframe()
         while (caller := frame.f_back) is not None:
@@ -235,8 +239,8 @@ class MLflowSB3Callback(BaseCallback):
 
     @never_in_the_way
     def _wind_up(self) -> None:
-        """Log what is still held back, and let go of SB3's objects."""
-        if not self._training or self._learning_pid != os.getpid():  # a forked child exits with its parent's functions
+        """Log what is still unlogged, and release SB3's objects."""
+        if not self._training or self._learning_pid != os.getpid():  # a forked child runs its parent's exit functions
             return
         self._training = False
         atexit.unregister(self._wind_up)

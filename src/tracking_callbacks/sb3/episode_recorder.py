@@ -1,4 +1,4 @@
-"""From the variables of SB3's training loop to the episodes of a run."""
+"""Turns the variables of SB3's training loop into the episodes of a run."""
 
 from __future__ import annotations
 
@@ -26,119 +26,126 @@ logger = logging.getLogger(__name__)
 
 
 class EpisodeRecorder:
-    """Takes in every step of the trainings that a run has, and logs the episodes.
+    """Follows every step of the training runs that write to one MLflow run, and logs the episodes.
 
     Args:
         run: The run.
-        model: What is trained; it may know of earlier episodes of the run.
+        model: The model in training; it may carry a note of earlier episodes of the run.
         returns: Source of the return series.
-        periods_per_year: For the annualised figures.
+        periods_per_year: For the annualised statistics.
+
+    Attributes:
+        run: The run.
     """
 
     def __init__(self, run: Run, model: BaseAlgorithm, returns: Returns, periods_per_year: float) -> None:
-        self._run = run
+        self.run = run
         self._model = model
         self._returns = returns
         self._periods = periods_per_year
-        begins_at = model._num_timesteps_at_start
+        begins_at = model._num_timesteps_at_start  # undocumented (SB3 2.9.2), like `_total_timesteps`
         self._log = EpisodeLog(run, begins_at, model._total_timesteps - begins_at, progress=noted_progress(model, run))
-        self._book: EpisodeTracker | None = None
-        self._earlier_reward = 0.0  # of environments that this run has left
+        self._tracker: EpisodeTracker | None = None
+        self._earlier_reward = 0.0  # from environments that are no longer part of the run
         self._env: VecEnv | None = None
         self._blind = False
-        self._first_infos: Mapping[int, Info | None] = {}  # of environments that begin an episode with the training
+        self._first_infos: Mapping[
+            int, Info | None
+        ] = {}  # of environments whose first episode starts with the training run
 
     def follow(self, model: BaseAlgorithm) -> None:
-        """A training begins: look at its environment."""
+        """Note that a training run of `model` begins, and look at its environment."""
         self._model = model
         env = model.get_env()
         assert env is not None
         self._normalizer = model.get_vec_normalize_env()
         self._monitored = bool(_is_monitored(env))
         fresh = model._num_timesteps_at_start == 0
-        if self._book is not None and self._env is env and not fresh:
-            self._book.interrupt()
-        elif self._book is not None:
-            self._leave_book("their environment was reset or replaced")
-        # A reloaded model resets its environment and counts on; off-policy ones do not keep this up to date.
+        if self._tracker is not None and self._env is env and not fresh:
+            self._tracker.interrupt()
+        elif self._tracker is not None:
+            self._drop_tracker("their environment was reset or replaced")
+        # A reloaded model resets its environment but keeps its step count. Off-policy models do not keep this attribute
+        # up to date. Undocumented (SB3 2.9.2).
         known = model._last_episode_starts if isinstance(model, OnPolicyAlgorithm) else None
         starts = np.full(env.num_envs, fresh) if known is None else known
-        # Of the innermost environment: wrappers keep the infos of the very first reset.
+        # From the innermost environment (undocumented, SB3 2.9.2): wrappers keep the infos of the very first reset.
         reset_infos = env.unwrapped.reset_infos
         self._first_infos = {index: reset_infos[index] for index in np.flatnonzero(starts).tolist()}
         self._env = env
 
     def add_step(self, variables: Mapping[str, Any], timestep: int) -> None:
-        """Take in a step of every environment, out of the variables of ``collect_rollouts``."""
+        """Add a step of every environment, from the variables of ``collect_rollouts`` (SB3 2.9.2)."""
         dones = variables.get("dones")
         if dones is None:  # ARS has none
             self._blind = True
             return
         infos = variables["infos"]
-        book = self._book
-        if book is None or book.n_envs != len(infos):
-            book = self._open_book(infos)
+        tracker = self._tracker
+        if tracker is None or tracker.n_envs != len(infos):
+            tracker = self._open_tracker(infos)
         normalizer = self._normalizer
-        # PPO adds bootstrapped values to its rewards later, VecNormalize has scaled them before.
-        book.add_step(variables["rewards"] if normalizer is None else normalizer.old_reward, infos)
+        # PPO adds bootstrapped values to its rewards after this hook; VecNormalize has scaled them before it, and
+        # keeps the raw ones in `old_reward` (undocumented, SB3 2.9.2).
+        tracker.add_step(variables["rewards"] if normalizer is None else normalizer.old_reward, infos)
         if np.count_nonzero(dones):
-            self._close_episodes(book, dones, infos, timestep)
+            self._close_episodes(tracker, dones, infos, timestep)
 
     def log_rollout(self, step: int) -> None:
-        """Log the statistics of the episodes since the last time."""
-        if self._book is not None:
-            self._log.log_rollout(step, self._earlier_reward + self._book.total_reward())
+        """Log the statistics of the episodes since the last call."""
+        if self._tracker is not None:
+            self._log.log_rollout(step, self._earlier_reward + self._tracker.total_reward())
             note_progress(self._model, self._log.progress())
 
     def log_artifacts(self) -> None:
-        """Log what is logged once per training."""
-        self._run.draw("learning_curves", step="environment step")
-        if self._book is not None:
-            self._log.log_artifacts({"source": self._book.source.name, "periods_per_year": str(self._periods)})
+        """Log what is logged once per training run."""
+        self.run.draw("learning_curves", step="environment step")
+        if self._tracker is not None:
+            self._log.log_artifacts({"source": self._tracker.source.name, "periods_per_year": str(self._periods)})
         elif self._blind:
             algorithm = type(self._model).__name__
-            self._run.set_tags({"episodes.left_out": f"all episodes: {algorithm} tells its callbacks no rewards"})
+            self.run.set_tags({"episodes.left_out": f"all episodes: {algorithm} tells its callbacks no rewards"})
 
     def close(self) -> None:
         """Delete the local files."""
         self._log.close()
 
-    def _open_book(self, infos: Sequence[Info]) -> EpisodeTracker:
-        if self._book is not None:
-            self._leave_book(f"{self._book.n_envs} environments became {len(infos)}")
+    def _open_tracker(self, infos: Sequence[Info]) -> EpisodeTracker:
+        if self._tracker is not None:
+            self._drop_tracker(f"{self._tracker.n_envs} environments became {len(infos)}")
         source = choose_source(self._returns, infos[0])
-        self._run.log_params({"sharpe.source": source.name, "sharpe.periods_per_year": self._periods})
-        self._book = book = EpisodeTracker(len(infos), source, self._periods)
+        self.run.log_params({"sharpe.source": source.name, "sharpe.periods_per_year": self._periods})
+        self._tracker = tracker = EpisodeTracker(len(infos), source, self._periods)
         for env, info in self._first_infos.items():
-            book.begin(env, info)
+            tracker.begin(env, info)
         self._first_infos = {}
-        return book
+        return tracker
 
-    def _leave_book(self, reason: str) -> None:
-        if self._book is not None:
-            self._log.leave_out(self._book.running(), f"under way when {reason}")
-            self._earlier_reward += self._book.total_reward()
-            self._book = None
+    def _drop_tracker(self, reason: str) -> None:
+        if self._tracker is not None:
+            self._log.skip(self._tracker.running(), f"under way when {reason}")
+            self._earlier_reward += self._tracker.total_reward()
+            self._tracker = None
 
     def _close_episodes(
-        self, book: EpisodeTracker, dones: NDArray[np.bool_], infos: Sequence[Info], timestep: int
+        self, tracker: EpisodeTracker, dones: NDArray[np.bool_], infos: Sequence[Info], timestep: int
     ) -> None:
         assert self._env is not None
-        # VecEnvs reset before this hook: the innermost one has the infos of the episodes that have begun.
+        # SB3 resets environments before this hook, so the innermost one has the infos of the next episodes.
         reset_infos = self._env.unwrapped.reset_infos
         for env in np.flatnonzero(dones).tolist():
             info = infos[env]
-            # As in SB3's own statistics: to a monitor, a lost life is not the end of an episode.
+            # As in SB3's own statistics: for a monitor, a lost life is not the end of an episode.
             if self._monitored and "episode" not in info:
                 continue
-            episode = book.finish(env, timestep, info, reset_infos[env] if env < len(reset_infos) else None)
+            episode = tracker.finish(env, timestep, info, reset_infos[env] if env < len(reset_infos) else None)
             if episode is None:
-                self._log.leave_out(1, "begun before the training, with no Monitor that knows their begin")
-            elif self._log.add(episode, book.last_equity):
+                self._log.skip(1, "started before the training run, with no Monitor that knows their start")
+            elif self._log.add(episode, tracker.last_equity):
                 logger.warning(
                     "an episode has no Sharpe ratio: %s in %s; infos have the keys %s",
                     episode.skipped,
-                    book.source.name,
+                    tracker.source.name,
                     sorted(map(str, info)),
                 )
 

@@ -19,9 +19,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from tracking_callbacks._episodes.episode_tracker import EpisodeTracker, statistics_over_episodes
+from tracking_callbacks._callbacks.patching import patched
+from tracking_callbacks._episodes.episode_tracker import EpisodeTracker
 from tracking_callbacks._episodes.equity_curves import EquityCurves
 from tracking_callbacks._episodes.returns import Returns, choose_source
+from tracking_callbacks._episodes.statistics import statistics_over_episodes
+from tracking_callbacks._runs.run import Run
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.flavors import sb3 as flavor
 
@@ -30,13 +33,13 @@ __all__ = ["BestAgent", "Evaluation", "EvaluationWatch", "evaluations_in"]
 
 @dataclass(slots=True)
 class Evaluation:
-    """What one evaluation has shown.
+    """The results of one evaluation.
 
     Attributes:
-        mean_reward: As the ``EvalCallback`` has it.
-        statistics: The trading figures over all its episodes that exist, see `statistics_over_episodes`.
-        skipped: How many of its episodes could not be used for these, by the reason.
-        equity: The account values of its last episodes, where they have any.
+        mean_reward: The ``EvalCallback``'s own mean reward.
+        statistics: The trading statistics over all its episodes, those that exist; see `statistics_over_episodes`.
+        skipped: How many of its episodes could not be used for these statistics, by reason.
+        equity: The account values of its last episodes, if they have any.
     """
 
     mean_reward: float
@@ -48,14 +51,18 @@ class Evaluation:
 class EvaluationWatch:
     """Follows the steps of every evaluation of an ``EvalCallback``, until `remove`.
 
-    SB3 calls ``_log_success_callback`` after every step of an evaluation, with ``evaluate_policy``'s variables. That
-    method and ``_on_step`` are shadowed on the one object; what they do stays as it is.
+    SB3 calls ``_log_success_callback`` after every step of an evaluation, with the variables of ``evaluate_policy``.
+    That method and ``_on_step`` are patched on this one object and still do their own work.
 
     Args:
-        callback: The ``EvalCallback``, or one derived from it (``MaskableEvalCallback``, …).
-        returns: The source of returns, as for the training's episodes.
-        periods_per_year: For the annualised figures.
+        callback: The ``EvalCallback``, or an instance of a derived class (``MaskableEvalCallback``, …).
+        returns: The source of returns, as for the training episodes.
+        periods_per_year: For the annualised statistics.
         on_evaluation: Called after each evaluation.
+        run: The run that the evaluations are logged to.
+
+    Attributes:
+        run: The run that the evaluations are logged to.
     """
 
     def __init__(
@@ -64,38 +71,41 @@ class EvaluationWatch:
         returns: Returns,
         periods_per_year: float,
         on_evaluation: Callable[[Evaluation], None],
+        *,
+        run: Run | None = None,
     ) -> None:
+        self.run = run
         self._callback = callback
         self._returns = returns
         self._periods = periods_per_year
         self._on_evaluation = on_evaluation
         self._begin()
-        self._shadow()
+        self._patches = (
+            patched(callback, "_on_step", self._follow_evaluation),
+            # Undocumented (SB3 2.9.2): EvalCallback passes this method to evaluate_policy as its `callback`.
+            patched(callback, "_log_success_callback", self._follow_step),
+        )
 
     def remove(self) -> None:
-        """Give the callback its own methods back."""
-        for name in ("_on_step", "_log_success_callback"):
-            self._callback.__dict__.pop(name, None)
+        """Take the patches off the callback's methods."""
+        for patch in self._patches:
+            patch.remove()
 
-    def _shadow(self) -> None:
-        callback, kind = self._callback, type(self._callback)
+    def _follow_evaluation(self, call_next: Callable[[], bool]) -> bool:
+        go_on = call_next()
+        if self._rewards is not None:
+            self._end()
+            self._begin()
+        return go_on
 
-        def on_step() -> bool:
-            go_on: bool = kind._on_step(callback)
-            if self._rewards is not None:
-                self._end()
-                self._begin()
-            return go_on
-
-        def log_success_callback(locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
-            self._add_step(locals_)
-            kind._log_success_callback(callback, locals_, globals_)
-
-        callback._on_step = on_step  # type: ignore[method-assign]
-        callback._log_success_callback = log_success_callback  # type: ignore[method-assign]
+    def _follow_step(
+        self, call_next: Callable[[dict[str, Any], dict[str, Any]], None], locals_: dict[str, Any], globals_: Any
+    ) -> None:
+        self._add_step(locals_)
+        call_next(locals_, globals_)
 
     def _begin(self) -> None:
-        self._book: EpisodeTracker | None = None
+        self._tracker: EpisodeTracker | None = None
         self._rewards: NDArray[Any] | None = None  # of the step that was added last
         self._series: list[NDArray[np.float64]] = []
         self._skipped: Counter[str] = Counter()
@@ -104,46 +114,49 @@ class EvaluationWatch:
 
     @never_in_the_way
     def _add_step(self, step: dict[str, Any]) -> None:
-        """Take in what one environment did in a step; a step comes once for every environment that still plays."""
+        """Take in what one environment did in a step; SB3 reports a step once per environment that still plays.
+
+        Undocumented (SB3 2.9.2): the names in `step` are local variables of ``evaluate_policy``.
+        """
         env: VecEnv = step["env"]
-        if self._book is None:
-            self._book = self._open_book(env, step["dones"], step["infos"])
+        if self._tracker is None:
+            self._tracker = self._open_tracker(env, step["dones"], step["infos"])
         if step["rewards"] is not self._rewards:
             self._rewards = step["rewards"]
             normalizer = unwrap_vec_normalize(env)
             raw = self._rewards if normalizer is None else normalizer.get_original_reward()
-            self._book.add_step(raw, step["infos"])
+            self._tracker.add_step(raw, step["infos"])
         index, info = step["i"], step["info"]
         if step["done"] and (not step["is_monitor_wrapped"] or "episode" in info):
-            episode = self._book.finish(index, 0, info, env.unwrapped.reset_infos[index])
+            episode = self._tracker.finish(index, 0, info, env.unwrapped.reset_infos[index])
             self._episodes += 1
-            if self._book.last_equity is not None:
-                self._equity.add(self._episodes, self._book.last_equity)
+            if self._tracker.last_equity is not None:
+                self._equity.add(self._episodes, self._tracker.last_equity)
             if episode is not None and episode.skipped is not None:
                 self._skipped[episode.skipped] += 1
-            elif self._book.last_returns is not None:
-                self._series.append(self._book.last_returns.copy())
+            elif self._tracker.last_returns is not None:
+                self._series.append(self._tracker.last_returns.copy())
 
-    def _open_book(self, env: VecEnv, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> EpisodeTracker:
-        book = EpisodeTracker(env.num_envs, choose_source(self._returns, infos[0]), self._periods)
+    def _open_tracker(self, env: VecEnv, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> EpisodeTracker:
+        tracker = EpisodeTracker(env.num_envs, choose_source(self._returns, infos[0]), self._periods)
         for index, reset_info in enumerate(env.unwrapped.reset_infos):
-            # Of an episode that is over after one step, the reset's info is gone.
-            book.begin(index, None if dones[index] else reset_info)
-        return book
+            # If the episode ended after one step, the info of its own reset has been overwritten.
+            tracker.begin(index, None if dones[index] else reset_info)
+        return tracker
 
     @never_in_the_way
     def _end(self) -> None:
-        compounded = self._book is not None and self._book.source.declared
+        compounded = self._tracker is not None and self._tracker.source.declared
         statistics = statistics_over_episodes(self._series, periods_per_year=self._periods, compounded=compounded)
         self._on_evaluation(Evaluation(self._callback.last_mean_reward, statistics, self._skipped, self._equity))
 
 
 class BestAgent:
-    """The agent as it was at its best evaluation of a run, in files of its own.
+    """The agent as it was at the best evaluation of a run, in temporary files.
 
     Attributes:
-        mean_reward: Of that evaluation; None before the first.
-        timestep: When it was.
+        mean_reward: Mean reward of that evaluation; None before the first evaluation.
+        timestep: Training step of that evaluation.
         snapshot: Folder written by `flavors.sb3.save_snapshot`.
     """
 
@@ -159,7 +172,7 @@ class BestAgent:
         return self._folder / str(self.timestep)
 
     def offer(self, model: BaseAlgorithm, mean_reward: float) -> None:
-        """Keep `model` as it is now if no evaluation was better; a NaN never is."""
+        """Keep `model` as it is now if `mean_reward` is the highest so far; NaN never is."""
         if math.isnan(mean_reward) or (self.mean_reward is not None and mean_reward <= self.mean_reward):
             return
         if self._folder is None:
@@ -174,7 +187,7 @@ class BestAgent:
 
 
 def evaluations_in(root: BaseCallback) -> Iterator[EvalCallback]:
-    """Yield the evaluations among the callbacks in, under and including `root`, in their order."""
+    """Yield every ``EvalCallback`` among `root` and the callbacks inside it, in order."""
     if isinstance(root, EvalCallback):
         yield root
     inside = [

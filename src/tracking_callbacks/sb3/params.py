@@ -1,4 +1,4 @@
-"""What a run says about an agent before its training: every setting with its effective value, as plain values."""
+"""The params of an agent at the start of a training run: every setting with its effective value."""
 
 from __future__ import annotations
 
@@ -17,30 +17,28 @@ from tracking_callbacks._writing.guard import never_in_the_way
 
 __all__ = ["describe"]
 
-# Arguments that have a place of their own below, or that say nothing about the training.
+# Arguments that are described separately below, or that say nothing about the training run.
 _ELSEWHERE = {"self", "policy", "env", "policy_kwargs", "device", "seed", "_init_setup_model"}
 _SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf", "delta_std"}
-# Arguments of A2C that it leaves in its policy's optimizer.
+# Arguments of A2C that can only be read back from its policy's optimizer.
 _OF_THE_OPTIMIZER: dict[str, Callable[[Any], Any]] = {
     "use_rms_prop": lambda policy: "RMSprop" in policy.optimizer_class.__name__,
     "rms_prop_eps": lambda policy: policy.optimizer_kwargs.get("eps"),
 }
 _NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
-_ADDRESS = re.compile(
-    r"(?:\w+\.|<locals>\.)*(?P<cls>\w+) object at 0x[0-9a-fA-F]+"
-)  # of a class with object's own text
+_ADDRESS = re.compile(r"(?:\w+\.|<locals>\.)*(?P<cls>\w+) object at 0x[0-9a-fA-F]+")  # of a class without a __repr__
 _INNERMOST = re.compile(r"<(?P<cls>\w+)(?:<(?P<id>[^<>\s]+)>| instance)>")
 
 
 def describe(model: BaseAlgorithm) -> dict[str, Any]:
-    """Return the params of a training of `model` that begins now.
+    """Return the params of a training run of `model` that begins now.
 
-    A schedule that is constant gives one value; any other gives ``<name>.start`` and ``<name>.end``, its values
-    at progress remaining 1.0 and 0.0.
+    A constant schedule becomes one value. Any other schedule becomes ``<name>.start`` and ``<name>.end``, its values at
+    the start and at the end of the training run (progress remaining 1.0 and 0.0).
     """
     return {
         "algorithm": type(model).__name__,
-        "total_timesteps": model._total_timesteps,
+        "total_timesteps": model._total_timesteps,  # undocumented (SB3 2.9.2)
         "seed": model.seed,
         "device": str(model.device),
         **dict(_hyperparameters(model)),
@@ -50,8 +48,9 @@ def describe(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def _hyperparameters(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
-    """Yield every argument of the algorithm's constructor that the model still knows, with its value now."""
+    """Yield every argument of the algorithm's constructor that can be read back, with its present value."""
     for name in _constructor_arguments(type(model)):
+        # Undocumented (SB3 2.9.2): a model keeps its arguments under these names.
         value = getattr(model, name, getattr(model, f"_{name}", getattr(model, f"{name}_schedule", _ABSENT)))
         if name in _OF_THE_OPTIMIZER:
             value = _OF_THE_OPTIMIZER[name](model.policy)
@@ -69,7 +68,7 @@ _ABSENT = object()
 
 
 def _constructor_arguments(algorithm: type) -> dict[str, None]:
-    """Return the names of the constructor's arguments; ``**kwargs`` stands for those of the class above."""
+    """Return the names of the constructor's arguments; ``**kwargs`` means those of the base class too."""
     names: dict[str, None] = {}
     for cls in algorithm.__mro__:
         if "__init__" not in cls.__dict__:
@@ -144,8 +143,8 @@ def _environment(model: BaseAlgorithm) -> dict[str, Any]:
 def _names(env: VecEnv) -> Mapping[str, Any]:
     """Return the id and wrappers of the first environment.
 
-    From its text, ``<Monitor<OrderEnforcing<CartPoleEnv<CartPole-v1>>>>``: a worker process can always send
-    that, while it dies of a spec that does not pickle (a lambda in ``gym.make(..., reward_function=...)``).
+    They are parsed from its text, ``<Monitor<OrderEnforcing<CartPoleEnv<CartPole-v1>>>>``. A worker process can always
+    send text, but it dies of a spec that cannot be pickled (a lambda in ``gym.make(..., reward_function=...)``).
     """
     text = _ADDRESS.sub(r"\g<cls> instance", str(env.env_method("__str__", indices=[0])[0]))
     innermost = _INNERMOST.search(text)

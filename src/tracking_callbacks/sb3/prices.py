@@ -1,4 +1,4 @@
-"""The prices that a trading environment plays with, as an input of the run."""
+"""The prices that a trading environment uses, as an input of the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["log_prices"]
 def log_prices(run: Run, env: VecEnv | None, role: str, *, context: str) -> None:
     """Record the frame of prices of the first environment, if it has one: gym-anytrading, Gym-Trading-Env, FinRL.
 
-    Environments in processes of their own are passed over: the whole frame would have to come through a pipe.
+    Environments in other processes are skipped, because the whole frame would have to come through a pipe.
     """
     vec_env = None if env is None else env.unwrapped
     if not isinstance(vec_env, DummyVecEnv):
@@ -27,7 +27,7 @@ def log_prices(run: Run, env: VecEnv | None, role: str, *, context: str) -> None
     if not hasattr(frame, "iloc"):
         return
     bounds = getattr(innermost, "frame_bound", None)
-    if bounds is not None:  # of gym-anytrading: the days that are played, and the window before the first
+    if bounds is not None:  # gym-anytrading: the days that are played, and the window before the first one
         start, end = bounds
         frame = frame.iloc[max(0, start - getattr(innermost, "window_size", 0)) : end]
     spec = vec_env.envs[0].spec

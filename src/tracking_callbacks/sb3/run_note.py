@@ -1,4 +1,4 @@
-"""Which run a model belongs to: noted on the model itself, so that a saved model brings it along."""
+"""Which run a model belongs to: noted on the model itself, so that a saved model carries the note along."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tracking_callbacks.settings import Settings
 
 __all__ = ["note_progress", "note_run", "noted_progress", "noted_run_key"]
 
-# SB3 saves every attribute of a model that pickles, and sets it again on load.
+# SB3 saves every attribute of a model that can be pickled, and sets it again on load.
 _ATTRIBUTE = "_tracking_callbacks"
 
 
 def note_run(model: BaseAlgorithm, run: Run) -> None:
-    """Note on `model` that `run` is its run; one that was joined is its owner's to name again."""
+    """Note on `model` that `run` is its run; a joined run is not noted, because its owner names it each time."""
     if run.joined:
         model.__dict__.pop(_ATTRIBUTE, None)
         return
@@ -28,21 +28,21 @@ def note_run(model: BaseAlgorithm, run: Run) -> None:
 
 
 def note_progress(model: BaseAlgorithm, progress: Mapping[str, float]) -> None:
-    """Note on `model` how far the episodes of its run have come; plain numbers by name."""
+    """Note on `model` how far the episodes of its run have come, as plain numbers by name."""
     noted = _noted(model)
     if noted:
         noted["progress"] = dict(progress)
 
 
 def noted_progress(model: BaseAlgorithm, run: Run) -> Mapping[str, Any]:
-    """Return what was noted last on `model` about the episodes of `run`, empty where that is nothing."""
+    """Return the last note on `model` about the episodes of `run`, empty if there is none."""
     noted = _noted(model)
     progress = noted.get("progress") if noted.get("run_key") == run.run_key else None
     return progress if isinstance(progress, Mapping) else {}
 
 
 def noted_run_key(model: BaseAlgorithm, settings: Settings) -> str | None:
-    """Return the key of the run that `model` belongs to, None where there is none in the store of `settings`."""
+    """Return the key of the run that `model` belongs to, None if the store of `settings` has no such run."""
     return run_key_from(_noted(model), settings, owner="the model")
 
 

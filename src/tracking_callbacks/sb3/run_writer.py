@@ -1,4 +1,4 @@
-"""SB3's logger as a source of metrics: everything it dumps, and the updates that it never does."""
+"""SB3's logger as a source of metrics: everything that it dumps, and the updates that it never dumps."""
 
 from __future__ import annotations
 
@@ -23,27 +23,31 @@ _UPDATE_COUNT = "train/n_updates"
 
 
 class RunWriter(KVWriter):
-    """One more output of SB3's logger, beside the user's own.
+    """One more output of SB3's logger, in addition to the user's own outputs.
 
-    On-policy algorithms record ``train/*`` after the dump of their iteration, so SB3 itself writes them one
-    rollout late and never the last. `write_update` logs them at once; the dump that brings them again leaves
-    them out.
+    On-policy algorithms record ``train/*`` after the dump of their iteration, so SB3 itself writes these values one
+    rollout late, and the last ones never. `write_update` logs them immediately, and the dump that contains them again
+    skips them.
 
     Args:
         run: Where the values go.
         learn_started: ``model.start_time`` of the ``learn()`` that this writer belongs to.
         on_dump: Called with the step after each dump.
+
+    Attributes:
+        run: Where the values go.
     """
 
     def __init__(self, run: Run, learn_started: float, on_dump: Callable[[int], None]) -> None:
         self.learn_started = learn_started
-        self._run = run
+        self.run = run
         self._on_dump = on_dump
         self._written: dict[str, Any] = {}
         self._skipped: set[str] = set()
 
     def install(self, logger: Logger) -> None:
-        """Become an output of `logger`, in place of writers that a training which failed has left behind."""
+        """Become an output of `logger`, and replace writers that a failed training run has left behind."""
+        # `output_formats` and `name_to_value` are undocumented (SB3 2.9.2).
         if self in logger.output_formats:
             return
         logger.output_formats[:] = [
@@ -51,7 +55,7 @@ class RunWriter(KVWriter):
             for output in logger.output_formats
             if not (isinstance(output, RunWriter) and output.learn_started != self.learn_started)
         ]
-        self._written = _updates(logger.name_to_value)  # of an earlier training with the same logger
+        self._written = _updates(logger.name_to_value)  # by an earlier training run with the same logger
         logger.output_formats.append(self)
 
     def remove(self, logger: Logger) -> None:
@@ -60,7 +64,7 @@ class RunWriter(KVWriter):
 
     @never_in_the_way
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Log what SB3 dumps; values recorded with ``exclude="mlflow"`` are left out."""
+        """Log what SB3 dumps, except values that were recorded with ``exclude="mlflow"``."""
         stale = self._stale(key_values)
         self._log(
             {
@@ -75,7 +79,7 @@ class RunWriter(KVWriter):
         self._on_dump(step)
 
     def write_update(self, logger: Logger, step: int) -> None:
-        """Log ``train/*`` of an update that has been made and not been dumped."""
+        """Log ``train/*`` of an update that SB3 has made and not dumped yet."""
         values = logger.name_to_value
         count = values.get(_UPDATE_COUNT)
         if count is not None and count != self._written.get(_UPDATE_COUNT):
@@ -83,15 +87,15 @@ class RunWriter(KVWriter):
             self._log(self._written, step)
 
     def write_remaining(self, logger: Logger, step: int) -> None:
-        """Log all that was recorded and will not be dumped any more."""
+        """Log every value that was recorded and that SB3 will not dump any more."""
         stale = self._stale(logger.name_to_value)
         self._log({key: value for key, value in logger.name_to_value.items() if key not in stale}, step)
 
     def close(self) -> None:
-        """Do nothing: the run is ended by the callback."""
+        """Do nothing, because the callback ends the run."""
 
     def _stale(self, values: Mapping[str, Any]) -> set[str]:
-        """Return the keys of `values` that were logged already as part of the same update."""
+        """Return the keys of `values` that were already logged as part of the same update."""
         count = values.get(_UPDATE_COUNT)
         if count is None or count != self._written.get(_UPDATE_COUNT):
             return set()
@@ -99,16 +103,16 @@ class RunWriter(KVWriter):
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
         try:
-            self._run.log_metrics(values, step=step)
-        except (InvalidNameError, MetricValueError):  # one of them is no metric: then none is logged
-            self._run.log_metrics(self._metrics(values, step), step=step)
+            self.run.log_metrics(values, step=step)
+        except (InvalidNameError, MetricValueError):  # one of the values is not a metric, so none was logged
+            self.run.log_metrics(self._metrics(values, step), step=step)
 
     def _metrics(self, values: Mapping[str, Any], step: int) -> dict[str, float]:
-        """Log the figures among `values`, and return the metrics; the first time that another comes is a warning."""
+        """Log the figures among `values`, and return the metrics; warn once about each other key."""
         metrics = {}
         for key, value in values.items():
             if isinstance(value, Figure):
-                self._run.log_figure(value.figure, f"figures/{key}/{step:09d}.png")
+                self.run.log_figure(value.figure, f"figures/{key}/{step:09d}.png")
                 continue
             try:
                 safe_name(key)

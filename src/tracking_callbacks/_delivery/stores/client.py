@@ -27,7 +27,7 @@ __all__ = ["MlflowStore"]
 RUN_KEY_TAG = "tracking_callbacks.run_key"
 SESSION_TAG = "tracking_callbacks.session"
 RECORD_TAG = "tracking_callbacks.record"
-TABLES_TAG = "mlflow.loggedArtifacts"
+TABLES_TAG = "mlflow.loggedArtifacts"  # undocumented: mlflow.utils.mlflow_tags, MLflow 3.17.2
 
 _TIMEOUT_SECONDS = 30
 
@@ -181,6 +181,7 @@ class MlflowStore:
         """Record a dataset as an input of the run; a replay changes nothing."""
         from mlflow import entities
 
+        # The tag is undocumented: mlflow.utils.mlflow_tags, MLflow 3.17.2.
         tags = [entities.InputTag("mlflow.data.context", dataset.context)] if dataset.context else []
         entity = entities.Dataset(
             name=dataset.name,
@@ -238,7 +239,8 @@ class MlflowStore:
     @retry_transient
     def _upload_model_file(self, model_id: str, path: Path, place: str) -> None:
         with translate_errors():
-            # MlflowClient.log_model_artifact cannot put the file into a folder within the model.
+            # MlflowClient.log_model_artifact cannot put the file into a folder within the model. Undocumented
+            # (MLflow 3.17.2).
             self._client()._tracking_client.log_model_artifact(model_id, str(path), place or None)
 
     @retry_transient

@@ -42,6 +42,7 @@ def ensure_sqlite_store(uri: str, artifact_root: str) -> None:
 
 
 def _build(path: Path, artifact_root: str) -> None:
+    # Undocumented (MLflow 3.17.2): no public function builds a store without connecting a client to it.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     for left_over in path.parent.glob(f".{path.name}.*.building*"):

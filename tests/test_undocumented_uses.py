@@ -1,0 +1,404 @@
+"""What this package uses of other libraries without their documentation's word that it stays.
+
+Each test only asserts that the thing exists, in a tiny real object. The table in docs/design.md says why there is no
+documented way. When one fails after an upgrade, its message names the file to look at.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import gymnasium as gym
+import mlflow
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from mlflow.entities import Metric, RunData
+from peft import LoraConfig
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.logger import Figure, KVWriter
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+
+Test = TypeVar("Test", bound=Callable[..., None])
+
+MLFLOW, TRANSFORMERS, PEFT, SB3 = "mlflow 3.17.2", "transformers 5.23.0", "PEFT 0.21.2", "stable_baselines3 2.9.2"
+
+
+def use(what: str, read_in: str, used_in: str) -> Callable[[Test], Test]:
+    """Let a test that fails say what has changed, and which file of this package relies on it.
+
+    Args:
+        what: The undocumented thing; ``{name}`` stands for that argument of the test.
+        read_in: Library and version in which it was read.
+        used_in: File below ``src/tracking_callbacks``.
+    """
+
+    def decorate(test: Test) -> Test:
+        @functools.wraps(test)
+        def explained(**arguments: Any) -> None:
+            try:
+                test(**arguments)
+            except Exception as error:
+                sentence = f"{what} is not as it was read in {read_in}: look at src/tracking_callbacks/{used_in}"
+                raise AssertionError(sentence.format(**arguments)) from error
+
+        return cast(Test, explained)
+
+    return decorate
+
+
+# -- mlflow ------------------------------------------------------------------------------------------------------------
+
+
+@use("RunData._metric_objs", MLFLOW, "_delivery/models.py")
+def test_run_data_keeps_the_metric_objects() -> None:
+    data = RunData(metrics=[Metric("loss", 0.5, 1_000, 7)])
+
+    assert [(metric.step, metric.timestamp) for metric in data._metric_objs] == [(7, 1_000)]
+
+
+@use("MlflowClient._tracking_client.log_model_artifact", MLFLOW, "_delivery/stores/client.py")
+def test_the_client_has_a_tracking_client_that_logs_one_file_of_a_model() -> None:
+    client = mlflow.MlflowClient("http://127.0.0.1:1")  # connects with the first call
+    parameters = list(inspect.signature(client._tracking_client.log_model_artifact).parameters)
+
+    assert parameters[:3] == ["model_id", "local_path", "artifact_path"]
+
+
+@use("SqlAlchemyStore or its engine", MLFLOW, "_delivery/stores/local_store.py")
+def test_a_local_store_is_built_by_its_class_and_has_an_engine(tmp_path: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = SqlAlchemyStore(f"sqlite:///{tmp_path}/store.db", str(tmp_path / "artifacts"))
+    store.engine.dispose()
+
+    assert (tmp_path / "store.db").is_file()
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "arguments", "used_in"),
+    [
+        ("mlflow.models.utils", "_save_example", ["mlflow_model", "input_example", "path"], "flavors/sb3.py"),
+        (
+            *("mlflow.utils.environment", "_validate_env_arguments"),
+            *(["conda_env", "pip_requirements", "extra_pip_requirements"], "flavors/sb3.py"),
+        ),
+        ("mlflow.utils.environment", "_process_conda_env", ["conda_env"], "flavors/sb3.py"),
+        (
+            *("mlflow.utils.environment", "_process_pip_requirements"),
+            *(["default_pip_requirements", "pip_requirements", "extra_pip_requirements"], "flavors/sb3.py"),
+        ),
+        (
+            *("mlflow.transformers.signature", "infer_or_get_default_signature"),
+            *(["pipeline"], "huggingface/saving.py"),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.islower() and "." not in value else None,
+)
+@use("{module}.{function}", MLFLOW, "{used_in}")
+def test_mlflow_has_the_function(module: str, function: str, arguments: list[str], used_in: str) -> None:
+    found = getattr(importlib.import_module(module), function, None)
+    parameters = [] if found is None else list(inspect.signature(found).parameters)
+
+    assert parameters[: len(arguments)] == arguments
+
+
+@use("_PythonEnv", MLFLOW, "flavors/sb3.py")
+def test_mlflow_describes_the_python_environment() -> None:
+    from mlflow.utils.environment import _PythonEnv
+
+    assert callable(_PythonEnv.current().to_yaml)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "disk", "network"])
+@use("the {kind} monitor", MLFLOW, "_delivery/system_metrics.py")
+def test_mlflow_has_the_monitor_of_system_metrics(kind: str) -> None:
+    module = importlib.import_module(f"mlflow.system_metrics.metrics.{kind}_monitor")
+    monitor = getattr(module, f"{'CPU' if kind == 'cpu' else kind.title()}Monitor")()
+    monitor.collect_metrics()
+    aggregated = monitor.aggregate_metrics()
+    monitor.clear_metrics()
+
+    assert aggregated
+
+
+@pytest.mark.parametrize("name", ["GPUMonitor", "ROCMMonitor"])
+@use("{name}", MLFLOW, "_delivery/system_metrics.py")
+def test_mlflow_has_the_monitor_of_gpus(name: str) -> None:
+    kind = name.removesuffix("Monitor").lower()
+    module = importlib.import_module(f"mlflow.system_metrics.metrics.{kind}_monitor")
+
+    assert isinstance(getattr(module, name), type)
+
+
+@pytest.mark.parametrize(
+    ("constant", "tag", "used_in"),
+    [
+        ("MLFLOW_LOGGED_ARTIFACTS", "mlflow.loggedArtifacts", "_delivery/stores/client.py"),
+        ("MLFLOW_DATASET_CONTEXT", "mlflow.data.context", "_delivery/stores/client.py"),
+        ("MLFLOW_MODEL_VERSIONS", "mlflow.modelVersions", "_delivery/models.py"),
+    ],
+)
+@use("the tag {tag}", MLFLOW, "{used_in}")
+def test_mlflow_gives_the_tag_its_meaning(constant: str, tag: str, used_in: str) -> None:
+    tags = importlib.import_module("mlflow.utils.mlflow_tags")
+
+    assert getattr(tags, constant, None) == tag
+
+
+# -- transformers and PEFT ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bert() -> Any:
+    config = BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=2
+    )
+    return BertForSequenceClassification(config)
+
+
+class Logs(TrainerCallback):
+    def __init__(self) -> None:
+        self.heard: list[dict[str, Any]] = []
+        self.collator: Any = None
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.heard.append(dict(kwargs["logs"]))
+        self.collator = kwargs["train_dataloader"].collate_fn
+
+
+@use(
+    "the summary of a training run",
+    TRANSFORMERS,
+    "huggingface/callback.py (total_flos) and huggingface/metric_names.py",
+)
+def test_total_flos_is_in_the_summary_and_in_no_other_log(bert: Any, tmp_path: Path) -> None:
+    logs = Logs()
+    rows = [{"input_ids": [1, 2], "labels": 0}] * 2
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True
+    )
+    Trainer(bert, arguments, train_dataset=rows, callbacks=[logs]).train()
+
+    assert ["total_flos" in heard for heard in logs.heard] == [False, False, True]
+    assert {"train_runtime", "train_samples_per_second"} <= set(logs.heard[-1])
+
+
+@use("TrainerState.stateful_callbacks", TRANSFORMERS, "huggingface/callback.py")
+def test_the_state_carries_a_dict_for_callbacks() -> None:
+    from transformers import TrainerState
+
+    assert TrainerState().stateful_callbacks == {}
+
+
+@use("PIPELINE_REGISTRY.supported_tasks, or auto_class._model_mapping", TRANSFORMERS, "huggingface/saving.py")
+def test_a_pipeline_task_names_the_model_classes_that_it_takes(bert: Any) -> None:
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    auto_classes = PIPELINE_REGISTRY.supported_tasks["text-classification"]["pt"]
+    known = [auto_class._model_mapping._model_mapping.get("bert") for auto_class in auto_classes]
+
+    assert type(bert).__name__ in known
+
+
+@use("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", TRANSFORMERS, "huggingface/saving.py")
+def test_the_classes_of_sequence_to_sequence_models_are_known_by_name() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as NAMES
+
+    assert NAMES["t5"] == "T5ForConditionalGeneration"
+
+
+@use("RemoveColumnsCollator.data_collator", TRANSFORMERS, "huggingface/saving.py")
+def test_the_collator_around_the_users_names_the_users() -> None:
+    from transformers.trainer_utils import RemoveColumnsCollator
+
+    assert RemoveColumnsCollator(list, []).data_collator is list
+
+
+@pytest.mark.parametrize("module", ["transformers.trainer_pt_utils", "accelerate.data_loader"])
+@use("{module}.IterableDatasetShard", f"{TRANSFORMERS} and accelerate 1.15.0", "huggingface/trainer_datasets.py")
+def test_a_shard_of_a_streamed_dataset_names_the_dataset(module: str) -> None:
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(3))
+
+    rows = Rows()
+    shard = importlib.import_module(module).IterableDatasetShard(rows)
+
+    assert shard.dataset is rows
+
+
+@use("PretrainedConfig._commit_hash, which is no setting of the model", TRANSFORMERS, "huggingface/base_model.py")
+def test_a_configuration_may_carry_the_commit_of_its_revision(bert: Any) -> None:
+    bert.config._commit_hash = "0123abc"
+
+    assert "_commit_hash" not in bert.config.to_dict()
+
+
+@use("PeftAdapterMixin._hf_peft_config_loaded or peft_config", TRANSFORMERS, "huggingface/adapters.py")
+def test_a_model_knows_that_it_had_adapters_added(bert: Any) -> None:
+    assert not getattr(bert, "_hf_peft_config_loaded", False)
+    bert.add_adapter(LoraConfig(target_modules=["query"], r=1))
+
+    assert bert._hf_peft_config_loaded is True
+    assert list(bert.peft_config) == ["default"]
+
+
+@use("PEFT_TYPE_TO_TUNER_MAPPING, BaseTunerLayer or ModulesToSaveWrapper", PEFT, "huggingface/adapters.py")
+def test_peft_tells_which_adapters_can_be_merged() -> None:
+    from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftType
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    assert hasattr(PEFT_TYPE_TO_TUNER_MAPPING[PeftType.LORA], "merge_and_unload")
+    assert hasattr(BaseTunerLayer, "merge")
+    assert hasattr(BaseTunerLayer, "get_base_layer")
+    assert hasattr(ModulesToSaveWrapper, "unload_and_optionally_merge_module")
+
+
+# -- Stable-Baselines3 -------------------------------------------------------------------------------------------------
+
+
+class Days(gym.Env):
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    day = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.day = 0
+        return np.zeros(2, np.float32), {"day": 0}
+
+    def step(self, action: Any) -> Any:
+        self.day += 1
+        return np.zeros(2, np.float32), 1.0, self.day == 4, False, {}
+
+
+class Locals(BaseCallback):
+    """Notes what SB3 shows to its callbacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_start: set[str] = set()
+        self.at_step: set[str] = set()
+
+    def _on_training_start(self) -> None:
+        self.at_start = set(self.locals)
+
+    def _on_step(self) -> bool:
+        self.at_step = set(self.locals)
+        return True
+
+
+class Evaluated(EvalCallback):
+    """Notes what ``evaluate_policy`` shows to its callback."""
+
+    seen: dict[str, Any]
+
+    def _log_success_callback(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        self.seen = dict(locals_)
+        super()._log_success_callback(locals_, globals_)
+
+
+@pytest.fixture(scope="module", params=[PPO, DQN], ids=["PPO", "DQN"])
+def learned(request: pytest.FixtureRequest) -> tuple[Any, Locals, Evaluated]:
+    env = VecNormalize(DummyVecEnv([Days]))
+    settings = {"n_steps": 8, "batch_size": 8, "n_epochs": 1} if request.param is PPO else {"learning_starts": 100}
+    agent = request.param("MlpPolicy", env, policy_kwargs={"net_arch": [4]}, **settings)
+    seen, evaluated = Locals(), Evaluated(VecNormalize(DummyVecEnv([Days])), eval_freq=8, verbose=0, warn=False)
+    agent.learn(8, callback=[seen, evaluated])
+    return agent, seen, evaluated
+
+
+@pytest.mark.parametrize(
+    ("attribute", "kind", "used_in"),
+    [
+        ("_num_timesteps_at_start", int, "sb3/callback.py and sb3/episode_recorder.py"),
+        ("_total_timesteps", int, "sb3/callback.py, sb3/episode_recorder.py and sb3/params.py"),
+        ("start_time", (int, float), "sb3/callback.py"),
+        ("_last_obs", np.ndarray, "flavors/sb3.py"),
+        ("_last_episode_starts", np.ndarray, "sb3/episode_recorder.py"),
+        ("_vec_normalize_env", VecNormalize, "flavors/sb3_agent.py"),
+        ("policy_aliases", dict, "sb3/params.py"),
+        ("lr_schedule", object, "sb3/params.py"),
+    ],
+)
+@use("BaseAlgorithm.{attribute}", SB3, "{used_in}")
+def test_a_model_has_the_attribute(learned: Any, attribute: str, kind: Any, used_in: str) -> None:
+    agent, _, _ = learned
+
+    assert isinstance(getattr(agent, attribute, None), kind)
+
+
+@pytest.mark.parametrize("name", ["self", "callback"])
+@use("learn()'s variable {name!r}", SB3, "sb3/callback.py")
+def test_callbacks_see_the_variables_of_learn_at_its_start(learned: Any, name: str) -> None:
+    _, seen, _ = learned
+
+    assert name in seen.at_start
+
+
+@pytest.mark.parametrize("name", ["rewards", "dones", "infos"])
+@use("collect_rollouts()'s variable {name!r}", SB3, "sb3/episode_recorder.py")
+def test_callbacks_see_the_variables_of_collect_rollouts_at_each_step(learned: Any, name: str) -> None:
+    _, seen, _ = learned
+
+    assert name in seen.at_step
+
+
+@pytest.mark.parametrize("name", ["env", "rewards", "dones", "infos", "i", "done", "info", "is_monitor_wrapped"])
+@use("EvalCallback._log_success_callback, or evaluate_policy's variable {name!r}", SB3, "sb3/evaluation.py")
+def test_an_evaluation_shows_its_variables_to_log_success_callback(learned: Any, name: str) -> None:
+    _, _, evaluated = learned
+
+    assert name in evaluated.seen
+
+
+@use("Logger.output_formats, Logger.name_to_value, KVWriter.write or Figure", SB3, "sb3/run_writer.py")
+def test_the_logger_has_a_list_of_outputs_and_a_dict_of_values(learned: Any) -> None:
+    agent, _, _ = learned
+
+    assert isinstance(agent.logger.output_formats, list)
+    assert isinstance(agent.logger.name_to_value, dict)
+    assert list(inspect.signature(KVWriter.write).parameters) == ["self", "key_values", "key_excluded", "step"]
+    assert Figure("picture", close=False).figure == "picture"
+
+
+@pytest.fixture(params=["dummy", "subproc"])
+def vec_env(request: pytest.FixtureRequest) -> Iterator[Any]:
+    made = DummyVecEnv([Days]) if request.param == "dummy" else SubprocVecEnv([Days], start_method="fork")
+    yield made
+    made.close()
+
+
+@use("VecEnv.reset_infos", SB3, "sb3/episode_recorder.py and sb3/evaluation.py")
+def test_a_vec_env_keeps_the_infos_of_its_resets(vec_env: Any) -> None:
+    vec_env.reset()
+
+    assert list(vec_env.reset_infos) == [{"day": 0}]
+
+
+@use("VecNormalize.old_reward or old_obs", SB3, "sb3/episode_recorder.py and flavors/sb3.py")
+def test_vec_normalize_keeps_what_it_normalized_last() -> None:
+    env = VecNormalize(DummyVecEnv([Days]))
+    env.reset()
+    env.step(np.zeros(1, int))
+
+    assert env.old_reward.tolist() == [1.0]
+    assert env.old_obs.tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("attribute", ["class_attributes", "returns"])
+@use("VecNormalize.{attribute}", SB3, "flavors/sb3_agent.py")
+def test_vec_normalize_drops_the_attribute_when_it_is_pickled(attribute: str) -> None:
+    env = VecNormalize(DummyVecEnv([Days]))
+
+    assert hasattr(env, attribute)
+    assert attribute not in env.__getstate__()
