@@ -134,7 +134,7 @@ def test_without_an_evaluation_the_last_agent_is_registered_and_the_run_says_so(
     (version,) = store.client.search_model_versions("name='never-evaluated'")
 
     assert "no EvalCallback has evaluated" in caplog.text
-    assert version.tags["tracking_callbacks.model_choice"] == "last, because there was no evaluation"
+    assert version.tags["tracking_callbacks.model_choice"] == "last, for want of an evaluation"
 
 
 class Masked(Market):

@@ -29,15 +29,15 @@ def never_in_the_way(hook: Callable[P, Any] | None = None, /, *, default: Any = 
     """Make a callback hook harmless: log any exception in it and return `default` instead.
 
     The traceback is logged as an error once per run, hook and exception type, and at debug level after that, so that a
-    fault at every step does not flood the output of training. The run is that of the first argument which is a run or
-    has one (``run_key``, or ``run.run_key``); without one, the reports since training last began count.
+    fault at every step does not flood the output of training. The guard takes the run from the first positional
+    argument that has a ``run_key`` or a ``run.run_key``. If none has one, it counts per begin of training.
     ``KeyboardInterrupt`` and ``SystemExit`` pass through.
 
     Args:
         hook: The function or method to guard.
         default: What the guarded hook returns after an exception.
-        begins: The hook begins a training run. Call it once per training run: each call lets failures outside of any
-            run be reported again, its own among them.
+        begins: The hook begins a training run, and is called once for each. Its own failures, and later failures
+            without a run, are then logged again.
     """
 
     def decorate(inner: Callable[P, Any]) -> Callable[P, Any]:

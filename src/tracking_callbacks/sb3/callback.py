@@ -265,7 +265,7 @@ class MLflowSB3Callback(BaseCallback):
         if best is not None:
             choice = f"best: mean reward {best.mean_reward} in the evaluation at step {step}"
         elif self.log_model == "best":
-            choice = "last, because there was no evaluation"
+            choice = "last, for want of an evaluation"
             logger.warning("log_model='best': no EvalCallback has evaluated the agent; it is saved as it is now")
         snapshot = None if best is None else best.snapshot
 
