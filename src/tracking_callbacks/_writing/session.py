@@ -166,7 +166,7 @@ class RunJournal:
         with self._lock:  # in the order of their stamps
             session = self._writable_session() if self._session.closed else self._session
             session.append(Metrics(self._clock.stamp(step, points), step, points))
-        if time.monotonic_ns() - self._checked_delivery > _CHECK_DELIVERY_NS:
+        if time.monotonic_ns() - self._checked_delivery > _CHECK_DELIVERY_NS:  # not every step pays for the call
             self._check_delivery()
 
     def append(self, record: Record) -> None:
@@ -175,8 +175,7 @@ class RunJournal:
             return
         with self._lock:
             self._writable_session().append(record)
-        if time.monotonic_ns() - self._checked_delivery > _CHECK_DELIVERY_NS:
-            self._check_delivery()
+        self._check_delivery()
 
     def stage(self, name: str, write: Callable[[Path], object], record: Callable[[str], Record]) -> Path | None:
         """Write files under the run's folder, then the record that names them.
@@ -329,9 +328,12 @@ class RunJournal:
         return any(thread is not here and thread.is_alive() for thread in self._staging)
 
     def _check_delivery(self) -> None:
-        self._checked_delivery = time.monotonic_ns()
-        self.ensure_delivery()
-        self.warn_if_blocked()
+        """Look after delivery, at most once a second."""
+        now = time.monotonic_ns()
+        if now - self._checked_delivery > _CHECK_DELIVERY_NS:
+            self._checked_delivery = now
+            self.ensure_delivery()
+            self.warn_if_blocked()
 
     def _writable_session(self) -> Session:
         if self._session.closed:
