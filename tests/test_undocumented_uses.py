@@ -36,7 +36,7 @@ def use(what: str, read_in: str, used_in: str) -> Callable[[Test], Test]:
     """Let a test that fails say what has changed, and which file of this package relies on it.
 
     Args:
-        what: The undocumented thing; ``{name}`` stands for that argument of the test.
+        what: The undocumented thing; ``{name}`` is replaced by that argument of the test.
         read_in: Library and version in which it was read.
         used_in: File below ``src/tracking_callbacks``.
     """

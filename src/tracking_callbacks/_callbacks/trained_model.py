@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from tracking_callbacks._runs.run import Run
@@ -82,7 +84,8 @@ class ModelLogger:
     @never_in_the_way
     def _log(self, run: Run, prepare: Callable[[], PreparedModel], *, register: bool) -> None:
         name = self.registered_model_name if register else None
-        with _errors_tagged(run):
+        with contextlib.ExitStack() as stack:
+            stack.push(functools.partial(_tag_error, run))  # the error itself goes on to the guard
             model = prepare()
             run.save_model(
                 model.save,
@@ -94,10 +97,8 @@ class ModelLogger:
             run.set_tags(model.run_tags)
 
 
-@contextlib.contextmanager
-def _errors_tagged(run: Run) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        run.set_tags({MODEL_ERROR_TAG: f"{type(error).__name__}: {error}"})
-        raise
+def _tag_error(
+    run: Run, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+) -> None:
+    if kind is not None:
+        run.set_tags({MODEL_ERROR_TAG: f"{kind.__name__}: {error}"})

@@ -328,20 +328,19 @@ class Run:
         *,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
-        """Log a model that is saved now, straight into the journal's folder, and register it.
+        """Log a model that `save` saves straight into the journal's folder, and register it.
 
         Args:
             save: Called with the path of a folder that does not exist; saves the model there in an MLflow flavor.
-            name: Name of the logged model within the run.
-            registered_model_name: Name in the model registry; None registers nothing.
-            aliases: Aliases that the new version takes over.
-            step: Training step of the model; None means the run's last.
-            tags: Tags of the logged model and of the registered version.
+            name: As the other arguments, see `log_model`.
+            registered_model_name: See `log_model`.
+            aliases: See `log_model`.
+            step: See `log_model`.
+            tags: See `log_model`.
 
         Raises:
-            InputError: There are aliases without a registered name.
-            ConfigError: A name or an alias is one that MLflow forbids.
             TrackingError: `save` raised an `OSError` or left no ``MLmodel`` file. Its other exceptions are passed on.
+            InputError: As in `log_model`, and so is `ConfigError`.
         """
         record = _model_record(name, registered_model_name, aliases, step, tags)
 
