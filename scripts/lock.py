@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
 GROUPS = ("build", "dev", "bench")
+PROJECT = "tracking-callbacks"
 HEADER = "# Written by `make lock` for CPython 3.11 on Linux; do not edit. Installed by every target of the Makefile.\n"
 
 
@@ -42,7 +43,7 @@ def resolve(kept: dict[str, str]) -> dict[str, str]:
         subprocess.run(command, check=True, cwd=ROOT)
         installed = json.loads(report.read_text(encoding="utf-8"))["install"]
     found = {normalised(one["metadata"]["name"]): one["metadata"]["version"] for one in installed}
-    del found["tracking-callbacks"]
+    del found[PROJECT]
     return {name: found[name].partition("+")[0] for name in sorted(found)}  # "+cpu" names one machine's build
 
 
@@ -71,6 +72,7 @@ def main() -> None:
     locked = read_lock()
     if chosen.compare:
         here = {normalised(one.name): one.version.partition("+")[0] for one in metadata.distributions()}
+        here.pop(PROJECT, None)
         print(*changes({name: locked[name] for name in locked if name in here}, here), sep="\n")
         return
     moving = {normalised(name) for name in chosen.upgrade}
