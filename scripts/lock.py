@@ -73,7 +73,8 @@ def main() -> None:
     if chosen.compare:
         here = {normalised(one.name): one.version.partition("+")[0] for one in metadata.distributions()}
         here.pop(PROJECT, None)
-        print(*changes({name: locked[name] for name in locked if name in here}, here), sep="\n")
+        differing = changes({name: locked[name] for name in locked if name in here}, here)
+        print(*(differing or ["nothing"]), sep="\n")
         return
     moving = {normalised(name) for name in chosen.upgrade}
     kept = {} if "all" in moving else {name: version for name, version in locked.items() if name not in moving}
