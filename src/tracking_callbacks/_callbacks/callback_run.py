@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from tracking_callbacks._callbacks.training_watch import current_call
 from tracking_callbacks._journal.records import Status
 from tracking_callbacks._runs.run import Run, active_runs
 from tracking_callbacks._runs.tracker import MLflowTracker
+from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.settings import Settings
 
 __all__ = ["CallbackRun", "run_key_from", "run_reference"]
@@ -59,10 +61,14 @@ class CallbackRun:
     A run that the user started is joined and never ended: a ``with tracker.start_run()`` block, an active
     ``mlflow.start_run()``, or ``MLFLOW_RUN_ID``. Every other run belongs to the callback.
 
+    Training that begins inside a watched call (see `training_watch`) ends with that call at the latest: FAILED with the
+    exception, KILLED after an interruption or by a pruned trial.
+
     Args:
         tracker: Where runs go; None means ``MLflowTracker()``, built at the first event.
         run_name: Name of runs that are started.
         tags: Tags of runs that are started.
+        wind_up: Logs what the callback still holds, called before training that raised an exception ends.
 
     Attributes:
         run: The run that is written to; None before the first event.
@@ -76,6 +82,7 @@ class CallbackRun:
         *,
         run_name: str | None = None,
         tags: Mapping[str, Any] | None = None,
+        wind_up: Callable[[], object] = lambda: None,
     ) -> None:
         self.tracker = tracker
         self.run: Run | None = None
@@ -83,6 +90,7 @@ class CallbackRun:
         self.search: Run | None = None
         self._run_name = run_name
         self._tags = dict(tags or {})
+        self._wind_up = wind_up
         self._trained = False
         self._borrowed: Run | None = None
 
@@ -110,13 +118,16 @@ class CallbackRun:
         run.status_at_exit = "KILLED"
         self.run = run
         self.training = self._trained = True
+        if (call := current_call()) is not None:
+            call.on_end(self._on_call_end)
         return run
 
     def begin_trial(self, run_name: str) -> tuple[Run, Run]:
         """Return a new run for a trial, and the run of the search that it is nested under.
 
         The first trial begins the search. The search uses the run that training would join, else a new one. It ends
-        at the next training that is not a trial, or with the program.
+        with the watched call around those of its trials. If there is none, it ends at the next training that is not a
+        trial, or with the program.
 
         Args:
             run_name: Name of the trial's run.
@@ -126,6 +137,10 @@ class CallbackRun:
             evaluated = None if self._trained else self.run
             self.search = evaluated or self._join() or self._start(None)
             self.search.status_at_exit = "FINISHED"  # no hook says that a search is over
+        if (call := current_call()) is not None:
+            call.on_end(self._on_call_end)
+            if (search_call := call.surrounding()) is not None:
+                search_call.on_end(self._on_search_call_end)
         self.run = MLflowTracker.of(self.search).start_run(run_name, tags=self._tags, parent=self.search)
         self.run.status_at_exit = "FAILED"  # the search has caught what stopped its last trial
         self.training = self._trained = True
@@ -141,16 +156,11 @@ class CallbackRun:
             self.run.status_at_exit = "FINISHED"
         return self.run
 
-    def end_training(self, status: Status = "FINISHED", error: BaseException | None = None) -> None:
-        """End the run if it belongs to the callback, because of `error` if there is one. A second call does nothing."""
+    def end_training(self, status: Status = "FINISHED") -> None:
+        """End the run if it belongs to the callback. A second call does nothing."""
         if self.training and self.run is not None:
             self.training = False
-            if self._user_owns(self.run):
-                return
-            if error is None:
-                self.run.end(status)
-            else:
-                self.run.fail(error, status)
+            self._end(self.run, status)
 
     @property
     def settings(self) -> Settings:
@@ -162,8 +172,31 @@ class CallbackRun:
             return run.run_key == resume_key
         return continues or not self._trained or run in active_runs.get()
 
+    @never_in_the_way
+    def _on_call_end(self, error: BaseException | None) -> None:
+        """End training that has not announced its end when the framework's method returns or raises."""
+        if not self.training or self.run is None:
+            return
+        self._wind_up()
+        self.training = False
+        self._end(self.run, "FINISHED" if error is None else "KILLED", error)
+
+    @never_in_the_way
+    def _on_search_call_end(self, error: BaseException | None) -> None:
+        if self.search is not None:
+            self._end(self.search, "FINISHED" if error is None else "KILLED", error)
+            self.search = None
+
+    def _end(self, run: Run, status: Status, error: BaseException | None = None) -> None:
+        if self._user_owns(run):
+            return
+        if error is None or isinstance(error, SystemExit):  # the program ends on purpose, which is no error of the run
+            run.end(status)
+        else:
+            run.fail(error)
+
     def _close_interrupted(self) -> None:
-        """End the run of training that never announced its end, although this process lives: it raised an exception."""
+        """End the run of unwatched training that never announced its end, although this process lives."""
         if self.training and self.run is not None and not self._user_owns(self.run):
             self.run.end_interrupted(otherwise="FAILED")
         self.training = False

@@ -15,6 +15,7 @@ import msgspec
 from tracking_callbacks._journal.owner import Owner
 
 __all__ = [
+    "ERROR_TAG",
     "Artifact",
     "Automatic",
     "Dataset",
@@ -38,6 +39,7 @@ __all__ = [
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Intent = Literal["own", "join", "amend"]
+ERROR_TAG = "tracking_callbacks.error"  # of a run that has failed: the last line of its traceback
 DrawingKind = Literal["learning_curves", "confusion_matrix", "episodes", "equity"]
 
 

@@ -87,7 +87,7 @@ class Run:
         self._metric_names, self._param_names, self._tag_names = SafeNames(), SafeNames(), SafeNames()
         self._checkpoints = WaitingCheckpoints(settings.delivery.max_checkpoint_bytes)
         self._lock = threading.RLock()
-        self._error_before = exits.last_uncaught()
+        self._error_before = exits.uncaught_error()
         self._contents = ContentsRecorder(settings, self.journal, opened)
 
     # -- what can be logged ------------------------------------------------------------------------------------------
@@ -415,34 +415,41 @@ class Run:
                 self.ended = True
                 self.journal.seal(None if self.joined else status)
 
-    def fail(self, error: BaseException, status: records.Status = "FAILED") -> None:
-        """End the run because of `error`: its traceback becomes ``error.txt``, its last line a tag."""
+    def fail(self, error: BaseException) -> None:
+        """End the run because of `error`: its traceback becomes ``error.txt``, its last line a tag.
+
+        The status is FAILED after an `Exception`, and KILLED after any other: an interruption, or ``sys.exit``. A trial
+        that a search has pruned is KILLED too, without an error.
+        """
         if not self.ended and not self.joined:
-            lines = traceback.format_exception(error)
-            self.log_text(mask_text("".join(lines)), "error.txt")
-            self.set_tags({"tracking_callbacks.error": mask_text(lines[-1].strip())})
-        self.end(status)
+            if _is_pruned(error):
+                self.set_tags({"tracking_callbacks.pruned": "true"})
+            else:
+                lines = traceback.format_exception(error)
+                self.log_text(mask_text("".join(lines)), "error.txt")
+                self.set_tags({records.ERROR_TAG: mask_text(lines[-1].strip())})
+        self.end("FAILED" if isinstance(error, Exception) and not _is_pruned(error) else "KILLED")
 
     def reopen(self) -> None:
         """Continue the run after its end: its status is RUNNING again until the next `end`."""
         with self._lock:
             if self.ended:
                 self.ended = False
-                self._error_before = exits.last_uncaught()
+                self._error_before = exits.uncaught_error()
                 self.journal.reopen("join" if self.joined else "own")
                 self._contents.reopen()
 
     def end_interrupted(self, otherwise: records.Status = "KILLED") -> None:
-        """End a run whose work has stopped without a word: with the uncaught exception if there is one.
+        """End a run that is still open: with the exception that ends the program, if there is one.
 
         Args:
-            otherwise: The status where no exception has reached the top of the program since the run began.
+            otherwise: The status where no exception ends the program.
         """
-        error = exits.last_uncaught()
+        error = exits.uncaught_error()
         if error is None or error is self._error_before:
             self.end(otherwise)
         else:
-            self.fail(error, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            self.fail(error)
 
     def close(self) -> None:
         """Let go of the journal at exit: an open run ends as interrupted, what was added to an ended one is sealed."""
@@ -499,13 +506,8 @@ class Run:
         active_runs.set(tuple(run for run in active_runs.get() if run is not self))
         if error is None or (isinstance(error, SystemExit) and not error.code):
             self.end("FINISHED")
-        elif _is_pruned(error):
-            self.set_tags({"tracking_callbacks.pruned": "true"})
-            self.end("KILLED")
-        elif isinstance(error, Exception):
+        else:
             self.fail(error)
-        else:  # KeyboardInterrupt, sys.exit(3): stopped from outside
-            self.fail(error, "KILLED")
 
     def __repr__(self) -> str:
         return f"<Run {self.run_key} at {self.settings.masked_uri}{', ended' if self.ended else ''}>"

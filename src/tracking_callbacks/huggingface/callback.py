@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from tracking_callbacks._callbacks.callback_run import CallbackRun, run_key_from, run_reference
 from tracking_callbacks._callbacks.description import evaluation_folder, log_description, role_name, tag_framework
 from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel
+from tracking_callbacks._callbacks.training_watch import watch_method
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._values.conversion import to_scalar
@@ -93,6 +94,7 @@ class MLflowTrainerCallback(TrainerCallback):
         log_checkpoints: bool = False,
     ) -> None:
         check_choice(log_model)
+        _watch_trainers()
         self.log_model = log_model
         self._model_logger = ModelLogger(
             log_model,
@@ -122,6 +124,10 @@ class MLflowTrainerCallback(TrainerCallback):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the run out: it belongs to this process and to this object."""
         return self.__dict__ | {"_callback_run": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _watch_trainers()  # this may be another process
 
     # -- hooks ---------------------------------------------------------------------------------------------
 
@@ -308,6 +314,14 @@ class MLflowTrainerCallback(TrainerCallback):
             step=_model_step(args, state),
             tags={"form": str(chosen.form)} | ({"form_notice": chosen.notice} if chosen.notice else {}),
         )
+
+
+def _watch_trainers() -> None:
+    """See how training and searches end: no hook of ``Trainer`` tells of an exception."""
+    from transformers.trainer import Trainer  # heavy, and loaded already wherever there is something to train
+
+    watch_method(Trainer, "train")
+    watch_method(Trainer, "hyperparameter_search")
 
 
 def _output_folder(args: TrainingArguments) -> Path:

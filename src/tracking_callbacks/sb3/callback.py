@@ -7,21 +7,21 @@ import functools
 import logging
 import math
 import os
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import stable_baselines3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from tracking_callbacks._callbacks.callback_run import CallbackRun
 from tracking_callbacks._callbacks.description import Description, evaluation_folder, log_description, tag_framework
 from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel
+from tracking_callbacks._callbacks.training_watch import watch_method
 from tracking_callbacks._episodes.returns import Returns, check_returns
-from tracking_callbacks._journal.records import Status
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._writing.guard import never_in_the_way
@@ -85,6 +85,7 @@ class MLflowSB3Callback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
+        watch_method(BaseAlgorithm, "learn")
         self.log_model = _check_log_model(log_model)
         self.returns = check_returns(returns)
         self.periods_per_year = _check_periods(periods_per_year)
@@ -96,7 +97,7 @@ class MLflowSB3Callback(BaseCallback):
             aliases=aliases,
             tags=self.tags,
         )
-        self._callback_run = CallbackRun(tracker, run_name=run_name, tags=self.tags)
+        self._callback_run = CallbackRun(tracker, run_name=run_name, tags=self.tags, wind_up=self._wind_up)
         self._learn_started: float | None = None  # model.start_time (undocumented, SB3 2.9.2) of the last learn()
         self._training = False
         self._learning_pid = 0
@@ -157,13 +158,12 @@ class MLflowSB3Callback(BaseCallback):
             self._log_rollout(self.model.num_timesteps)
 
     def _on_training_end(self) -> None:
-        if not self._training:  # rl-baselines3-zoo announces the end twice
+        if not self._training:  # rl-baselines3-zoo announces the end again, also after an exception
             return
-        interrupted = not self._training_has_finished()
         self._wind_up()
-        if self.run is not None and not interrupted:
+        if self.run is not None:
             self._model_logger.log(self.run, self._prepare_model)
-        self._end(interrupted)
+        self._end()
 
     # -- start and end -------------------------------------------------------------------------------------
 
@@ -225,18 +225,6 @@ class MLflowSB3Callback(BaseCallback):
             if self.run is not None:
                 log_prices(self.run, callback.eval_env, role, context="evaluation")
 
-    def _training_has_finished(self) -> bool:
-        """Return whether ``learn()`` has called the hook at its own end, and not a caller that interrupted it.
-
-        rl-baselines3-zoo calls the hook in a ``finally``. The call stack tells the two apart (SB3 2.9.2).
-        """
-        frame = sys._getframe()
-        while (caller := frame.f_back) is not None:
-            frame = caller
-            if frame.f_code.co_name == "learn" and frame.f_locals.get("self") is self.model:
-                return True
-        return self.model.num_timesteps >= self.model._total_timesteps
-
     @never_in_the_way
     def _wind_up(self) -> None:
         """Log what is still unlogged, and release SB3's objects."""
@@ -279,12 +267,7 @@ class MLflowSB3Callback(BaseCallback):
         return PreparedModel(save, step, tags=chosen, run_tags=chosen)
 
     @never_in_the_way
-    def _end(self, interrupted: bool) -> None:
-        error = sys.exception() if interrupted else None
-        if interrupted:
-            status: Status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            self._callback_run.end_training(status, error)
-            return
+    def _end(self) -> None:
         if self.run is not None and self.model.num_timesteps < self.model._total_timesteps:
             self.run.set_tags({STOPPED_EARLY_TAG: "true"})
         self._callback_run.end_training()
