@@ -175,6 +175,35 @@ def test_open_runs_get_their_status_when_the_program_ends(tracker, client, serve
     assert {run.info.run_name: run.info.status for run in runs} == statuses
 
 
+@pytest.mark.parametrize(("at_step", "tag"), [(3, "3"), (5, None), (None, None)])
+def test_a_resumed_run_says_where_it_goes_over_points_again(tracker, client, at_step, tag) -> None:
+    before = tracker.start_run()
+    for step in range(6):
+        before.log_metrics({"loss": 1.0}, step=step)
+    before.fail(ValueError("diverged"))
+    resumed = tracker.resume_run(before.run_key, at_step=at_step)
+    resumed.log_metrics({"loss": 0.5}, step=7)
+    resumed.end()
+    assert all(run.flush().complete for run in (before, resumed))
+
+    stored = client.get_run(resumed.run_id)
+    assert resumed.run_id == before.run_id
+    assert stored.data.tags.get("tracking_callbacks.resumed_at_step") == tag
+    assert (stored.info.status, stored.data.tags.get("tracking_callbacks.error")) == ("FINISHED", None)
+
+
+def test_a_run_that_fails_again_after_its_resumption_keeps_the_last_error(tracker, client) -> None:
+    callback_run = CallbackRun(tracker)
+    run = callback_run.begin_training()
+    run.fail(ValueError("first"))
+    callback_run.begin_training(continues=True)
+    run.fail(ValueError("second"))
+    assert run.flush().complete
+
+    stored = client.get_run(run.run_id)
+    assert (stored.info.status, stored.data.tags["tracking_callbacks.error"]) == ("FAILED", "ValueError: second")
+
+
 def test_training_that_resumes_another_run_ends_the_run_of_an_evaluation(tracker, client) -> None:
     before = CallbackRun(tracker)
     earlier = before.begin_training()

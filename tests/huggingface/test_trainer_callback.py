@@ -295,11 +295,15 @@ def test_an_exception_fails_the_run_and_training_again_starts_a_new_one(
     with pytest.raises(ZeroDivisionError):
         trainer.train()
     failed = callback.run
+    assert failed.flush(timeout=60).complete
+    at_once = client.get_run(failed.run_id)
     trainer.remove_callback(broken)
     trainer.train()
     finished_run(callback)
-    assert failed.flush(timeout=60).complete
 
+    assert (at_once.info.status, at_once.data.tags["tracking_callbacks.error"]) == (
+        *("FAILED", "ZeroDivisionError: broken at step 3"),
+    )
     assert client.get_run(failed.run_id).info.status == "FAILED"
     assert client.get_run(callback.run.run_id).info.status == "FINISHED"
     assert failed is not callback.run

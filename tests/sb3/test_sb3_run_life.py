@@ -13,6 +13,7 @@ from markets import TINY, Market, Stop, Store, callback_for, market
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from tracking_callbacks import Delivery, MLflowTracker
 from tracking_callbacks.flavors import sb3 as flavor
@@ -131,6 +132,26 @@ def test_the_status_is_correct_when_other_code_announces_the_end(store: Store, t
     assert len(run.outputs.model_outputs) == (1 if status == "FINISHED" else 0)
     if status == "FAILED":
         assert run.data.tags["tracking_callbacks.error"] == "RuntimeError: burst"
+
+
+def test_training_that_was_interrupted_is_killed_at_once_whatever_callback_comes_next(store: Store) -> None:
+    class Subclass(PPO):  # defined after the first callback, and it never calls PPO.learn
+        def learn(self, total_timesteps: int, callback: Any = None, **kwargs: Any) -> Any:
+            return OnPolicyAlgorithm.learn(self, total_timesteps, callback, **kwargs)
+
+    statuses = []
+    for kind in (PPO, Subclass):
+        callback = callback_for(store, log_model=True)
+        agent = kind("MlpPolicy", market(), **TINY)
+        with pytest.raises(KeyboardInterrupt):
+            agent.learn(64, callback=[callback, Interrupt()])
+        stopped = store.delivered(callback.run)
+        another = callback_for(store)
+        agent.learn(32, callback=another)
+        statuses += [stopped.info.status, store.delivered(another.run).info.status]
+        assert len(store.points(callback.run, "train/n_updates")) == 1
+
+    assert statuses == ["KILLED", "FINISHED"] * 2
 
 
 def test_training_inside_an_exception_handler_gives_a_finished_run(store: Store) -> None:

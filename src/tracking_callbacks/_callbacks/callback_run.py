@@ -94,7 +94,9 @@ class CallbackRun:
         self._trained = False
         self._borrowed: Run | None = None
 
-    def begin_training(self, *, resume_key: str | None = None, continues: bool = False) -> Run:
+    def begin_training(
+        self, *, resume_key: str | None = None, continues: bool = False, at_step: int | None = None
+    ) -> Run:
         """Return the run of the training that begins now.
 
         If an evaluation has opened a run and no training has used it, training takes it over. If earlier training
@@ -103,6 +105,7 @@ class CallbackRun:
         Args:
             resume_key: `Run.run_key` of an earlier run, from this process or another, that this training continues.
             continues: Training continues the last run of this object.
+            at_step: Training step that a continued run continues from.
         """
         self._close_interrupted()
         self._end_search()
@@ -110,9 +113,9 @@ class CallbackRun:
         if run is None or not self._may_continue(run, resume_key, continues):
             if run is not None and not self._trained and not self._user_owns(run):
                 run.end()  # an evaluation opened it, and training uses another
-            run = self._join() or self._start(resume_key)
+            run = self._join() or self._start(resume_key, at_step)
         elif run.ended:
-            run.reopen()
+            run.reopen(at_step=at_step)
             if run is self._borrowed:  # the user's block has ended it: from now on the callback does
                 self._borrowed = None
         run.status_at_exit = "KILLED"
@@ -135,7 +138,7 @@ class CallbackRun:
         self._close_interrupted()
         if self.search is None:
             evaluated = None if self._trained else self.run
-            self.search = evaluated or self._join() or self._start(None)
+            self.search = evaluated or self._join() or self._start()
             self.search.status_at_exit = "FINISHED"  # no hook says that a search is over
         if (call := current_call()) is not None:
             call.on_end(self._on_call_end)
@@ -152,7 +155,7 @@ class CallbackRun:
         If no training joins it, the run is FINISHED when the program ends without an exception.
         """
         if self.run is None:
-            self.run = self._join() or self._start(None)
+            self.run = self._join() or self._start()
             self.run.status_at_exit = "FINISHED"
         return self.run
 
@@ -224,9 +227,9 @@ class CallbackRun:
         there = self._tracker().at(mlflow.get_tracking_uri())
         return there.join_run(active.info.run_id)
 
-    def _start(self, resume_key: str | None) -> Run:
+    def _start(self, resume_key: str | None = None, at_step: int | None = None) -> Run:
         if resume_key is not None:
-            return self._tracker().resume_run(resume_key)
+            return self._tracker().resume_run(resume_key, at_step=at_step)
         return self._tracker().start_run(self._run_name, tags=self._tags)
 
     def _tracker(self) -> MLflowTracker:

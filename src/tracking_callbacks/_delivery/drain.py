@@ -24,7 +24,7 @@ from tracking_callbacks._delivery.system_metrics import RunSystemMetrics, System
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
 from tracking_callbacks._journal.owner import Owner, OwnerWatch
 from tracking_callbacks._journal.pending import read_opened
-from tracking_callbacks._journal.records import Artifact, Automatic, Dataset, Drawing, Model, count_entries
+from tracking_callbacks._journal.records import ERROR_TAG, Artifact, Automatic, Dataset, Drawing, Model, count_entries
 
 __all__ = ["RunDrain"]
 
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _SEND_SECONDS = 0.5  # what is logged within this time goes into one request, if it fits
 _LOOK_SECONDS = 1.0  # between two searches for something that is not visible yet
 _REJECTED_TAG = "tracking_callbacks.rejected"
+_RESUMED_AT_TAG = "tracking_callbacks.resumed_at_step"
 _DROPPED_CHECKPOINTS_TAG = "tracking_callbacks.dropped_checkpoints"
 
 
@@ -126,6 +127,8 @@ class RunDrain:
                 self._resolver.resolve(session.opened, self.state)
                 self._save()
             if session.name not in self._running:
+                if self._unsent_before(session):
+                    continue
                 self._open_session(session)
             assert self.state.run_id is not None
             self._system.send(session, self.state.run_id)
@@ -163,9 +166,18 @@ class RunDrain:
         self._points_backoff.succeed()
         self._save()
 
+    def _unsent_before(self, session: SessionJournal) -> bool:
+        """Return whether a resumed session must wait, because its step is compared with the points before it."""
+        if session.opened.resumed_at is None:
+            return False
+        earlier = self.sessions[: self.sessions.index(session)]
+        return any(other.grew(other.state.points) for other in earlier if other.finished())
+
     def _open_session(self, session: SessionJournal) -> None:
         opened = session.opened
         assert self.state.run_id is not None
+        if opened.resumed_at is not None and opened.resumed_at < self._store.last_step(self.state.run_id):
+            self._store.log_batch(self.state.run_id, Batch(tags={_RESUMED_AT_TAG: str(opened.resumed_at)}))
         if opened.intent == "own" and opened.resumed and self._newest(session):
             self._store.log_batch(self.state.run_id, Batch(tags={SESSION_TAG: str(opened.session)}))
             self._store.set_running(self.state.run_id)
@@ -184,6 +196,8 @@ class RunDrain:
         if any(one.rejected for one in self.state.sessions.values()):
             self._show_rejected()
         if ending.status is not None and self._newest(session):
+            if ending.status == "FINISHED" and session.opened.resumed:
+                self._store.delete_tag(self.state.run_id, ERROR_TAG)  # an earlier session failed
             self._store.set_terminated(self.state.run_id, ending.status, ending.timestamp)
         session.state.closed = True
         logger.info("run %s: session %s closed, status %s", self.state.run_id, session.name, ending.status)

@@ -73,6 +73,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
         resumed: An earlier session began the run: look for it before creating it.
         parent_key: Key of the parent run, if this package created that.
         system_metrics: Sample this machine's system metrics for as long as the session lasts.
+        resumed_at: Training step that a resumed session continues from, where it is known.
     """
 
     run_key: str
@@ -89,6 +90,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     tags: dict[str, str] = {}
     resumed: bool = False
     system_metrics: bool = False
+    resumed_at: int | None = None
 
 
 class Params(msgspec.Struct, frozen=True, array_like=True, tag="params"):

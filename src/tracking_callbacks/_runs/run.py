@@ -430,13 +430,17 @@ class Run:
                 self.set_tags({records.ERROR_TAG: mask_text(lines[-1].strip())})
         self.end("FAILED" if isinstance(error, Exception) and not _is_pruned(error) else "KILLED")
 
-    def reopen(self) -> None:
-        """Continue the run after its end: its status is RUNNING again until the next `end`."""
+    def reopen(self, *, at_step: int | None = None) -> None:
+        """Continue the run after its end: its status is RUNNING again until the next `end`.
+
+        Args:
+            at_step: Training step that the run continues from, see `MLflowTracker.resume_run`.
+        """
         with self._lock:
             if self.ended:
                 self.ended = False
                 self._error_before = exits.uncaught_error()
-                self.journal.reopen("join" if self.joined else "own")
+                self.journal.reopen("join" if self.joined else "own", at_step=at_step)
                 self._contents.reopen()
 
     def end_interrupted(self, otherwise: records.Status = "KILLED") -> None:

@@ -126,9 +126,15 @@ class MLflowTracker:
         """
         return self._open(run_id=run_id, intent="join")
 
-    def resume_run(self, run_key: str) -> Run:
-        """Continue a run of an earlier process, known by its `Run.run_key`, and make it RUNNING again."""
-        return self._open(run_key=run_key, resumed=True)
+    def resume_run(self, run_key: str, *, at_step: int | None = None) -> Run:
+        """Continue a run of an earlier process, known by its `Run.run_key`, and make it RUNNING again.
+
+        Args:
+            run_key: Key of the run.
+            at_step: Training step that it continues from. If the run has later points, because the earlier process
+                trained on after its last checkpoint, the tag ``tracking_callbacks.resumed_at_step`` names this step.
+        """
+        return self._open(run_key=run_key, resumed=True, resumed_at=at_step)
 
     @property
     def active_run(self) -> Run | None:
@@ -146,6 +152,7 @@ class MLflowTracker:
         run_id: str | None = None,
         intent: Intent = "own",
         resumed: bool = False,
+        resumed_at: int | None = None,
     ) -> Run:
         if run_id is not None and (not isinstance(run_id, str) or not run_id.strip()):
             raise InputError(f"run_id: expected the id of a run, got {run_id!r}")
@@ -170,6 +177,7 @@ class MLflowTracker:
             tags={safe_name(key): cut_text(entry_text(key, value), MAX_TAG_LENGTH) for key, value in given.items()},
             resumed=known,
             system_metrics=settings.record.system_metrics and intent == "own",
+            resumed_at=resumed_at,
             **lineage,
         )
         root = writable_root(settings.journal_root)

@@ -236,8 +236,8 @@ class RunJournal:
                     logger.warning("%d entries could not be kept in %s", self._session.dropped, self.root.path)
                 self.ensure_delivery()
 
-    def reopen(self, intent: Intent) -> None:
-        """Open another session of the run."""
+    def reopen(self, intent: Intent, *, at_step: int | None = None) -> None:
+        """Open another session of the run, which continues from `at_step` if that is known."""
         if self.inert:
             return
         with self._lock:
@@ -255,6 +255,7 @@ class RunJournal:
                     run_id=self.known_run_id(),
                     resumed=True,
                     system_metrics=self._opened.system_metrics and intent == "own",
+                    resumed_at=at_step,
                 )
             )
 

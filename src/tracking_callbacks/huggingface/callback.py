@@ -240,7 +240,7 @@ class MLflowTrainerCallback(TrainerCallback):
             resume_key = run_key_from(
                 _checkpoint_state(state).get(STATE_KEY), callback_run.settings, owner="the checkpoint"
             )
-            run = callback_run.begin_training(resume_key=resume_key)
+            run = callback_run.begin_training(resume_key=resume_key, at_step=state.global_step or None)
         _write_run_reference(state, run)
         model_type = getattr(getattr(model, "config", None), "model_type", None)
         tag_framework(run, "transformers", transformers.__version__, model_type=model_type)

@@ -180,7 +180,7 @@ class MLflowSB3Callback(BaseCallback):
         continues = model._num_timesteps_at_start > 0  # undocumented (SB3 2.9.2)
         before = self.run
         resume_key = noted_run_key(model, self._callback_run.settings) if continues else None
-        run = self._callback_run.begin_training(resume_key=resume_key, continues=continues)
+        run = self._callback_run.begin_training(resume_key=resume_key, continues=continues, at_step=model.num_timesteps)
         self._training, self._learning_pid = True, os.getpid()
         if run is not before or self._recorder is None:
             if self._recorder is not None:

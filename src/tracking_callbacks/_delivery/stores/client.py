@@ -139,6 +139,19 @@ class MlflowStore:
             )
 
     @retry_transient
+    def delete_tag(self, run_id: str, name: str) -> None:
+        """Delete a tag of a run, if it has it."""
+        if name in self.run(run_id).data.tags:
+            with translate_errors():
+                self._client().delete_tag(run_id, name)
+
+    def last_step(self, run_id: str) -> int:
+        """Return the highest step of the run's metrics, those of the system apart; 0 if there are none."""
+        # Undocumented (MLflow 3.17.2): `data.metrics` has the values without their steps.
+        latest = self.run(run_id).data._metric_objs
+        return max((metric.step for metric in latest if not metric.key.startswith("system/")), default=0)
+
+    @retry_transient
     def history(self, run_id: str, key: str) -> list[Point]:
         """Return all points of a metric, sorted by time and step."""
         with translate_errors():
