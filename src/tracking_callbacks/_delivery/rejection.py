@@ -24,13 +24,22 @@ def send_batch(store: MlflowStore, run_id: str, batch: Batch) -> list[dict[str, 
         Blocked: The run itself cannot be written to, for example because it was deleted.
         DeliveryError: The store did not accept the batch this time. Sending the whole batch again is harmless.
     """
+    if not len(batch):
+        return []
     try:
         store.log_batch(run_id, batch)
     except Refused as error:
-        run = store.check_active(run_id)
+        logged = store.check_active(run_id).data.params
+        drifted = {name: text for name, text in batch.params.items() if logged.get(name, text) != text}
+        if drifted:
+            # Params are immutable in MLflow: the first value stays, and a tag shows what the later session had.
+            tags = {f"{_DRIFT_TAG_PREFIX}{name}"[:_MAX_KEY]: text for name, text in drifted.items()}
+            send_batch(store, run_id, Batch(tags=tags))
+            params = {name: text for name, text in batch.params.items() if name not in drifted}
+            return send_batch(store, run_id, Batch(metrics=batch.metrics, params=params, tags=batch.tags))
         if len(batch) > 1:
             return [entry for half in _halves(batch) for entry in send_batch(store, run_id, half)]
-        return [_entry(store, run_id, batch, str(error), run.data.params)]
+        return [_entry(batch, str(error))]
     return []
 
 
@@ -50,13 +59,10 @@ def _halves(batch: Batch) -> Iterator[Batch]:
         )
 
 
-def _entry(store: MlflowStore, run_id: str, batch: Batch, reason: str, logged: dict[str, str]) -> dict[str, object]:
+def _entry(batch: Batch, reason: str) -> dict[str, object]:
     for point in batch.metrics:
         return {"record": "metric", **point._asdict(), "value": repr(point.value), "reason": reason}
     for name, text in batch.params.items():
-        if name in logged and logged[name] != text:
-            # Params are immutable in MLflow: the first value stays, and a tag shows what the later session had.
-            store.log_batch(run_id, Batch(tags={f"{_DRIFT_TAG_PREFIX}{name}"[:_MAX_KEY]: text}))
         return {"record": "param", "name": name, "value": text, "reason": reason}
     name, text = next(iter(batch.tags.items()))
     return {"record": "tag", "name": name, "value": text, "reason": reason}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import logging
 import math
+import numbers
 import os
 import sys
 import warnings
@@ -13,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import stable_baselines3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -24,8 +27,9 @@ from tracking_callbacks._episodes.returns import Returns, check_returns
 from tracking_callbacks._journal.records import Status
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
+from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._writing.guard import never_in_the_way
-from tracking_callbacks.errors import ConfigError
+from tracking_callbacks.errors import ConfigError, MetricValueError
 from tracking_callbacks.flavors import sb3 as flavor
 from tracking_callbacks.sb3.episode_recorder import EpisodeRecorder
 from tracking_callbacks.sb3.evaluation import BestAgent, Evaluation, EvaluationWatch, evaluations_in
@@ -330,6 +334,8 @@ def _check_log_model(log_model: object) -> LogModel:
 
 
 def _check_periods(periods: object) -> float:
-    if isinstance(periods, bool) or not isinstance(periods, (int, float)) or not 0 < periods < math.inf:
-        raise ConfigError(f"periods_per_year: expected a positive number, got {periods!r}", setting="periods_per_year")
-    return periods
+    with contextlib.suppress(MetricValueError):
+        number = to_scalar("periods_per_year", periods)
+        if 0 < number < math.inf and not isinstance(periods, (bool, np.bool_)):
+            return int(number) if isinstance(periods, numbers.Integral) else number
+    raise ConfigError(f"periods_per_year: expected a positive number, got {periods!r}", setting="periods_per_year")

@@ -12,7 +12,7 @@ from tracking_callbacks._runs.run import Run
 from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._values.names import safe_name
 from tracking_callbacks._writing.guard import never_in_the_way
-from tracking_callbacks.errors import InvalidNameError, MetricValueError
+from tracking_callbacks.errors import InputError, InvalidNameError, MetricValueError
 
 __all__ = ["RunWriter"]
 
@@ -111,13 +111,14 @@ class RunWriter(KVWriter):
         """Log the figures among `values`, and return the metrics; warn once about each other key."""
         metrics = {}
         for key, value in values.items():
-            if isinstance(value, Figure):
-                self.run.log_figure(value.figure, f"figures/{key}/{step:09d}.png")
-                continue
             try:
+                if isinstance(value, Figure):
+                    ending = "html" if hasattr(value.figure, "write_html") else "png"
+                    self.run.log_figure(value.figure, f"figures/{key}/{step:09d}.{ending}")
+                    continue
                 safe_name(key)
                 metrics[key] = to_scalar(key, value)
-            except (InvalidNameError, MetricValueError) as error:
+            except InputError as error:
                 if key not in self._skipped:
                     self._skipped.add(key)
                     logger.warning("%s; it is left out of the run", error)
