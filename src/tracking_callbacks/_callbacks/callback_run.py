@@ -86,6 +86,10 @@ class CallbackRun:
         self._trained = False
         self._borrowed: Run | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the runs out of a copy, which begins new ones: they belong to this process and to this object."""
+        return self.__dict__ | {"run": None, "search": None, "_borrowed": None, "training": False, "_trained": False}
+
     def begin_training(self, *, resume_key: str | None = None, continues: bool = False) -> Run:
         """Return the run of the training that begins now.
 

@@ -184,7 +184,9 @@ class RunDrain:
         if any(one.rejected for one in self.state.sessions.values()):
             self._show_rejected()
         if ending.status is not None and self._newest(session):
-            self._store.set_terminated(self.state.run_id, ending.status, ending.timestamp)
+            began = self._store.run(self.state.run_id).info.start_time or 0
+            # The clock may have been set back since, or differ from that of the machine where the run began.
+            self._store.set_terminated(self.state.run_id, ending.status, max(ending.timestamp, began))
         session.state.closed = True
         logger.info("run %s: session %s closed, status %s", self.state.run_id, session.name, ending.status)
         self._save()

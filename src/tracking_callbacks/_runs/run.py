@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from tracking_callbacks._contents.datasets import describe_dataset, table_text
 from tracking_callbacks._contents.figures import figure_writer
@@ -192,6 +192,7 @@ class Run:
         if not source.exists():
             raise InputError(f"log_checkpoint: expected a file or folder, there is nothing at {str(path)!r}")
         if self.journal.inert:  # a forked child must not drop what its parent has logged
+            self.journal.drop_in_fork(1)
             return
         size = size_of(source)
         if dropped := self._checkpoints.make_room(size, self.journal.root.path):
@@ -513,6 +514,15 @@ class Run:
             self.fail(error)
         else:  # KeyboardInterrupt, sys.exit(3): stopped from outside
             self.fail(error, "KILLED")
+
+    def __copy__(self) -> Run:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Run:
+        return self  # a copied model or environment that names the run names the same one
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Run cannot be pickled: pass run.run_id, and log to MLflowTracker().join_run(run_id) there")
 
     def __repr__(self) -> str:
         return f"<Run {self.run_key} at {self.settings.masked_uri}{', ended' if self.ended else ''}>"

@@ -129,6 +129,13 @@ class MLflowSB3Callback(BaseCallback):
         if parent is not None and getattr(self, "model", None) is not None:
             self._listen_to_parent()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy what belongs to the training run of this object; a copy begins a new run."""
+        nothing = dict.fromkeys(("_learn_started", "_relay", "_writer", "_recorder"))
+        fresh = {"_training": False, "_watches": [], "_best": BestAgent(), "_last_evaluations": {}}
+        fresh |= {"locals": {}, "globals": {}}  # SB3's own variables, with modules that cannot be copied
+        return self.__dict__ | nothing | fresh
+
     # -- hooks ---------------------------------------------------------------------------------------------
 
     def _init_callback(self) -> None:
@@ -314,7 +321,7 @@ class MLflowSB3Callback(BaseCallback):
             run.set_tags({"eval.left_out": f"episodes of the last evaluation without trading statistics: {reasons}"})
         self._last_evaluations[role] = (self.model.num_timesteps, evaluation)
         if role == "eval" and self.log_model == "best":
-            self._best.offer(self.model, evaluation.mean_reward)
+            self._best.offer(self.model, evaluation.mean_reward, run)
 
     def _log_last_evaluations(self) -> None:
         while self._last_evaluations and self.run is not None:

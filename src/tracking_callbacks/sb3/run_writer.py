@@ -22,6 +22,16 @@ _UPDATES = "train/"
 _UPDATE_COUNT = "train/n_updates"
 
 
+class SilentWriter(KVWriter):
+    """What a `RunWriter` becomes in a copy of its logger, for example that of an opponent in self-play."""
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class RunWriter(KVWriter):
     """One more output of SB3's logger, in addition to the user's own outputs.
 
@@ -53,7 +63,8 @@ class RunWriter(KVWriter):
         logger.output_formats[:] = [
             output
             for output in logger.output_formats
-            if not (isinstance(output, RunWriter) and output.learn_started != self.learn_started)
+            if not isinstance(output, SilentWriter)
+            and not (isinstance(output, RunWriter) and output.learn_started != self.learn_started)
         ]
         self._written = _updates(logger.name_to_value)  # by an earlier training run with the same logger
         logger.output_formats.append(self)
@@ -61,6 +72,10 @@ class RunWriter(KVWriter):
     def remove(self, logger: Logger) -> None:
         """Leave the outputs of `logger`."""
         logger.output_formats[:] = [output for output in logger.output_formats if output is not self]
+
+    def __reduce__(self) -> tuple[type[SilentWriter], tuple[()]]:
+        """Leave something inert in a copied or pickled logger: the run is that of the original."""
+        return SilentWriter, ()
 
     @never_in_the_way
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
