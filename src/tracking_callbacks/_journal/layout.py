@@ -55,6 +55,7 @@ class SessionState(msgspec.Struct):
             that has been read.
         closed: The session's end (or its owner's death) is delivered.
         withdrawn: Number of checkpoints that were dropped to make room for later ones.
+        surplus_params: Number of params among the rejected that are above the store's limit.
     """
 
     points: int = 0
@@ -65,6 +66,7 @@ class SessionState(msgspec.Struct):
     ended: tuple[Status | None, int] | None = None
     closed: bool = False
     withdrawn: int = 0
+    surplus_params: int = 0
 
 
 class RunState(msgspec.Struct):

@@ -337,11 +337,17 @@ class RunJournal:
         if self._warned or self._launcher is None:
             return
         state = self.state()
-        own = (state.sessions.get(session.name) for session in self._sessions)
-        refused = sum(done.rejected for done in own if done is not None)
+        own = [done for session in self._sessions if (done := state.sessions.get(session.name)) is not None]
+        refused, surplus = sum(done.rejected for done in own), sum(done.surplus_params for done in own)
         if state.blocked:
             self._warned = True
             logger.warning("nothing is delivered: %s; it is kept in %s", state.last_error, self.root.path)
+        elif refused and refused == surplus:
+            self._warned = True
+            logger.warning(
+                "the store takes no more params: the last %d are in config/ and rejected.jsonl among the artifacts",
+                surplus,
+            )
         elif refused:
             self._warned = True
             logger.warning("the store refused %d entries; rejected.jsonl among the artifacts says why", refused)
