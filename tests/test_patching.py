@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import itertools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -147,3 +149,16 @@ def test_an_exception_passes_through() -> None:
     patch.remove()
 
     assert vars(greeter) == {}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
+def test_a_copied_object_has_its_methods_without_the_patch(copied: Callable[[Greeter], Greeter]) -> None:
+    greeter = Greeter()
+    tag(greeter, "a")
+    tag(greeter, "b")
+    twin = copied(greeter)
+    twin.mark = "own"  # type: ignore[attr-defined]
+
+    assert twin.greet("you") == "hello you."
+    assert twin.greet.__self__ is twin  # type: ignore[attr-defined]
+    assert greeter.greet("you") == "b(a(hello you.))"

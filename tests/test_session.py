@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
+import shutil
+import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -13,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from processes import wait_for
+from processes import delivery_processes, run_script, wait_for
 from tracking_callbacks import Delivery, MLflowTracker
 from tracking_callbacks._journal.frames import read_chunk
 from tracking_callbacks._journal.owner import Owner, OwnerWatch, current_owner
+from tracking_callbacks._journal.records import now_ms
 from tracking_callbacks._runs import run as run_module
 from tracking_callbacks._writing.clock import MetricClock
 from tracking_callbacks._writing.snapshots import snapshot
@@ -63,11 +66,102 @@ def test_a_snapshot_does_not_change_with_its_source(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "copy" / "weights.safetensors").read_bytes() == b"weights"
 
 
-def test_safetensors_files_are_not_copied(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(b"x" * 1000)
-    snapshot(tmp_path / "a.safetensors", tmp_path / "kept" / "a.safetensors")
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.bin", "state.json"])
+def test_a_snapshot_does_not_change_when_its_source_is_written_in_place(tmp_path: Path, name: str) -> None:
+    source, other, kept = tmp_path / name, tmp_path / "other", tmp_path / "kept" / name
+    source.write_bytes(b"first")
+    other.write_bytes(b"later")
+    snapshot(source, kept)
+    shutil.copyfile(other, source)
+    with open(source, "r+b") as file:
+        file.write(b"L")
 
-    assert os.path.samefile(tmp_path / "a.safetensors", tmp_path / "kept" / "a.safetensors")
+    assert kept.read_bytes() == b"first"
+
+
+FORKING = """
+    import logging, os
+    from tracking_callbacks import MLflowTracker
+
+    logging.basicConfig(format="%(message)s")
+    run = MLflowTracker().start_run()
+    run.log_metrics({"loss": 1.0})
+    for _ in range(2):
+        child = os.fork()
+        if child == 0:
+            for step in range(60):
+                run.log_metrics({"inner": step}, step=step)
+            run.log_params({"a": 1})
+            run.set_tags({"b": 2})
+            run.log_text("c", "c.txt")
+            run.log_checkpoint(__import__("sys").executable)
+            os._exit(0 if run.report().dropped >= 64 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    before = run.report().dropped
+    run.end()
+    print(run.run_id, before, run.flush().dropped, run.report().delivered)
+"""
+
+
+def test_what_forked_processes_log_is_counted_as_dropped_and_each_warns_once(server, client, tmp_path) -> None:
+    env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
+    done = run_script(FORKING, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    run_id, *counts = done.stdout.split()
+    run = client.get_run(run_id)
+
+    assert counts == ["128", "128", "1"]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["tracking_callbacks.dropped_in_forks"] == "128"
+    assert run.data.metrics == {"loss": 1.0}
+    assert done.stderr.count("join_run(run_id)") == 2
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_duration(tracker, client, monkeypatch) -> None:
+    run = tracker.start_run()
+    run.log_metrics({"loss": 1.0})
+    hour_back = now_ms() - 3_600_000
+    monkeypatch.setattr("tracking_callbacks._writing.session.now_ms", lambda: hour_back)
+    run.end()
+    run.flush()
+    info = client.get_run(run.run_id).info
+
+    assert info.status == "FINISHED"
+    assert 0 <= info.end_time - info.start_time < 60_000
+
+
+TRAINING = """
+    import os, signal, sys
+    import gymnasium
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+    from tracking_callbacks.sb3 import MLflowSB3Callback
+
+    class Kill(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps >= 96 and "killed" in sys.argv:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return True
+
+    agent = PPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, n_epochs=1)
+    evaluation = EvalCallback(gymnasium.make("CartPole-v1"), eval_freq=32, n_eval_episodes=1, verbose=0)
+    agent.learn(128, callback=[MLflowSB3Callback(log_model="best"), evaluation, Kill()])
+"""
+
+
+@pytest.mark.parametrize("end", ["finished", "killed"])
+def test_a_training_run_leaves_nothing_in_the_temp_folder(tmp_path: Path, end: str) -> None:
+    temporary, root = tmp_path / "temporary", tmp_path / "journal"
+    temporary.mkdir()
+    env = {"TMPDIR": str(temporary), "TRACKING_CALLBACKS_JOURNAL": str(root)}
+    code = f"import sys; sys.argv.append({end!r})\n" + textwrap.dedent(TRAINING)
+    done = run_script(code, cwd=tmp_path, env=env)
+    wait_for(lambda: not delivery_processes(root), "delivery ends", 120)
+
+    assert done.returncode == (-signal.SIGKILL if end == "killed" else 0), done.stderr
+    assert [path.name for path in temporary.iterdir() if "tracking_callbacks" in path.name] == []
+    assert sorted(path.name for path in root.iterdir()) == [".gitignore", ".lock", "delivered", "delivery.log"]
+    assert [path.name for path in tmp_path.glob(".*lock")] == []
 
 
 def test_a_journal_root_that_cannot_be_used_is_replaced_with_a_warning(tmp_path, monkeypatch, caplog) -> None:

@@ -7,6 +7,8 @@ import enum
 import json
 import math
 import re
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -43,12 +45,56 @@ def test_a_gradient_does_not_keep_a_tensor_from_being_logged() -> None:
     assert to_scalar("m", torch.tensor(2.0, requires_grad=True)) == 2.0
 
 
-@pytest.mark.parametrize("value", ["1", b"1", None, [1], np.array([1, 2]), np.array([]), object()])
+class Measured:
+    """A number of another library; its `item` is something else, and so is its `size`."""
+
+    size = 3
+
+    def item(self, key: str) -> str:
+        return key
+
+    def __float__(self) -> float:
+        return 0.5
+
+
+class Counted:
+    """A whole number of another library."""
+
+    def __index__(self) -> int:
+        return 4
+
+
+def test_whatever_float_or_item_takes_becomes_a_float() -> None:
+    import torch
+
+    values = [Fraction(1, 2), Decimal("0.5"), np.float16(0.5), np.longdouble(0.5), Measured()]
+    values += [np.array([Decimal("0.5")], dtype=object), torch.tensor([[0.5]], dtype=torch.bfloat16)]
+
+    assert [to_scalar("m", value) for value in values] == [0.5] * len(values)
+    assert [to_scalar("m", value) for value in (Counted(), np.bool_(True))] == [4.0, 1.0]
+    assert [to_scalar("m", Fraction(sign * 10**400)) for sign in (1, -1)] == [math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("1", b"1", None, [1], np.array([1, 2]), np.array([]), object()),
+        *(bytearray(b"1"), np.str_("1"), np.array(["1"]), 1j, np.complex128(1), Decimal("sNaN"), float),
+    ],
+)
 def test_a_value_that_is_not_one_number_is_named(value: object) -> None:
     with pytest.raises(MetricValueError, match="metric 'acc': expected one number") as raised:
         to_scalar("acc", value)
 
     assert raised.value.key == "acc"
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_tensor_without_values_is_named(shape: tuple[int, ...]) -> None:
+    import torch
+
+    with pytest.raises(MetricValueError, match="metric 'acc': expected one number"):
+        to_scalar("acc", torch.ones(shape, device="meta"))
 
 
 @given(st.text(max_size=400))

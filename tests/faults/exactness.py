@@ -149,14 +149,12 @@ def first_values(logged: Logged) -> tuple[Logged, dict[str, str]]:
     kept: list[tuple[dict[str, str], bool]] = []
     certain: dict[str, str] = {}
     drift: dict[str, str] = {}
-    refused = 0
     for texts, accepted in logged:
         conflicts = {name: text for name, text in texts.items() if certain.get(name, text) != text}
-        refused += len(conflicts)
         drift |= {f"param_drift.{name}"[:MAX_KEY_LENGTH]: text for name, text in conflicts.items()}
         kept.append(({name: text for name, text in texts.items() if name not in conflicts}, accepted))
         certain |= kept[-1][0] if accepted else {}
-    return kept, drift | ({"tracking_callbacks.rejected": str(refused)} if refused else {})
+    return kept, drift
 
 
 def check_mapping(logged: Logged, stored: dict[str, str]) -> None:

@@ -60,6 +60,7 @@ class Proxy:
         struck: How often each kind of fault has struck, and each kind on each of the named paths.
         late: How many answers a fault has held back for all of its seconds.
         refused: The requests that the server itself answered with an error.
+        max_params: How many params a run may have, as at Azure; None means any number.
     """
 
     def __init__(self, upstream: str, seed: int = 0) -> None:
@@ -67,6 +68,8 @@ class Proxy:
         self.struck: Counter[str] = Counter()
         self.late = 0
         self.refused: list[str] = []
+        self.max_params: int | None = None
+        self._params: dict[str, set[str]] = {}
         self._faults: tuple[Fault, ...] = ()
         self._changed = threading.Event()
         self._random = random.Random(seed)
@@ -114,6 +117,20 @@ class Proxy:
         """Return one of `statuses`."""
         with self._lock:
             return self._random.choice(statuses)
+
+    def too_many_params(self, path: str, body: bytes) -> bytes | None:
+        """Return Azure's refusal if a request would give a run more than `max_params`."""
+        if self.max_params is None or not path.endswith("/runs/log-batch"):
+            return None
+        request = json.loads(body)
+        known = self._params.setdefault(request["run_id"], set())
+        size = len(known | {param["key"] for param in request.get("params", ())})
+        if size > self.max_params:
+            message = "A field of the entity is over the size limit. FieldName=Parameters, Limit={}, Size={}."
+            content = {"error_code": "INVALID_PARAMETER_VALUE", "message": message.format(self.max_params, size)}
+            return json.dumps(content).encode()
+        known |= {param["key"] for param in request.get("params", ())}
+        return None
 
 
 @contextmanager
@@ -167,6 +184,9 @@ class _Passage(http.server.BaseHTTPRequestHandler):
     def _pass(self) -> None:
         proxy = self.server.proxy
         body = self._body()
+        if (refusal := proxy.too_many_params(urlsplit(self.path).path, body)) is not None:
+            self._answer(400, [("Content-Type", "application/json")], refusal)
+            return
         fault, changed = proxy.strike(self.command, urlsplit(self.path).path)
         if fault is None:
             self._answer(*self._ask(body))

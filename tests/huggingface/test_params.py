@@ -10,8 +10,12 @@ from mlflow import MlflowClient
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import BertForSequenceClassification, BitsAndBytesConfig, Trainer, TrainingArguments
 
+from faults.proxy import running_proxy
 from huggingface.reading import finished_run
-from tracking_callbacks import MLflowTracker
+from processes import artifacts, stop_delivery
+from servers import Server
+from tracking_callbacks import Delivery, MLflowTracker
+from tracking_callbacks._callbacks.description import log_description
 from tracking_callbacks.huggingface import MLflowTrainerCallback
 from tracking_callbacks.huggingface.params import describe
 
@@ -193,3 +197,30 @@ def test_the_server_has_long_values_truncated_and_in_full_and_no_secret(
     assert json.loads(documents["model_config.json"])["notes"] == "x" * 7_000
     assert json.loads(documents["training_args.json"])["learning_rate"] == 1e-2
     assert not [name for name, text in documents.items() if "a" * 30 in text]
+
+
+def test_a_store_with_a_limit_gets_the_telling_params_and_refuses_the_rest_in_one_line(
+    arguments: TrainingArguments, lora_model: PeftModel, server: Server, client: MlflowClient, tmp_path: Path
+) -> None:
+    description = describe(arguments, lora_model)
+    with running_proxy(server.uri) as proxy:
+        proxy.max_params = 60
+        tracker = MLflowTracker(proxy.uri, "limited", delivery=Delivery(journal_root=tmp_path / "journal"))
+        with tracker.start_run() as run:
+            log_description(run, description)
+            run.log_metrics({"loss": 1.0})
+        report = run.flush()
+        stored = client.get_run(run.run_id).data
+        folder = client.download_artifacts(run.run_id, "tracking_callbacks", str(tmp_path))
+        stop_delivery(tmp_path)
+    (line,) = Path(folder, "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    refused = json.loads(line)
+
+    assert set(stored.params) == set(list(description.params)[:60])
+    telling = {"base_model", "learning_rate", "per_device_train_batch_size", "lora.r", "lora.target_modules", "seed"}
+    assert telling | {"trainable_parameters", "total_parameters", "hub_token"} <= set(stored.params)
+    assert set(refused["params"]) == set(description.params) - set(stored.params)
+    assert "Limit=60" in refused["reason"]
+    assert stored.metrics == {"loss": 1.0}
+    assert (report.rejected, report.pending) == (len(description.params) - 60, 0)
+    assert {"config/training_args.json", "config/model_config.json"} <= set(artifacts(client, run.run_id))

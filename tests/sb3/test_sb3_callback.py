@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def test_recorded_figures_become_artifacts_and_recorded_texts_lose_only_themselv
             self.logger.record("note", "seven")
             self.logger.record("mine/counted", np.int64(7))
             self.logger.record("mine/plot", LoggedFigure(Figure(), close=True))
+            self.logger.record("no figure", LoggedFigure("picture", close=True))
 
     callback = callback_for(store)
     PPO("MlpPolicy", market(), **TINY).learn(64, callback=[Notes(), callback])
@@ -107,8 +109,39 @@ def test_recorded_figures_become_artifacts_and_recorded_texts_lose_only_themselv
     assert [step for step, _ in store.points(callback.run, "time/iterations")] == [32, 64]
     plots = store.client.list_artifacts(run.info.run_id, "figures/mine/plot")
     assert [Path(entry.path).name for entry in plots] == ["000000032.png", "000000064.png"]
-    (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning == "metric 'note': expected one number, got 'seven'; it is left out of the run"
+    assert [record.getMessage() for record in caplog.records] == [
+        "metric 'note': expected one number, got 'seven'; it is left out of the run",
+        "log_figure: expected a figure of matplotlib or plotly, got 'picture' (str); it is left out of the run",
+    ]
+
+
+def test_a_recorded_plotly_figure_becomes_a_page(store: Store) -> None:
+    plotly = pytest.importorskip("plotly.graph_objects")
+
+    class Page(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.logger.record("mine/page", LoggedFigure(plotly.Figure(), close=True))
+
+    callback = callback_for(store)
+    PPO("MlpPolicy", market(), **TINY).learn(32, callback=[Page(), callback])
+    run = store.delivered(callback.run)
+    pages = store.client.list_artifacts(run.info.run_id, "figures/mine/page")
+
+    assert [Path(entry.path).name for entry in pages] == ["000000032.html"]
+
+
+@pytest.mark.parametrize("periods", [252, 252.0, np.int64(252), np.float32(252), np.array(252), Fraction(252)])
+def test_periods_per_year_is_any_positive_number(periods: Any) -> None:
+    assert MLflowSB3Callback(periods_per_year=periods).periods_per_year == 252
+
+
+@pytest.mark.parametrize("periods", [True, np.bool_(True), 0, np.int64(-1), math.nan, np.float64("inf"), "252", None])
+def test_periods_per_year_that_are_no_positive_number_are_refused(periods: Any) -> None:
+    with pytest.raises(ConfigError, match="periods_per_year: expected a positive number"):
+        MLflowSB3Callback(periods_per_year=periods)
 
 
 def test_an_early_stop_repeats_no_update(store: Store) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import signal
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+import numpy as np
 import pytest
 from markets import TINY, Market, Stop, Store, callback_for, market
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -227,3 +230,61 @@ def test_each_learn_says_once_that_its_callable_for_returns_fails(
 
     assert ["step_return" in message for message in heard[0]] == [True]
     assert heard[1] == heard[0]
+
+
+def test_a_model_copied_in_training_is_independent_of_the_run(store: Store, tmp_path: Path) -> None:
+    opponents: list[PPO] = []
+
+    class SelfPlay(BaseCallback):
+        def _on_rollout_end(self) -> None:
+            model = self.model
+            assert isinstance(model, PPO)
+            opponents[:] = [copy.deepcopy(model), cloudpickle.loads(cloudpickle.dumps(model))]
+            model.save(tmp_path / "opponent.zip", include=["_logger"])
+            opponents.append(PPO.load(tmp_path / "opponent.zip", env=market()))
+            for opponent in opponents:
+                opponent.predict(np.zeros(model.observation_space.shape or (), np.float32))
+
+        def _on_step(self) -> bool:
+            return True
+
+    callback = callback_for(store)
+    evaluation = EvalCallback(market(), eval_freq=32, n_eval_episodes=1, verbose=0)
+    PPO("MlpPolicy", market(), **TINY).learn(64, callback=[evaluation, callback, SelfPlay()])
+    for opponent in opponents:
+        opponent.learn(32)
+    store.delivered(callback.run)
+
+    assert [step for step, _ in store.points(callback.run, "time/iterations")] == [32, 64]
+    for opponent in opponents:
+        again = callback_for(store)
+        opponent.learn(32, callback=again)
+        assert not [one for one in opponent.logger.output_formats if type(one).__name__ == "SilentWriter"]
+        assert again.run is not None
+        assert callback.run is not None
+        assert again.run.run_key != callback.run.run_key
+        store.delivered(again.run)
+
+
+def test_callbacks_and_runs_copy_and_pickle_during_training(store: Store) -> None:
+    copies: list[Any] = []
+
+    class Copy(BaseCallback):
+        def _on_rollout_end(self) -> None:
+            for one in (callback, callback._callback_run.tracker):
+                copies.extend([copy.deepcopy(one), cloudpickle.loads(cloudpickle.dumps(one))])
+
+        def _on_step(self) -> bool:
+            return True
+
+    callback = callback_for(store)
+    evaluation = EvalCallback(market(), eval_freq=32, n_eval_episodes=1, verbose=0)
+    PPO("MlpPolicy", market(), **TINY).learn(32, callback=[evaluation, callback, Copy()])
+    run = callback.run
+    store.delivered(run)
+
+    assert len(copies) == 4
+    assert [one.run for one in copies if hasattr(one, "returns")] == [None, None]
+    assert copy.deepcopy({"run": run}) == {"run": run}
+    with pytest.raises(TypeError, match="a Run cannot be pickled"):
+        cloudpickle.dumps(run)

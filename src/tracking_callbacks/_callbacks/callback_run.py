@@ -68,7 +68,7 @@ class CallbackRun:
         tracker: Where runs go; None means ``MLflowTracker()``, built at the first event.
         run_name: Name of runs that are started.
         tags: Tags of runs that are started.
-        wind_up: Logs what the callback still holds, called before training that raised an exception ends.
+        wind_up: Logs what the callback still holds; called before training that raised an exception ends.
 
     Attributes:
         run: The run that is written to; None before the first event.
@@ -82,7 +82,7 @@ class CallbackRun:
         *,
         run_name: str | None = None,
         tags: Mapping[str, Any] | None = None,
-        wind_up: Callable[[], object] = lambda: None,
+        wind_up: Callable[[], object] | None = None,
     ) -> None:
         self.tracker = tracker
         self.run: Run | None = None
@@ -93,6 +93,10 @@ class CallbackRun:
         self._wind_up = wind_up
         self._trained = False
         self._borrowed: Run | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the runs out of a copy, which begins new ones: they belong to this process and to this object."""
+        return self.__dict__ | {"run": None, "search": None, "_borrowed": None, "training": False, "_trained": False}
 
     def begin_training(
         self, *, resume_key: str | None = None, continues: bool = False, at_step: int | None = None
@@ -180,7 +184,8 @@ class CallbackRun:
         """End training that has not announced its end when the framework's method returns or raises."""
         if not self.training or self.run is None:
             return
-        self._wind_up()
+        if self._wind_up is not None:
+            self._wind_up()
         self.training = False
         self._end(self.run, "FINISHED" if error is None else "KILLED", error)
 

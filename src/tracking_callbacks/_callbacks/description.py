@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._values.names import safe_name
 
-__all__ = ["Description", "evaluation_folder", "log_description", "role_name", "tag_framework"]
+__all__ = ["Description", "evaluation_folder", "log_description", "role_name", "tag_framework", "telling_first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,28 @@ class Description:
 
     params: dict[str, Any]
     documents: dict[str, Any] = field(default_factory=dict)
+
+
+def telling_first(params: Mapping[str, Any], telling: Sequence[str]) -> dict[str, Any]:
+    """Return `params` in the order of what they tell, because a store with a limit refuses the last ones.
+
+    Args:
+        params: Names and values.
+        telling: The names that come first, in this order; ``lora.r`` stands for ``lora.default.r`` and
+            ``learning_rate`` for ``learning_rate.start`` too. Params without a value (None, False, an empty list) come
+            last, and all others keep their order in between.
+    """
+    places = {name: place for place, name in enumerate(telling)}
+
+    def place(name: str) -> int:
+        parts = name.split(".")
+        known = (places.get(one) for one in (name, f"{parts[0]}.{parts[-1]}", ".".join(parts[:-1])))
+        found = next((one for one in known if one is not None), None)
+        if found is not None:
+            return found
+        return len(places) + ((not params[name] and params[name] != 0) or params[name] is False)
+
+    return {name: params[name] for name in sorted(params, key=place)}
 
 
 def log_description(run: Run, description: Description) -> None:

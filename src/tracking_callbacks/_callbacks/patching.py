@@ -47,10 +47,8 @@ class Patch:
         self._below_is_own = name in vars(obj)  # an attribute of the object and not of its class
         below = self._below = getattr(obj, name)
 
-        @functools.wraps(below)
-        def link(*args: Any, **kwargs: Any) -> Any:
-            return around(below, *args, **kwargs) if self._active else below(*args, **kwargs)
-
+        self._around = around
+        link = functools.wraps(below)(_Link())
         setattr(link, _PATCH, self)  # after `wraps`, which copies this attribute from a patch below
         self._link = link
         setattr(obj, name, link)
@@ -71,6 +69,22 @@ class Patch:
             setattr(self._obj, self._name, lowest._below)
         else:
             delattr(self._obj, self._name)
+
+
+class _Link:
+    """The function that a patch puts on the object. A copied or pickled object has what was below it instead."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        patch: Patch = getattr(self, _PATCH)
+        below = patch._below
+        return patch._around(below, *args, **kwargs) if patch._active else below(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable[[Any], Any], tuple[Any]]:
+        return _unpatched, (getattr(self, _PATCH)._below,)
+
+
+def _unpatched(below: Any) -> Any:
+    return below
 
 
 def _patch_of(function: object) -> Patch | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tracking_callbacks._delivery.backoff import Backoff
 from tracking_callbacks._delivery.batches import Batch, coalesce
@@ -16,7 +16,7 @@ from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible, 
 from tracking_callbacks._delivery.files import FileRecord, deliver_file, discard_staged
 from tracking_callbacks._delivery.live_files import LiveFiles
 from tracking_callbacks._delivery.once import Once
-from tracking_callbacks._delivery.rejection import send_batch
+from tracking_callbacks._delivery.rejection import SURPLUS_PARAMS, add_refused, count_refused, send_batch
 from tracking_callbacks._delivery.run_resolver import RunResolver
 from tracking_callbacks._delivery.session_journal import SessionJournal
 from tracking_callbacks._delivery.stores.client import SESSION_TAG, MlflowStore
@@ -158,9 +158,11 @@ class RunDrain:
         rejected = send_batch(self._store, self.state.run_id, batch) if len(batch) else []
         for entry in rejected:
             self._reject(entry)
+        refused = count_refused(rejected)
         with self._lock:
-            session.state.delivered += batch.entries - len(rejected)
-            session.state.rejected += len(rejected)
+            session.state.delivered += batch.entries - refused
+            session.state.rejected += refused
+            session.state.surplus_params += count_refused(one for one in rejected if one["record"] == SURPLUS_PARAMS)
             if batch.end is not None:
                 session.state.points = batch.end
         self._points_backoff.succeed()
@@ -198,7 +200,9 @@ class RunDrain:
         if ending.status is not None and self._newest(session):
             if ending.status == "FINISHED" and session.opened.resumed:
                 self._store.delete_tag(self.state.run_id, ERROR_TAG)  # an earlier session failed
-            self._store.set_terminated(self.state.run_id, ending.status, ending.timestamp)
+            began = self._store.run(self.state.run_id).info.start_time or 0
+            # The clock may have been set back since, or differ from that of the machine where the run began.
+            self._store.set_terminated(self.state.run_id, ending.status, max(ending.timestamp, began))
         session.state.closed = True
         logger.info("run %s: session %s closed, status %s", self.state.run_id, session.name, ending.status)
         self._save()
@@ -305,10 +309,10 @@ class RunDrain:
         self.state.blocked = blocked
         self._save()
 
-    def _reject(self, entry: dict[str, object]) -> None:
+    def _reject(self, entry: dict[str, Any]) -> None:
         logger.warning("run %s: the store refused an entry: %s", self.state.run_id, entry)
-        with contextlib.suppress(OSError), open(self.folder.rejected, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        with contextlib.suppress(OSError):
+            add_refused(self.folder.rejected, entry)
 
     def _show_rejected(self) -> None:
         assert self.state.run_id is not None

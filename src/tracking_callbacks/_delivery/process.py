@@ -121,6 +121,8 @@ class DeliveryProcess:
         self._stopping.set()
         for _, lock in self._drains.values():
             lock.release()
+        if not self._owner_watch.alive():
+            self._root.remove_scratch()
         logger.info("delivery ends with %d runs left", len(self._drains))
 
     def _done(self, now: float) -> bool:

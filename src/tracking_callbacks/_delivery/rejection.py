@@ -2,36 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 from tracking_callbacks._delivery.batches import Batch
 from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.stores.client import MlflowStore
 
-__all__ = ["send_batch"]
+__all__ = ["SURPLUS_PARAMS", "add_refused", "count_refused", "send_batch"]
 
 _DRIFT_TAG_PREFIX = "param_drift."
 _MAX_KEY = 250
 
+SURPLUS_PARAMS = "params"  # the kind of an entry for all params above the store's limit
+# Azure: "A field of the entity is over the size limit. FieldName=Parameters, Limit=200, Size=207."
+_TOO_MANY_PARAMS = re.compile(
+    r"FieldName=Parameters\b|RESOURCE_LIMIT_EXCEEDED|(number of|too many) (\w+ )?param", re.IGNORECASE
+)
 
-def send_batch(store: MlflowStore, run_id: str, batch: Batch) -> list[dict[str, object]]:
+
+def send_batch(store: MlflowStore, run_id: str, batch: Batch) -> list[dict[str, Any]]:
     """Send `batch`; if the store refuses it, halve it until each entry is either delivered or known to be wrong.
 
     Returns:
-        One mapping per refused entry: what it was, and the store's reason.
+        One mapping per refused entry: what it was, and the store's reason. All params above a limit of the store
+        are one mapping.
 
     Raises:
         Blocked: The run itself cannot be written to, for example because it was deleted.
         DeliveryError: The store did not accept the batch this time. Sending the whole batch again is harmless.
     """
+    if not len(batch):
+        return []
     try:
         store.log_batch(run_id, batch)
     except Refused as error:
-        run = store.check_active(run_id)
+        logged = store.check_active(run_id).data.params
+        drifted = {name: text for name, text in batch.params.items() if logged.get(name, text) != text}
+        if drifted:
+            # Params are immutable in MLflow: the first value stays, and a tag shows what the later session had.
+            tags = {f"{_DRIFT_TAG_PREFIX}{name}"[:_MAX_KEY]: text for name, text in drifted.items()}
+            send_batch(store, run_id, Batch(tags=tags))
+            params = {name: text for name, text in batch.params.items() if name not in drifted}
+            return send_batch(store, run_id, Batch(metrics=batch.metrics, params=params, tags=batch.tags))
+        if len(batch) == len(batch.params) and _TOO_MANY_PARAMS.search(str(error)):
+            return _fill(store, run_id, batch, str(error))
         if len(batch) > 1:
             return [entry for half in _halves(batch) for entry in send_batch(store, run_id, half)]
-        return [_entry(store, run_id, batch, str(error), run.data.params)]
+        return [_entry(batch, str(error))]
     return []
+
+
+def count_refused(entries: Iterable[dict[str, Any]]) -> int:
+    """Return how many of the user's entries `send_batch` has returned."""
+    return sum(len(entry["params"]) if entry["record"] == SURPLUS_PARAMS else 1 for entry in entries)
+
+
+def add_refused(path: Path, entry: dict[str, Any]) -> None:
+    """Add a line to the list of refused entries; all params above the store's limit share one."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if entry["record"] == SURPLUS_PARAMS:
+        for number, line in enumerate(lines):
+            if (before := json.loads(line))["record"] == SURPLUS_PARAMS:
+                del lines[number]
+                entry = before | {"params": before["params"] | entry["params"]}
+                break
+    path.write_text("".join(f"{line}\n" for line in [*lines, json.dumps(entry, ensure_ascii=False)]), encoding="utf-8")
+
+
+def _fill(store: MlflowStore, run_id: str, batch: Batch, reason: str) -> list[dict[str, Any]]:
+    """Send as many params as the store still takes, in their order; those that are too many become one entry."""
+    if len(batch) == 1:
+        return [{"record": SURPLUS_PARAMS, "params": dict(batch.params), "reason": reason}]
+    first, second = _halves(batch)
+    refused = send_batch(store, run_id, first)
+    surplus = next((entry for entry in refused if entry["record"] == SURPLUS_PARAMS), None)
+    if surplus is None:
+        return refused + send_batch(store, run_id, second)
+    surplus["params"] |= second.params
+    return refused
 
 
 def _halves(batch: Batch) -> Iterator[Batch]:
@@ -50,13 +102,10 @@ def _halves(batch: Batch) -> Iterator[Batch]:
         )
 
 
-def _entry(store: MlflowStore, run_id: str, batch: Batch, reason: str, logged: dict[str, str]) -> dict[str, object]:
+def _entry(batch: Batch, reason: str) -> dict[str, Any]:
     for point in batch.metrics:
         return {"record": "metric", **point._asdict(), "value": repr(point.value), "reason": reason}
     for name, text in batch.params.items():
-        if name in logged and logged[name] != text:
-            # Params are immutable in MLflow: the first value stays, and a tag shows what the later session had.
-            store.log_batch(run_id, Batch(tags={f"{_DRIFT_TAG_PREFIX}{name}"[:_MAX_KEY]: text}))
         return {"record": "param", "name": name, "value": text, "reason": reason}
     name, text = next(iter(batch.tags.items()))
     return {"record": "tag", "name": name, "value": text, "reason": reason}

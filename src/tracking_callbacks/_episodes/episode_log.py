@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
 import time
 import weakref
 from collections import Counter
@@ -58,7 +57,7 @@ class EpisodeLog:
         self._budget = PointBudget(self._planned_steps, spent=int(known.get("points", 0)))
         self._earlier_reward = float(known.get("cumulative_reward", 0.0))
         self._total_reward = self._earlier_reward
-        folder = tempfile.mkdtemp(prefix="tracking_callbacks-")
+        folder = str(run.journal.root.scratch())
         self.close = weakref.finalize(self, _remove, folder, os.getpid())
         # This process cannot append to a table that another process has logged.
         name = f"episodes_from_step_{first_step}.csv" if known else "episodes.csv"

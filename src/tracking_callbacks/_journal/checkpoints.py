@@ -36,8 +36,8 @@ class WaitingCheckpoints:
     def make_room(self, size: int, folder: Path) -> int:
         """Drop the oldest checkpoints until one of `size` bytes fits, and return how many were dropped.
 
-        It may still not fit once all are dropped. A checkpoint that delivery has claimed is being sent and stays. A
-        hard-linked one counts in full, because it takes up disk space as soon as the trainer deletes its own copy.
+        It may still not fit once all are dropped. A checkpoint that delivery has claimed is being sent and stays. One
+        that shares its blocks counts in full, because it takes up room as soon as the trainer deletes its own copy.
 
         Args:
             size: Bytes of the checkpoint that is staged next.

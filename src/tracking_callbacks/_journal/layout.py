@@ -6,6 +6,7 @@
       .gitignore
       delivery.log               the log of the delivery processes
       .lock                      held briefly while a session opens or a delivered run is removed
+      .scratch-<process>-…       files of a training process that only it needs
       delivered/<run key>.json   the final state of delivered runs
       <run key>/
         <session>.journal        append-only log, one per session
@@ -23,18 +24,22 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
+from tracking_callbacks._journal.owner import Owner, current_owner, started_at
 from tracking_callbacks._journal.records import Status
 
 __all__ = ["JournalRoot", "RunFolder", "RunState", "SessionState", "session_name"]
 
 _JOURNAL_SUFFIX = ".journal"
 _DELIVERED = "delivered"
+_SCRATCH = ".scratch-"
 
 
 class SessionState(msgspec.Struct):
@@ -50,6 +55,7 @@ class SessionState(msgspec.Struct):
             that has been read.
         closed: The session's end (or its owner's death) is delivered.
         withdrawn: Number of checkpoints that were dropped to make room for later ones.
+        surplus_params: Number of params among the rejected that are above the store's limit.
     """
 
     points: int = 0
@@ -60,6 +66,7 @@ class SessionState(msgspec.Struct):
     ended: tuple[Status | None, int] | None = None
     closed: bool = False
     withdrawn: int = 0
+    surplus_params: int = 0
 
 
 class RunState(msgspec.Struct):
@@ -159,6 +166,15 @@ class JournalRoot:
         """Return the folder of the run with this key, whether it exists or not."""
         return RunFolder(self.path / run_key)
 
+    def scratch(self) -> Path:
+        """Make a folder for files that only the calling process needs; `prune` removes it if the process is killed."""
+        owner = current_owner()
+        prefix = f"{_SCRATCH}{_machine(owner)}-{owner.pid}-{owner.start_ticks}-"
+        try:
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=self.path))
+        except OSError:  # the disk is full
+            return Path(tempfile.mkdtemp(prefix="tracking_callbacks-"))
+
     def runs(self) -> list[RunFolder]:
         """Return the folders of all runs that are not delivered yet."""
         try:
@@ -216,6 +232,19 @@ class JournalRoot:
                     entry.unlink()
         for entry in self.path.glob(".removed-*"):
             shutil.rmtree(entry, ignore_errors=True)
+        self.remove_scratch()
+
+    def remove_scratch(self) -> None:
+        """Remove the scratch folders of dead processes of this machine."""
+        for entry in self.path.glob(f"{_SCRATCH}{_machine(current_owner())}-*"):
+            pid, ticks = entry.name.removeprefix(_SCRATCH).split("-")[1:3]
+            if started_at(int(pid)) != int(ticks):
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _machine(owner: Owner) -> str:
+    """Return what tells apart processes of two machines, boots or containers with the same id, as part of a name."""
+    return f"{crc32(f'{owner.boot_id} {owner.pid_namespace}'.encode()):08x}"
 
 
 def session_name(journal: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["Owner", "OwnerWatch", "current_owner"]
+__all__ = ["Owner", "OwnerWatch", "current_owner", "started_at"]
 
 _LINUX = sys.platform == "linux"
 
@@ -46,7 +46,7 @@ def current_owner() -> Owner:
 
 @functools.lru_cache(maxsize=2)
 def _owner_of(pid: int) -> Owner:
-    return Owner(_boot_id(), _pid_namespace(), pid, _start_ticks(pid) or 0, os.uname().nodename)
+    return Owner(_boot_id(), _pid_namespace(), pid, started_at(pid) or 0, os.uname().nodename)
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def _pid_namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino if _LINUX else 0
 
 
-def _start_ticks(pid: int) -> int | None:
+def started_at(pid: int) -> int | None:
     """Return when `pid` started, in clock ticks since boot, or None if there is no such process."""
     if _LINUX:
         try:
@@ -88,14 +88,14 @@ class OwnerWatch:
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self._pidfd: int | None = None
-        self._dead = _start_ticks(owner.pid) != owner.start_ticks
+        self._dead = started_at(owner.pid) != owner.start_ticks
         if not self._dead and hasattr(os, "pidfd_open"):
             try:
                 self._pidfd = os.pidfd_open(owner.pid)
             except ProcessLookupError:
                 self._dead = True
             else:
-                self._dead = _start_ticks(owner.pid) != owner.start_ticks  # it may have been reused in between
+                self._dead = started_at(owner.pid) != owner.start_ticks  # it may have been reused in between
 
     def alive(self) -> bool:
         """Return whether the process still runs; once False, always False."""
@@ -117,7 +117,7 @@ class OwnerWatch:
             zombie = psutil.Process(self.owner.pid).status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
-        return not zombie and _start_ticks(self.owner.pid) == self.owner.start_ticks
+        return not zombie and started_at(self.owner.pid) == self.owner.start_ticks
 
     def close(self) -> None:
         """Close the pidfd."""

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NoReturn
 
 from tracking_callbacks._contents.datasets import describe_dataset, table_text
+from tracking_callbacks._contents.figures import figure_writer
 from tracking_callbacks._contents.recorder import ContentsRecorder
 from tracking_callbacks._journal import records
 from tracking_callbacks._journal.checkpoints import WaitingCheckpoints
@@ -38,9 +39,6 @@ from tracking_callbacks._writing.session import RunJournal
 from tracking_callbacks._writing.snapshots import size_of, snapshot
 from tracking_callbacks.errors import InputError, InvalidNameError, TrackingError
 from tracking_callbacks.settings import Settings
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Part", "Run", "active_runs"]
 
@@ -194,6 +192,7 @@ class Run:
         if not source.exists():
             raise InputError(f"log_checkpoint: expected a file or folder, there is nothing at {str(path)!r}")
         if self.journal.inert:  # a forked child must not drop what its parent has logged
+            self.journal.drop_in_fork(1)
             return
         size = size_of(source)
         if dropped := self._checkpoints.make_room(size, self.journal.root.path):
@@ -227,9 +226,18 @@ class Run:
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         self.log_text(text, artifact_file)
 
-    def log_figure(self, fig: Figure, artifact_file: str) -> None:
-        """Log a matplotlib figure as an image; the ending of `artifact_file` gives the format."""
-        self._log_file(artifact_file, lambda target: fig.savefig(target, dpi=200, bbox_inches="tight"))
+    def log_figure(self, fig: object, artifact_file: str) -> None:
+        """Log a figure; the ending of `artifact_file` gives the format.
+
+        Args:
+            fig: A figure of matplotlib (or a grid of seaborn), which becomes an image, or of plotly, which becomes a
+                page that loads plotly's script from the web.
+            artifact_file: Its place, which ends in ``.png``, ``.svg``, ``.pdf``, … or, for plotly, in ``.html``.
+
+        Raises:
+            InputError: `fig` is something else, or the ending does not fit it.
+        """
+        self._log_file(artifact_file, figure_writer(fig, artifact_file))
 
     def log_table(self, table: object, artifact_file: str) -> None:
         """Log a table as a JSON file that MLflow's UI shows as one and ``mlflow.load_table`` reads.
@@ -512,6 +520,15 @@ class Run:
             self.end("FINISHED")
         else:
             self.fail(error)
+
+    def __copy__(self) -> Run:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Run:
+        return self  # a copied model or environment that names the run names the same one
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Run cannot be pickled: pass run.run_id, and log to MLflowTracker().join_run(run_id) there")
 
     def __repr__(self) -> str:
         return f"<Run {self.run_key} at {self.settings.masked_uri}{', ended' if self.ended else ''}>"

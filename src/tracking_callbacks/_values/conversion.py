@@ -32,6 +32,8 @@ __all__ = [
 MAX_PARAM_LENGTH = 6_000
 MAX_TAG_LENGTH = 8_000
 
+# What the libraries raise where there is no number, or several: torch's RuntimeError comes from a meta tensor.
+_NOT_ONE_NUMBER = (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 _MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -40,30 +42,41 @@ def to_scalar(key: str, value: object) -> float:
 
     Args:
         key: The metric's name, for the error message.
-        value: A Python number, or anything with one element and ``item()`` (numpy scalar or array, torch tensor).
+        value: A number, or whatever ``item()`` or ``float()`` makes one number of: a numpy scalar, an array or tensor
+            of one element, a fraction, a decimal. A text is none.
 
     Raises:
         MetricValueError: `value` is not a number, or holds several numbers.
     """
-    if isinstance(value, (int, float)):
-        try:
-            return float(value)
-        except OverflowError:
-            return math.inf if value > 0 else -math.inf
+    if isinstance(value, float):
+        return float(value)
+    number = _only_number_in(value)
+    if number is not None:
+        return number
     size = getattr(value, "size", None)
     count = getattr(value, "numel", None) or size
     count = count() if callable(count) else count
     if isinstance(count, int) and count != 1:
         shape = tuple(getattr(value, "shape", ()))
         raise MetricValueError(f"metric {key!r}: expected one number, got {count} of them, shape {shape}", key=key)
-    item = getattr(value, "item", None)
-    number = item() if callable(item) else value
-    if isinstance(number, (int, float)):
-        return float(number)
-    if not isinstance(number, (str, bytes, complex)) and hasattr(number, "__float__"):
-        return float(number)
     shown = repr(value) if isinstance(value, (str, bytes)) else type(value).__name__
     raise MetricValueError(f"metric {key!r}: expected one number, got {shown}", key=key)
+
+
+def _only_number_in(value: Any) -> float | None:
+    item = getattr(value, "item", None)
+    try:
+        number = item() if callable(item) else value
+    except _NOT_ONE_NUMBER:  # several elements, or a method that is something else
+        number = value
+    if isinstance(number, (str, bytes, bytearray)):  # `float` would read a number out of a text
+        return None
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+    except _NOT_ONE_NUMBER:
+        return None
 
 
 def to_step(step: object) -> int:

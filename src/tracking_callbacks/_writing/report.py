@@ -16,7 +16,7 @@ class DeliveryReport:
         pending: Entries in the journal that the store has not acknowledged yet.
         rejected: Entries that the store refused permanently; ``rejected.jsonl`` gives the reason for each.
         dropped: Entries that could not be written to the journal (disk full, unwritable folder), and checkpoints that
-            made room for later ones (`max_checkpoint_bytes`).
+            made room for later ones (`max_checkpoint_bytes`), and what forked processes logged to this process's run.
         damaged: Stretches of the journal that could not be read back.
         complete: Nothing is pending, and the run's end, if it has ended, is in the store.
         last_error: What currently stops delivery; empty when nothing does.

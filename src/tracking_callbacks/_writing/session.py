@@ -16,6 +16,7 @@ from tracking_callbacks._journal.frames import JournalWriter
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
 from tracking_callbacks._journal.owner import current_owner
 from tracking_callbacks._journal.records import (
+    Automatic,
     Intent,
     Metrics,
     Record,
@@ -26,6 +27,7 @@ from tracking_callbacks._journal.records import (
     now_ms,
 )
 from tracking_callbacks._writing.clock import MetricClock
+from tracking_callbacks._writing.forks import ForkedCount
 from tracking_callbacks._writing.launch import DeliveryLauncher
 from tracking_callbacks._writing.report import DeliveryReport
 from tracking_callbacks.settings import Settings
@@ -34,6 +36,7 @@ __all__ = ["RunJournal", "Session", "writable_root"]
 
 logger = logging.getLogger(__name__)
 
+_DROPPED_IN_FORKS_TAG = "tracking_callbacks.dropped_in_forks"
 _CHECK_DELIVERY_NS = 1_000_000_000
 _POLL_SECONDS = 0.05
 _LOOK_SECONDS = 0.1  # the training thread may be the one that looks
@@ -127,12 +130,15 @@ class RunJournal:
         self._opened = opened
         self._on_open = on_open
         self._pid = os.getpid()
+        self._started, self._started_at = opened.timestamp, time.monotonic_ns()
         self._lock = threading.RLock()
         self._all_staged = threading.Condition(self._lock)
         self._clock = MetricClock()
         self._staged = 0
         self._staging: list[threading.Thread] = []  # that write files now
         self._warned = False
+        self._dropped_in_forks = ForkedCount()
+        self._warned_pid = self._pid
         self._checked_delivery = 0
         self._run_id = opened.run_id
         self._last_state = RunState()
@@ -162,6 +168,7 @@ class RunJournal:
             points: Values by name; the names are those that MLflow accepts.
         """
         if os.getpid() != self._pid:  # inert; without the property's call, because a training step waits for this
+            self.drop_in_fork(len(points))
             return
         with self._lock:  # in the order of their stamps
             session = self._writable_session() if self._session.closed else self._session
@@ -172,6 +179,7 @@ class RunJournal:
     def append(self, record: Record) -> None:
         """Write a record, to a new session where the run has ended."""
         if self.inert:
+            self.drop_in_fork(count_entries(record))
             return
         with self._lock:
             self._writable_session().append(record)
@@ -191,6 +199,7 @@ class RunJournal:
             The path that was written to; None where it could not be written, which is counted, or in a forked child.
         """
         if self.inert:
+            self.drop_in_fork(count_entries(record(name)))
             return None
         with self._lock:
             session = self._writable_session()
@@ -217,6 +226,19 @@ class RunJournal:
         self._check_delivery()
         return target if written else None
 
+    def drop_in_fork(self, count: int) -> None:
+        """Count what a forked child has logged, which its parent's journal cannot take, and warn once per process."""
+        if not count:
+            return
+        self._dropped_in_forks.add(count)
+        if self._warned_pid != os.getpid():
+            self._warned_pid = os.getpid()
+            logger.warning(
+                "what a forked process logs to its parent's run %s is dropped; pass run.run_id to that process, and "
+                "log to MLflowTracker().join_run(run_id) there",
+                self._run_id or self._opened.run_key,
+            )
+
     def withdraw(self, count: int) -> None:
         """Count entries whose files were dropped on purpose before they were delivered."""
         with self._lock:
@@ -230,7 +252,9 @@ class RunJournal:
             while self._others_stage():
                 self._all_staged.wait(_POLL_SECONDS)  # releases the lock
             if not self._session.closed:
-                self._session.append(RunEnded(now_ms(), status))
+                if lost := self._dropped_in_forks.total():
+                    self._session.append(Automatic({_DROPPED_IN_FORKS_TAG: str(lost)}))
+                self._session.append(RunEnded(max(now_ms(), self._started + self._elapsed_ms()), status))
                 self._session.close()
                 if self._session.dropped:
                     logger.warning("%d entries could not be kept in %s", self._session.dropped, self.root.path)
@@ -270,7 +294,7 @@ class RunJournal:
             delivered=delivered,
             pending=max(sum(session.appended for session in self._sessions) - delivered - rejected - withdrawn, 0),
             rejected=rejected,
-            dropped=sum(session.dropped for session in self._sessions) + withdrawn,
+            dropped=sum(session.dropped for session in self._sessions) + withdrawn + self._dropped_in_forks.total(),
             damaged=sum(done.damaged for _, done in pairs),
             complete=all(session.acknowledged(done) for session, done in pairs),
             last_error=state.last_error,
@@ -314,14 +338,24 @@ class RunJournal:
         if self._warned or self._launcher is None:
             return
         state = self.state()
-        own = (state.sessions.get(session.name) for session in self._sessions)
-        refused = sum(done.rejected for done in own if done is not None)
+        own = [done for session in self._sessions if (done := state.sessions.get(session.name)) is not None]
+        refused, surplus = sum(done.rejected for done in own), sum(done.surplus_params for done in own)
         if state.blocked:
             self._warned = True
             logger.warning("nothing is delivered: %s; it is kept in %s", state.last_error, self.root.path)
+        elif refused and refused == surplus:
+            self._warned = True
+            logger.warning(
+                "the store takes no more params: the last %d are in config/ and rejected.jsonl among the artifacts",
+                surplus,
+            )
         elif refused:
             self._warned = True
             logger.warning("the store refused %d entries; rejected.jsonl among the artifacts says why", refused)
+
+    def _elapsed_ms(self) -> int:
+        """Return how long this process has written to the run, also where the clock was set back meanwhile."""
+        return (time.monotonic_ns() - self._started_at) // 1_000_000
 
     def _others_stage(self) -> bool:
         """Return whether another thread writes files that the open session is to name."""

@@ -11,9 +11,6 @@ from pathlib import Path
 
 __all__ = ["size_of", "snapshot"]
 
-# These files are always written under a new name, never in place, so a hard link is a snapshot. torch.save and most
-# JSON writers reopen an existing file and would write through the link.
-_NEVER_REWRITTEN = {".safetensors"}
 _FICLONE = 0x40049409  # ioctl of linux/fs.h: share the blocks of a file (btrfs, xfs), copy on write
 
 
@@ -45,10 +42,7 @@ def size_of(source: Path) -> int:
 
 
 def _snapshot_file(source: Path, target: Path) -> None:
-    if source.suffix in _NEVER_REWRITTEN:
-        with contextlib.suppress(OSError):  # another file system, or one without hard links
-            os.link(os.path.realpath(source), target)
-            return
+    # Never a hard link: torch.save, shutil.copyfile and safetensors before 0.8 write into the file that is there.
     if not _reflink(source, target):
         shutil.copyfile(source, target)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tracking_callbacks._callbacks.description import Description
+from tracking_callbacks._callbacks.description import Description, telling_first
 from tracking_callbacks._values.conversion import flatten, to_jsonable
 from tracking_callbacks.huggingface.adapters import adapter_configs
 from tracking_callbacks.huggingface.base_model import base_model_of, hub_snapshot_of
@@ -21,6 +22,17 @@ _ONE_PARAM = frozenset({"id2label", "rank_pattern", "alpha_pattern"})
 _MIRROR_OF_ANOTHER = frozenset({"label2id"})
 
 
+# What tells two training runs apart first, see `telling_first`.
+_TELLING = (
+    *("base_model", "base_model_revision", "total_parameters", "trainable_parameters", "trainable_percent"),
+    *("trainable_ratio", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size"),
+    *("num_train_epochs", "max_steps", "lora.r", "lora.lora_alpha", "lora.lora_dropout", "lora.target_modules"),
+    *("lora.use_rslora", "lora.use_dora", "weight_decay", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "optim"),
+    *("max_grad_norm", "label_smoothing_factor", "seed", "bf16", "fp16", "model.model_type", "model.hidden_size"),
+    *("model.num_hidden_layers", "model.num_attention_heads", "model.vocab_size", "per_device_eval_batch_size"),
+)
+
+
 def describe(args: TrainingArguments, model: nn.Module) -> Description:
     """Return the arguments, model configuration and PEFT configuration of a training run, with secrets masked.
 
@@ -33,12 +45,16 @@ def describe(args: TrainingArguments, model: nn.Module) -> Description:
     if model_config := _as_mapping(getattr(model, "config", None)):
         documents["model_config.json"] = to_jsonable(model_config)
         params |= _flat(documents["model_config.json"], "model.")
+    adapted: dict[str, Any] = {}
     if adapters := {name: to_jsonable(config.to_dict()) for name, config in adapter_configs(model).items()}:
         documents["peft_config.json"] = adapters
         for adapter, config in adapters.items():
             peft_type = str(config["peft_type"]).lower()
-            params |= _flat(config, f"{peft_type}." if len(adapters) == 1 else f"{peft_type}.{adapter}.")
-    return Description(params=params | _base_model(model) | _sizes(model), documents=documents)
+            adapted |= _flat(config, f"{peft_type}." if len(adapters) == 1 else f"{peft_type}.{adapter}.")
+    changed = [name for name, default in _defaults(args).items() if getattr(args, name) != default]
+    telling = [*_TELLING, *(name for name in adapted if adapted[name]), *changed]
+    params |= adapted | _base_model(model) | _sizes(model)
+    return Description(params=telling_first(params, telling), documents=documents)
 
 
 def describe_search(args: TrainingArguments, varied: Container[str]) -> Description:
@@ -50,8 +66,13 @@ def describe_search(args: TrainingArguments, varied: Container[str]) -> Descript
     """
     arguments = {key: value for key, value in to_jsonable(_as_mapping(args)).items() if key not in varied}
     return Description(
-        params=_flat(arguments) | {"world_size": args.world_size}, documents={"training_args.json": arguments}
+        params=telling_first(_flat(arguments) | {"world_size": args.world_size}, _TELLING),
+        documents={"training_args.json": arguments},
     )
+
+
+def _defaults(args: TrainingArguments) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(args) if field.init}
 
 
 def _base_model(model: nn.Module) -> dict[str, Any]:

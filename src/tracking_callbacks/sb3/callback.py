@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import logging
 import math
+import numbers
 import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -24,8 +27,9 @@ from tracking_callbacks._callbacks.training_watch import watch_method
 from tracking_callbacks._episodes.returns import Returns, check_returns
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
+from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._writing.guard import never_in_the_way
-from tracking_callbacks.errors import ConfigError
+from tracking_callbacks.errors import ConfigError, MetricValueError
 from tracking_callbacks.flavors import sb3 as flavor
 from tracking_callbacks.sb3.episode_recorder import EpisodeRecorder
 from tracking_callbacks.sb3.evaluation import BestAgent, Evaluation, EvaluationWatch, evaluations_in
@@ -125,6 +129,13 @@ class MLflowSB3Callback(BaseCallback):
         # A list inside an EvalCallback sets the parent only after it has initialised its members.
         if parent is not None and getattr(self, "model", None) is not None:
             self._listen_to_parent()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of a copy what belongs to the training run of this object; a copy begins a new run."""
+        nothing = dict.fromkeys(("_learn_started", "_relay", "_writer", "_recorder"))
+        fresh = {"_training": False, "_watches": [], "_best": BestAgent(), "_last_evaluations": {}}
+        fresh |= {"locals": {}, "globals": {}}  # SB3's own variables, with modules that cannot be copied
+        return self.__dict__ | nothing | fresh
 
     # -- hooks ---------------------------------------------------------------------------------------------
 
@@ -293,7 +304,7 @@ class MLflowSB3Callback(BaseCallback):
             run.set_tags({"eval.left_out": f"episodes of the last evaluation without trading statistics: {reasons}"})
         self._last_evaluations[role] = (self.model.num_timesteps, evaluation)
         if role == "eval" and self.log_model == "best":
-            self._best.offer(self.model, evaluation.mean_reward)
+            self._best.offer(self.model, evaluation.mean_reward, run)
 
     def _log_last_evaluations(self) -> None:
         while self._last_evaluations and self.run is not None:
@@ -313,6 +324,8 @@ def _check_log_model(log_model: object) -> LogModel:
 
 
 def _check_periods(periods: object) -> float:
-    if isinstance(periods, bool) or not isinstance(periods, (int, float)) or not 0 < periods < math.inf:
-        raise ConfigError(f"periods_per_year: expected a positive number, got {periods!r}", setting="periods_per_year")
-    return periods
+    with contextlib.suppress(MetricValueError):
+        number = to_scalar("periods_per_year", periods)
+        if 0 < number < math.inf and not isinstance(periods, (bool, np.bool_)):
+            return int(number) if isinstance(periods, numbers.Integral) else number
+    raise ConfigError(f"periods_per_year: expected a positive number, got {periods!r}", setting="periods_per_year")

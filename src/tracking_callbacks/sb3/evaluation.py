@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -171,12 +170,12 @@ class BestAgent:
         assert self._folder is not None, "there was no evaluation"
         return self._folder / str(self.timestep)
 
-    def offer(self, model: BaseAlgorithm, mean_reward: float) -> None:
-        """Keep `model` as it is now if `mean_reward` is the highest so far; NaN never is."""
+    def offer(self, model: BaseAlgorithm, mean_reward: float, run: Run) -> None:
+        """Keep `model`, which trains in `run`, as it is now if `mean_reward` is the highest so far; NaN never is."""
         if math.isnan(mean_reward) or (self.mean_reward is not None and mean_reward <= self.mean_reward):
             return
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="tracking_callbacks-"))
+            self._folder = run.journal.root.scratch()
             weakref.finalize(self, _remove, self._folder, os.getpid())
         flavor.save_snapshot(model, self._folder / "new")
         before = self.mean_reward is not None and self.snapshot

@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from tracking_callbacks._callbacks.description import telling_first
 from tracking_callbacks._values.conversion import flatten, to_jsonable
 from tracking_callbacks._writing.guard import never_in_the_way
 
@@ -30,13 +31,21 @@ _ADDRESS = re.compile(r"(?:\w+\.|<locals>\.)*(?P<cls>\w+) object at 0x[0-9a-fA-F
 _INNERMOST = re.compile(r"<(?P<cls>\w+)(?:<(?P<id>[^<>\s]+)>| instance)>")
 
 
+# What tells two agents apart first, see `telling_first`.
+_TELLING = (
+    *("algorithm", "env.id", "total_timesteps", "learning_rate", "gamma", "batch_size", "n_steps", "n_envs", "policy"),
+    *("policy.net_arch", "policy.parameters", "policy.trainable_parameters", "seed", "n_epochs", "gae_lambda"),
+    *("ent_coef", "clip_range", "vf_coef", "buffer_size", "learning_starts", "train_freq", "gradient_steps", "tau"),
+)
+
+
 def describe(model: BaseAlgorithm) -> dict[str, Any]:
     """Return the params of a training run of `model` that begins now.
 
     A constant schedule becomes one value. Any other schedule becomes ``<name>.start`` and ``<name>.end``, its values at
     the start and at the end of the training run (progress remaining 1.0 and 0.0).
     """
-    return {
+    described = {
         "algorithm": type(model).__name__,
         "total_timesteps": model._total_timesteps,  # undocumented (SB3 2.9.2)
         "seed": model.seed,
@@ -45,6 +54,7 @@ def describe(model: BaseAlgorithm) -> dict[str, Any]:
         **_policy(model),
         **_environment(model),
     }
+    return telling_first(described, _TELLING)
 
 
 def _hyperparameters(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from tracking_callbacks._runs.run import Run
 from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._values.names import safe_name
 from tracking_callbacks._writing.guard import never_in_the_way
-from tracking_callbacks.errors import InvalidNameError, MetricValueError
+from tracking_callbacks.errors import InputError, InvalidNameError, MetricValueError
 
 __all__ = ["RunWriter"]
 
@@ -20,6 +20,16 @@ logger = logging.getLogger(__name__)
 
 _UPDATES = "train/"
 _UPDATE_COUNT = "train/n_updates"
+
+
+class SilentWriter(KVWriter):
+    """What a `RunWriter` becomes in a copy of its logger, for example that of an opponent in self-play."""
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class RunWriter(KVWriter):
@@ -53,7 +63,8 @@ class RunWriter(KVWriter):
         logger.output_formats[:] = [
             output
             for output in logger.output_formats
-            if not (isinstance(output, RunWriter) and output.learn_started != self.learn_started)
+            if not isinstance(output, SilentWriter)
+            and not (isinstance(output, RunWriter) and output.learn_started != self.learn_started)
         ]
         self._written = _updates(logger.name_to_value)  # by an earlier training run with the same logger
         logger.output_formats.append(self)
@@ -61,6 +72,10 @@ class RunWriter(KVWriter):
     def remove(self, logger: Logger) -> None:
         """Leave the outputs of `logger`."""
         logger.output_formats[:] = [output for output in logger.output_formats if output is not self]
+
+    def __reduce__(self) -> tuple[type[SilentWriter], tuple[()]]:
+        """Leave something inert in a copied or pickled logger: the run is that of the original."""
+        return SilentWriter, ()
 
     @never_in_the_way
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
@@ -111,13 +126,14 @@ class RunWriter(KVWriter):
         """Log the figures among `values`, and return the metrics; warn once about each other key."""
         metrics = {}
         for key, value in values.items():
-            if isinstance(value, Figure):
-                self.run.log_figure(value.figure, f"figures/{key}/{step:09d}.png")
-                continue
             try:
+                if isinstance(value, Figure):
+                    ending = "html" if hasattr(value.figure, "write_html") else "png"
+                    self.run.log_figure(value.figure, f"figures/{key}/{step:09d}.{ending}")
+                    continue
                 safe_name(key)
                 metrics[key] = to_scalar(key, value)
-            except (InvalidNameError, MetricValueError) as error:
+            except InputError as error:
                 if key not in self._skipped:
                     self._skipped.add(key)
                     logger.warning("%s; it is left out of the run", error)

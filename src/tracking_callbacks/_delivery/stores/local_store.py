@@ -7,9 +7,7 @@ store is therefore built under another name and then appears as a whole through 
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 import uuid
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -33,12 +31,12 @@ def ensure_sqlite_store(uri: str, artifact_root: str) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The lock only saves building the store eight times. The hard link makes it correct, even between containers with
-    # different temp folders.
-    digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
-    with FileLock(Path(tempfile.gettempdir()) / f"tracking_callbacks-{os.getuid()}-{digest}.lock"):
+    # The lock only saves building the store eight times. The hard link makes it correct.
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):
         if not path.exists():
             _build(path, artifact_root)
+        lock.unlink(missing_ok=True)  # who waits for it finds the store, and so does who makes another lock
 
 
 def _build(path: Path, artifact_root: str) -> None:
