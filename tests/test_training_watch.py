@@ -73,6 +73,15 @@ def test_the_method_looks_as_before() -> None:
     assert copy.deepcopy(Override()).fit(lambda: None) == "trained"
 
 
+def test_a_class_that_is_pickled_by_value_takes_its_method_along() -> None:
+    cloudpickle = pytest.importorskip("cloudpickle")
+    here: dict[str, type] = {"Framework": Framework}
+    exec("class Typed(Framework):\n    def fit(self, begin): return begin()", here | {"__name__": "__main__"}, here)
+    copied = cloudpickle.loads(cloudpickle.dumps(here["Typed"]))
+
+    assert copied().fit(current_call) is not None
+
+
 def test_an_exception_keeps_its_traceback_context_and_identity() -> None:
     error = ValueError("x")
     with pytest.raises(ValueError, match="x") as caught:

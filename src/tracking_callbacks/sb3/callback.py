@@ -137,6 +137,10 @@ class MLflowSB3Callback(BaseCallback):
         fresh |= {"locals": {}, "globals": {}}  # SB3's own variables, with modules that cannot be copied
         return self.__dict__ | nothing | fresh
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        watch_method(BaseAlgorithm, "learn")  # this may be another process
+
     # -- hooks ---------------------------------------------------------------------------------------------
 
     def _init_callback(self) -> None:
