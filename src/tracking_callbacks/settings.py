@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +25,17 @@ from tracking_callbacks._values.secrets import mask_uri
 from tracking_callbacks._values.store_uri import absolute_uri, check_uri
 from tracking_callbacks.errors import ConfigError
 
-__all__ = ["Delivery", "Recording", "Settings", "resolve_settings"]
+__all__ = ["Delivery", "Recording", "Settings", "is_switched_on", "resolve_settings"]
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
+EXPERIMENT_ID_VARIABLE = "MLFLOW_EXPERIMENT_ID"
 JOURNAL_VARIABLE = "TRACKING_CALLBACKS_JOURNAL"
 SYSTEM_METRICS_VARIABLE = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
+
+# Transformers' own callback knows the first one.
+DISABLING_VARIABLES = ("DISABLE_MLFLOW_INTEGRATION", "TRACKING_CALLBACKS_DISABLED")
 
 DEFAULT_EXPERIMENT = "Default"  # MLflow's own name for experiment 0
 JOURNAL_FOLDER = ".tracking_callbacks"
@@ -163,12 +168,15 @@ class Settings:
     Attributes:
         tracking_uri: Absolute, with its credentials; show `masked_uri` instead.
         registry_uri: URI of the model registry, where it is not the tracking store's own; with its credentials.
-        experiment_name: The experiment that new runs belong to.
+        experiment_name: The experiment that new runs belong to, or a label for it if only its id is known.
+        experiment_id: The store's id of the experiment, where the program has chosen one by ``mlflow.set_experiment``
+            or ``MLFLOW_EXPERIMENT_ID``.
         working_folder: Where MLflow resolves a local artifact root (``./mlruns``) of a database store.
         tags: Tags that every run of the tracker carries.
         config_file: Absolute path of the tracker's own config file.
         record: What runs record automatically; `config_files` are absolute paths.
         delivery: How runs are delivered; `journal_root` is an absolute path.
+        disabled: The environment has switched tracking off: runs accept everything and keep nothing.
     """
 
     tracking_uri: str = field(repr=False)
@@ -179,6 +187,8 @@ class Settings:
     config_file: Path | None
     record: Recording
     delivery: Delivery
+    experiment_id: str | None = None
+    disabled: bool = False
 
     @property
     def masked_uri(self) -> str:
@@ -231,16 +241,24 @@ def resolve_settings(
     name = _chosen("experiment_name", EXPERIMENT_VARIABLE, environ, given.experiment_name, in_file.experiment_name)
     resolved_uri = _default_store(project) if uri is None else absolute_uri(check_uri(uri, "tracking_uri"))
     resolved_registry = None if registry is None else absolute_uri(check_uri(registry, "registry_uri"))
+    experiment_id = _chosen_experiment_id(environ, resolved_uri) if name is None else None
     return Settings(
         tracking_uri=resolved_uri,
         registry_uri=None if resolved_registry == resolved_uri else resolved_registry,
-        experiment_name=name or DEFAULT_EXPERIMENT,
+        experiment_name=name or (f"(id {experiment_id})" if experiment_id else DEFAULT_EXPERIMENT),
         working_folder=project if uri is None else Path.cwd(),
         tags={key: str(value) for key, value in (given.tags or in_file.tags or {}).items()},
         config_file=None if config is None else Path(os.path.abspath(config)),
         record=_resolve_recording(given.record, in_file.record, environ),
         delivery=_resolve_delivery(given.delivery, in_file.delivery, project, environ),
+        experiment_id=experiment_id,
+        disabled=any(is_switched_on(variable, environ) for variable in DISABLING_VARIABLES),
     )
+
+
+def is_switched_on(variable: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether an environment variable holds ``true``, ``1``, ``yes`` or ``on``, in any case."""
+    return environ.get(variable, "").strip().lower() in ("true", "1", "yes", "on")
 
 
 def project_root(start: Path) -> Path:
@@ -257,7 +275,7 @@ def project_root(start: Path) -> Path:
 def _chosen(name: str, variable: str, environ: Mapping[str, str], *given: Any) -> str | None:
     """Return the value of a setting that an environment variable can override; None where nothing gives it."""
     value = next((str(one) for one in given if one is not None), None)
-    override = environ.get(variable)
+    override = environ.get(variable, "").strip()  # secrets and .env files often end in a line feed
     if not override:
         return value
     if value is not None and value != override:
@@ -266,9 +284,28 @@ def _chosen(name: str, variable: str, environ: Mapping[str, str], *given: Any) -
     return override
 
 
+def _chosen_experiment_id(environ: Mapping[str, str], tracking_uri: str) -> str | None:
+    """Return the id of the experiment that ``mlflow.start_run`` would use at this store, if one was chosen by id."""
+    # ``mlflow.set_experiment`` sets the variable too.
+    fluent = sys.modules.get("mlflow.tracking.fluent")
+    active = getattr(fluent, "_active_experiment_id", None)  # undocumented (MLflow 3.17.2)
+    chosen = active or environ.get(EXPERIMENT_ID_VARIABLE, "").strip() or None
+    mlflow = sys.modules.get("mlflow")
+    if active is None or mlflow is None:
+        return chosen
+    there = absolute_uri(mlflow.get_tracking_uri())
+    if there == tracking_uri:
+        return chosen
+    logger.warning(
+        "mlflow.set_experiment has chosen an experiment at %s; runs go to %s, where its id means nothing",
+        *(mask_uri(there), mask_uri(tracking_uri)),
+    )
+    return None
+
+
 def _resolve_recording(given: bool | Recording | None, in_file: bool | Recording | None, environ: Any) -> Recording:
     # As mlflow.start_run does it: the variable counts where nothing was said.
-    sampled = environ.get(SYSTEM_METRICS_VARIABLE, "").lower() in ("true", "1")
+    sampled = is_switched_on(SYSTEM_METRICS_VARIABLE, environ)
     default = msgspec.structs.replace(_EVERYTHING, system_metrics=sampled)
     groups: list[Recording] = []
     for group in (given, in_file, True):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from mlflow import MlflowClient
 from peft import PeftModel
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
+from transformers.integrations import MLflowCallback
 
 from huggingface.reading import artifacts, finished_run, points, runs_of
 from tracking_callbacks import ConfigError, Delivery, MLflowTracker
@@ -351,12 +352,107 @@ def test_wrong_configuration_raises_at_construction(arguments: dict[str, Any], m
         MLflowTrainerCallback(**arguments)
 
 
-def test_naming_mlflow_in_report_to_causes_a_warning(
-    tracker: MLflowTracker, make_trainer: TrainerFactory, full_model: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    callback = MLflowTrainerCallback(tracker, log_model=False)
-    trainer = make_trainer(full_model, callback)
-    trainer.args.report_to = ["mlflow"]
-    trainer.train()
+@pytest.fixture
+def mlflow_here(server, tracker: MLflowTracker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """MLflow with the store and experiment of the tracker, for callbacks that are not ours."""
+    import mlflow
 
-    assert "report_to names 'mlflow' too" in caplog.text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tracker.settings.experiment_name)
+    yield mlflow
+    mlflow.end_run()
+
+
+@pytest.mark.parametrize("named", ["report_to", "report_to, ours added", "added", "autolog before", "autolog after"])
+def test_transformers_own_callback_is_taken_out_however_it_was_named(
+    tracker: MLflowTracker,
+    client: MlflowClient,
+    make_trainer: TrainerFactory,
+    full_model: Any,
+    mlflow_here: Any,
+    caplog: pytest.LogCaptureFixture,
+    named: str,
+) -> None:
+    if named == "autolog before":
+        mlflow_here.transformers.autolog()
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    trainer = make_trainer(full_model, callback, report_to="mlflow" if "report_to" in named else "none")
+    if named == "report_to, ours added":
+        trainer.remove_callback(callback)
+        trainer.add_callback(MLflowCallback)
+        trainer.add_callback(callback)
+    if named == "added":
+        trainer.add_callback(MLflowCallback())
+    if named == "autolog after":
+        mlflow_here.transformers.autolog()
+    try:
+        trainer.evaluate()
+        trainer.train()
+    finally:
+        mlflow_here.transformers.autolog(disable=True)
+    run = finished_run(callback)
+
+    (only,) = runs_of(client, tracker)
+    assert only.info.run_id == run.run_id
+    assert {"train/loss", "eval/loss"} <= only.data.metrics.keys()
+    assert not {"loss", "eval_loss"} & only.data.metrics.keys()
+    assert sum("is taken out" in record.message for record in caplog.records) == 1
+
+
+def test_folds_in_one_run_of_the_user_are_nested_runs(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
+) -> None:
+    callbacks = []
+    with tracker.start_run("cross-validation") as outer:
+        for _ in range(2):
+            callbacks.append(MLflowTrainerCallback(tracker, log_model=False, run_name="fold"))
+            trainer = make_trainer(full_model, callbacks[-1])
+            trainer.evaluate()
+            trainer.train()
+    first, second = (finished_run(callback) for callback in callbacks)
+
+    assert first is outer
+    stored = client.get_run(second.run_id)
+    assert (stored.info.status, stored.data.tags["mlflow.parentRunId"]) == ("FINISHED", outer.run_id)
+    assert [point.step for point in client.get_metric_history(outer.run_id, "train/loss")] == [2, 4, 6]
+    assert [point.step for point in client.get_metric_history(second.run_id, "train/loss")] == [2, 4, 6]
+
+
+def test_a_bad_value_in_the_environment_is_raised_before_the_first_step(
+    make_trainer: TrainerFactory, full_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
+    trainer = make_trainer(full_model, MLflowTrainerCallback(log_model=False))
+    with pytest.raises(ConfigError, match="tracking_uri: expected a scheme"):
+        trainer.train()
+
+    assert trainer.state.global_step == 0
+
+
+def test_the_environment_switches_the_callback_off(
+    make_trainer: TrainerFactory, full_model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DISABLE_MLFLOW_INTEGRATION", "1")
+    monkeypatch.setenv("TRACKING_CALLBACKS_JOURNAL", str(tmp_path / "journal"))
+    trainer = make_trainer(full_model, MLflowTrainerCallback(registered_model_name="never"), save_strategy="epoch")
+    trainer.train()
+    trainer.evaluate()
+
+    assert trainer.state.global_step == 6
+    assert not (tmp_path / "journal").exists()
+
+
+def test_the_variable_of_transformers_callback_logs_every_checkpoint(
+    tracker: MLflowTracker,
+    client: MlflowClient,
+    make_trainer: TrainerFactory,
+    full_model: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_MLFLOW_LOG_ARTIFACTS", "TRUE")
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    make_trainer(full_model, callback, save_strategy="steps", save_steps=3).train()
+    run = finished_run(callback)
+
+    found = {entry.path for entry in client.list_artifacts(run.run_id, "checkpoints")}
+    assert found == {"checkpoints/checkpoint-3", "checkpoints/checkpoint-6"}

@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from tracking_callbacks import Delivery, MLflowTracker
+from tracking_callbacks import ConfigError, Delivery, MLflowTracker
 from tracking_callbacks.flavors import sb3 as flavor
 from tracking_callbacks.sb3 import MLflowSB3Callback
 
@@ -196,11 +196,21 @@ def test_the_zoos_yaml_builds_a_callback_that_logs_once(store: Store) -> None:
     assert len(store.points(callback.run, "train/n_updates")) == 1
 
 
-def test_each_learn_whose_run_cannot_be_opened_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bad_value_in_the_environment_is_raised_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
-    callback = MLflowSB3Callback()
+    agent = PPO("MlpPolicy", Market(), **TINY)
+    with pytest.raises(ConfigError, match="tracking_uri: expected a scheme"):
+        agent.learn(64, callback=MLflowSB3Callback())
+
+    assert agent.num_timesteps == 0
+
+
+def test_each_learn_whose_run_cannot_be_opened_says_so_once(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(MLflowTracker):
+        def start_run(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("no run today")
+
+    callback = MLflowSB3Callback(Broken(store.tracker.settings.tracking_uri))
     agent = PPO("MlpPolicy", Market(), **TINY)
     heard = []
     for _ in range(2):

@@ -13,13 +13,18 @@ from tracking_callbacks._journal.records import Status
 from tracking_callbacks._runs.run import Run, active_runs
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._writing.guard import never_in_the_way
-from tracking_callbacks.settings import Settings
+from tracking_callbacks.settings import Settings, is_switched_on
 
 __all__ = ["CallbackRun", "run_key_from", "run_reference"]
 
 logger = logging.getLogger(__name__)
 
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
+NESTED_VARIABLE = "MLFLOW_NESTED_RUN"
+
+# Runs of the user, by key or id, that a training run of this process has written to. The next one becomes a nested run,
+# so that the folds of a cross-validation are not poured into one run.
+_trained_in: set[str] = set()
 
 
 def run_reference(run: Run) -> dict[str, str]:
@@ -59,7 +64,8 @@ class CallbackRun:
     """The run of one callback: found or started at the first training event, ended when training ends.
 
     A run that the user started is joined and never ended: a ``with tracker.start_run()`` block, an active
-    ``mlflow.start_run()``, or ``MLFLOW_RUN_ID``. Every other run belongs to the callback.
+    ``mlflow.start_run()``, or ``MLFLOW_RUN_ID``. A second training run in it has a run of its own, nested under it, and
+    so has every one with ``MLFLOW_NESTED_RUN``. Every run that is not joined belongs to the callback.
 
     Training that begins inside a watched call (see `training_watch`) ends with that call at the latest: FAILED with the
     exception, KILLED after an interruption or by a pruned trial.
@@ -117,11 +123,13 @@ class CallbackRun:
         if run is None or not self._may_continue(run, resume_key, continues):
             if run is not None and not self._trained and not self._user_owns(run):
                 run.end()  # an evaluation opened it, and training uses another
-            run = self._join() or self._start(resume_key, at_step)
+            run = self._join(resume_key, training=True) or self._start(resume_key, at_step)
         elif run.ended:
             run.reopen(at_step=at_step)
             if run is self._borrowed:  # the user's block has ended it: from now on the callback does
                 self._borrowed = None
+        if self._user_owns(run):
+            _trained_in.add(_identity(run))
         run.status_at_exit = "KILLED"
         self.run = run
         self.training = self._trained = True
@@ -174,10 +182,21 @@ class CallbackRun:
         """The settings of the runs that the callback starts."""
         return self._tracker().settings
 
+    def check_settings(self) -> None:
+        """Raise what is wrong with the settings, if the tracker was not built by the user and so checked before.
+
+        Raises:
+            ConfigError: A value of the environment cannot be used.
+        """
+        self._tracker()
+
     def _may_continue(self, run: Run, resume_key: str | None, continues: bool) -> bool:
         if resume_key is not None:
             return run.run_key == resume_key
-        return continues or not self._trained or run in active_runs.get()
+        if continues:
+            return True
+        opened_by_evaluation = not self._trained
+        return opened_by_evaluation and not (self._user_owns(run) and self._must_nest(_identity(run)))
 
     @never_in_the_way
     def _on_call_end(self, error: BaseException | None) -> None:
@@ -217,20 +236,38 @@ class CallbackRun:
     def _user_owns(self, run: Run) -> bool:
         return run.joined or run is self._borrowed
 
-    def _join(self) -> Run | None:
+    def _join(self, resume_key: str | None = None, *, training: bool = False) -> Run | None:
+        """Return the run that the user has started, or one nested under it where a training run needs its own."""
         entered = [run for run in active_runs.get() if self.tracker is None or run.settings == self.tracker.settings]
         if entered:
-            self._borrowed = entered[-1]
-            return self._borrowed
-        if run_id := os.environ.get(RUN_ID_VARIABLE):
-            return self._tracker().join_run(run_id)
+            active = entered[-1]
+            if training and active.run_key != resume_key and self._must_nest(active.run_key):
+                return MLflowTracker.of(active).start_run(self._run_name, tags=self._tags, parent=active)
+            self._borrowed = active
+            return active
+        found = self._active_at_server()
+        if found is None:
+            return None
+        there, run_id = found
+        if training and self._must_nest(run_id):
+            return there.start_run(self._run_name, tags=self._tags, parent=run_id)
+        return there.join_run(run_id)
+
+    def _active_at_server(self) -> tuple[MLflowTracker, str] | None:
+        """Return the id of the run that another program or ``mlflow.start_run`` has started, and where it lives."""
+        if run_id := os.environ.get(RUN_ID_VARIABLE, "").strip():
+            return self._tracker(), run_id
         mlflow = sys.modules.get("mlflow")
         active = mlflow.active_run() if mlflow is not None and hasattr(mlflow, "active_run") else None
         if active is None or mlflow is None:
             return None
         # The active run lives at mlflow's own URI, which may differ from ours.
-        there = self._tracker().at(mlflow.get_tracking_uri())
-        return there.join_run(active.info.run_id)
+        there = self._tracker().at(mlflow.get_tracking_uri(), experiment_id=active.info.experiment_id)
+        return there, active.info.run_id
+
+    @staticmethod
+    def _must_nest(identity: str) -> bool:
+        return identity in _trained_in or is_switched_on(NESTED_VARIABLE)
 
     def _start(self, resume_key: str | None = None, at_step: int | None = None) -> Run:
         if resume_key is not None:
@@ -241,3 +278,8 @@ class CallbackRun:
         if self.tracker is None:
             self.tracker = MLflowTracker()
         return self.tracker
+
+
+def _identity(run: Run) -> str:
+    """Return what a run of the user is known by: its id where it was joined, its key where it was entered."""
+    return (run.journal.known_run_id() or run.run_key) if run.joined else run.run_key

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +14,10 @@ from tracking_callbacks._runs.run import Run
 from tracking_callbacks._values.names import safe_name
 
 __all__ = ["Description", "evaluation_folder", "log_description", "role_name", "tag_framework", "telling_first"]
+
+logger = logging.getLogger(__name__)
+
+MAX_PARAMS_VARIABLE = "MLFLOW_MAX_LOG_PARAMS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +56,12 @@ def telling_first(params: Mapping[str, Any], telling: Sequence[str]) -> dict[str
 
 
 def log_description(run: Run, description: Description) -> None:
-    """Log the params, and the documents under ``config/``."""
-    run.log_params(description.params)
+    """Log the params, at most ``MLFLOW_MAX_LOG_PARAMS`` of them, and the documents under ``config/``."""
+    params = dict(description.params)
+    if (limit := _params_limit()) is not None and limit < len(params):
+        logger.info("%s: logging the first %d of %d params", MAX_PARAMS_VARIABLE, limit, len(params))
+        params = dict(itertools.islice(params.items(), limit))
+    run.log_params(params)
     for name, document in description.documents.items():
         run.record("config", lambda name=name, document=document: run.log_dict(document, f"config/{name}"))  # type: ignore[misc]
 
@@ -73,3 +85,18 @@ def role_name(role: str) -> str:
 def evaluation_folder(role: str, step: int) -> str:
     """Return the folder among the artifacts that the reports of one evaluation go to."""
     return f"evaluation/{role_name(role)}/step-{step}"
+
+
+def _params_limit() -> int | None:
+    text = os.environ.get(MAX_PARAMS_VARIABLE, "").strip()
+    if not text:
+        return None
+    if not text.isdecimal():
+        _warn_of_limit(text)
+        return None
+    return int(text)
+
+
+@functools.cache
+def _warn_of_limit(text: str) -> None:
+    logger.warning("%s: expected a number, 0 or more, got %r; it is ignored", MAX_PARAMS_VARIABLE, text)

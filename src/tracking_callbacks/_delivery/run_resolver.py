@@ -36,7 +36,7 @@ class RunResolver:
             state.run_id = opened.run_id
             return
         if state.experiment_id is None:
-            state.experiment_id = self._store.experiment_id(opened.experiment)
+            state.experiment_id = self._experiment_id(opened)
         experiment_id = state.experiment_id
         tags = dict(opened.tags) | {RUN_KEY_TAG: opened.run_key, SESSION_TAG: str(opened.session)}
         if parent_id := self._parent_id(opened):
@@ -59,13 +59,18 @@ class RunResolver:
             if run_id != state.run_id:
                 self._store.delete_run(run_id)
 
+    def _experiment_id(self, opened: SessionOpened) -> str:
+        if opened.experiment_id is not None:
+            return self._store.check_experiment(opened.experiment_id)
+        return self._store.experiment_id(opened.experiment)
+
     def _parent_id(self, opened: SessionOpened) -> str | None:
         if opened.parent_id is not None or opened.parent_key is None:
             return opened.parent_id
         parent = self._root.run(opened.parent_key).read_state() or self._root.final_state(opened.parent_key)
         if parent is not None and parent.run_id is not None:
             return parent.run_id
-        experiment_id = self._store.experiment_id(opened.experiment)
+        experiment_id = self._experiment_id(opened)
         found = self._store.find_runs(experiment_id, opened.parent_key)
         if found:
             return found[0]

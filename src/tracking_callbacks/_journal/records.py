@@ -74,6 +74,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
         parent_key: Key of the parent run, if this package created that.
         system_metrics: Sample this machine's system metrics for as long as the session lasts.
         resumed_at: Training step that a resumed session continues from, where it is known.
+        experiment_id: The store's id of the experiment. Where it is given, `experiment` is only a label.
     """
 
     run_key: str
@@ -91,6 +92,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     resumed: bool = False
     system_metrics: bool = False
     resumed_at: int | None = None
+    experiment_id: str | None = None
 
 
 class Params(msgspec.Struct, frozen=True, array_like=True, tag="params"):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import weakref
+from collections.abc import Iterable
+from types import CodeType, FrameType
 from typing import Protocol
 
 from tracking_callbacks._writing.flushing import drain_at_exit
 from tracking_callbacks._writing.report import DeliveryReport
 from tracking_callbacks._writing.session import RunJournal
 
-__all__ = ["ExitingRun", "register", "uncaught_error"]
+__all__ = ["ExitingRun", "modules_on_stack", "register", "uncaught_error"]
 
 
 class ExitingRun(Protocol):
@@ -32,18 +35,37 @@ _runs: list[ExitingRun] = []
 _registered_pids: set[int] = set()
 
 
-def uncaught_error() -> BaseException | None:
-    """Return the exception that ends this program, None if none does.
+def modules_on_stack() -> list[weakref.ref[CodeType]]:
+    """Return the modules, and cells of a notebook, that this thread is executing."""
+    found = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "<module>":
+            found.append(weakref.ref(frame.f_code))
+        frame = frame.f_back
+    return found
 
-    The interpreter sets ``sys.last_exc`` before it calls ``sys.excepthook``, so no hook of the user's is replaced. A
-    child of `multiprocessing` exits while it handles the exception. In a notebook or an interactive session, the last
-    exception is that of some statement: the program goes on, and the exception says nothing about a run.
+
+def uncaught_error(modules: Iterable[weakref.ref[CodeType]]) -> BaseException | None:
+    """Return the exception that ends what began a run, None if there is none.
+
+    The interpreter sets ``sys.last_exc`` before it calls ``sys.excepthook``, and IPython does the same for a cell, so
+    no hook of the user's is replaced. A child of `multiprocessing` exits while it handles the exception.
+
+    Args:
+        modules: What `modules_on_stack` returned when the run began. An exception that passed through none of them is
+            that of another cell, and says nothing about the run.
     """
     if (handled := sys.exception()) is not None and _in_multiprocessing_child():
         return handled
-    if hasattr(sys, "ps1"):  # interactive; IPython sets it too
-        return None
-    return getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    error: BaseException | None = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    codes = {code() for code in modules} - {None}
+    trace = error.__traceback__ if error is not None else None
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return error
+        trace = trace.tb_next
+    return None
 
 
 def register(run: ExitingRun) -> None:

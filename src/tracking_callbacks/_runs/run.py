@@ -30,12 +30,19 @@ from tracking_callbacks._values.conversion import (
     to_scalar,
     to_step,
 )
-from tracking_callbacks._values.names import SafeNames, artifact_place, check_model_name, check_registration, safe_name
+from tracking_callbacks._values.names import (
+    SafeNames,
+    artifact_place,
+    check_logged_model_name,
+    check_registration,
+    safe_name,
+)
 from tracking_callbacks._values.secrets import mask_text
 from tracking_callbacks._writing.flushing import wait_for_delivery
 from tracking_callbacks._writing.launch import DeliveryLauncher
 from tracking_callbacks._writing.report import DeliveryReport
 from tracking_callbacks._writing.session import RunJournal
+from tracking_callbacks._writing.silent import SilentJournal
 from tracking_callbacks._writing.snapshots import size_of, snapshot
 from tracking_callbacks.errors import InputError, InvalidNameError, TrackingError
 from tracking_callbacks.settings import Settings
@@ -78,14 +85,18 @@ class Run:
     ) -> None:
         self.run_key = opened.run_key
         self.settings = settings
-        self.journal = RunJournal(settings, root, launcher, opened, on_open=lambda: exits.register(self))
+        self.journal: RunJournal
+        if settings.disabled:
+            self.journal = SilentJournal(settings, opened)
+        else:
+            self.journal = RunJournal(settings, root, launcher, opened, on_open=lambda: exits.register(self))
         self.joined = opened.intent == "join"
         self.ended = False
         self.status_at_exit: records.Status = "KILLED"
         self._metric_names, self._param_names, self._tag_names = SafeNames(), SafeNames(), SafeNames()
         self._checkpoints = WaitingCheckpoints(settings.delivery.max_checkpoint_bytes)
         self._lock = threading.RLock()
-        self._error_before = exits.uncaught_error()
+        self._modules = exits.modules_on_stack()
         self._contents = ContentsRecorder(settings, self.journal, opened)
 
     # -- what can be logged ------------------------------------------------------------------------------------------
@@ -447,7 +458,7 @@ class Run:
         with self._lock:
             if self.ended:
                 self.ended = False
-                self._error_before = exits.uncaught_error()
+                self._modules = exits.modules_on_stack()
                 self.journal.reopen("join" if self.joined else "own", at_step=at_step)
                 self._contents.reopen()
 
@@ -457,8 +468,8 @@ class Run:
         Args:
             otherwise: The status where no exception ends the program.
         """
-        error = exits.uncaught_error()
-        if error is None or error is self._error_before:
+        error = exits.uncaught_error(self._modules)
+        if error is None:
             self.end(otherwise)
         else:
             self.fail(error)
@@ -561,7 +572,7 @@ def _model_record(
     if aliases and registered_model_name is None:
         raise InputError(f"log_model: aliases {aliases!r} need a registered_model_name")
     checked = check_registration(registered_model_name, aliases)
-    check_model_name(name, "name")
+    check_logged_model_name(name, "name")
     texts = {safe_name(key): entry_text(key, value) for key, value in (tags or {}).items()}
 
     def record(staged: str) -> records.Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking_callbacks._contents.entry_point import origin_tags
+from tracking_callbacks._journal.layout import JournalRoot
 from tracking_callbacks._journal.owner import current_owner
 from tracking_callbacks._journal.records import Intent, SessionOpened
 from tracking_callbacks._runs.run import Run, active_runs
@@ -22,14 +24,15 @@ from tracking_callbacks._values.secrets import mask_text
 from tracking_callbacks._values.store_uri import absolute_uri
 from tracking_callbacks._writing.launch import launcher_for
 from tracking_callbacks._writing.session import writable_root
-from tracking_callbacks.errors import ConfigError, InputError
-from tracking_callbacks.settings import Delivery, Recording, Settings, resolve_settings
+from tracking_callbacks.errors import InputError
+from tracking_callbacks.settings import DISABLING_VARIABLES, Delivery, Recording, Settings, resolve_settings
 
 __all__ = ["MLflowTracker"]
 
 logger = logging.getLogger(__name__)
 
 TAGS_VARIABLE = "MLFLOW_TAGS"
+RUN_NAME_VARIABLE = "MLFLOW_RUN_NAME"
 
 
 class MLflowTracker:
@@ -40,7 +43,8 @@ class MLflowTracker:
             ``MLFLOW_TRACKING_URI`` takes precedence. Without either, and without one in `config`, it is MLflow's own
             local default at the project root (the nearest parent folder with ``.git`` or ``pyproject.toml``).
         experiment_name: Experiment of new runs, created where it does not exist; ``MLFLOW_EXPERIMENT_NAME`` takes
-            precedence.
+            precedence. Without either, and without one in `config`, it is the one that ``mlflow.set_experiment`` or
+            ``MLFLOW_EXPERIMENT_ID`` has chosen, as in ``mlflow.start_run``.
         config: Path of a YAML file with these arguments by name, `record` and `delivery` as mappings;
             ``default_experiment_name`` is the experiment. An argument takes precedence over the file, field by field.
         registry_uri: The model registry, where it is not the store's own; ``MLFLOW_REGISTRY_URI`` takes precedence.
@@ -80,10 +84,21 @@ class MLflowTracker:
         """Return a tracker on the store and experiment of `run`, with all settings that it was started with."""
         return cls._with(run.settings)
 
-    def at(self, tracking_uri: str) -> MLflowTracker:
-        """Return a tracker with all settings of this one but the store, whatever the environment says of that."""
+    def at(self, tracking_uri: str, *, experiment_id: str | None = None) -> MLflowTracker:
+        """Return a tracker with all settings of this one but the store, whatever the environment says of that.
+
+        Args:
+            tracking_uri: The store.
+            experiment_id: The store's id of the experiment of new runs; None means the experiment of this tracker's
+                name.
+        """
         return self._with(
-            dataclasses.replace(self.settings, tracking_uri=absolute_uri(tracking_uri), working_folder=Path.cwd())
+            dataclasses.replace(
+                self.settings,
+                tracking_uri=absolute_uri(tracking_uri),
+                working_folder=Path.cwd(),
+                experiment_id=experiment_id,
+            )
         )
 
     @classmethod
@@ -106,7 +121,7 @@ class MLflowTracker:
         is never ended is KILLED (FAILED after an uncaught exception) when the interpreter exits.
 
         Args:
-            run_name: Shown in the UI; without one MLflow makes one up.
+            run_name: Shown in the UI. None means ``MLFLOW_RUN_NAME``, and without that MLflow makes one up.
             tags: Tags of this run, over the tracker's.
             parent: The run, or the id of the run, that this one is nested under.
             run_id: Continue this run instead of making one.
@@ -160,6 +175,8 @@ class MLflowTracker:
             raise InputError(f"parent: expected a Run or the id of one, got {parent!r} ({type(parent).__name__})")
         settings = self.settings
         known = resumed or run_id is not None
+        if run_name is None and not known:
+            run_name = os.environ.get(RUN_NAME_VARIABLE) or None
         given = {} if known else origin_tags() | _environment_tags() | dict(settings.tags)
         given |= tags or {}
         now = time.time_ns()
@@ -178,8 +195,12 @@ class MLflowTracker:
             resumed=known,
             system_metrics=settings.record.system_metrics and intent == "own",
             resumed_at=resumed_at,
+            experiment_id=settings.experiment_id,
             **lineage,
         )
+        if settings.disabled:
+            _say_disabled()
+            return Run(settings, JournalRoot(settings.journal_root), None, opened=opened)
         root = writable_root(settings.journal_root)
         launcher = None if settings.delivery.offline else launcher_for(settings, root.path)
         return Run(settings, root, launcher, opened=opened)
@@ -195,8 +216,19 @@ def _environment_tags() -> dict[str, str]:
         return {}
     try:
         tags = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         tags = None
     if not isinstance(tags, dict):
-        raise ConfigError(f"{TAGS_VARIABLE}: expected a JSON object, got {mask_text(text)!r}", setting=TAGS_VARIABLE)
-    return {str(key): str(value) for key, value in tags.items()}
+        _warn_of_tags(text)
+        return {}
+    return {key: str(value) for key, value in tags.items() if key.strip()}
+
+
+@functools.cache
+def _say_disabled() -> None:
+    logger.info("tracking is switched off by %s: nothing is recorded", " or ".join(DISABLING_VARIABLES))
+
+
+@functools.cache
+def _warn_of_tags(text: str) -> None:
+    logger.warning("%s: expected a JSON object, got %r; it is ignored", TAGS_VARIABLE, mask_text(text))

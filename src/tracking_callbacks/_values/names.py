@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
@@ -13,7 +14,8 @@ __all__ = [
     "SafeNames",
     "artifact_place",
     "check_aliases",
-    "check_model_name",
+    "check_logged_model_name",
+    "check_registered_model_name",
     "check_registration",
     "distinct_name",
     "safe_name",
@@ -91,8 +93,24 @@ def check_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
     return checked
 
 
-def check_model_name(name: str, setting: str) -> str:
-    """Return `name`, the name of a logged or registered model, unchanged.
+def check_registered_model_name(name: str, setting: str) -> str:
+    """Return `name`, the name of a registered model, unchanged.
+
+    The rule is that of ``mlflow.utils.validation._validate_model_name`` (3.17), which a test compares it with. Dots are
+    allowed: ``llama-3.1-8b``, and ``catalog.schema.model`` in Unity Catalog.
+
+    Raises:
+        ConfigError: It is empty, holds ``/`` or ``:``, or begins with two dots.
+    """
+    if not isinstance(name, str) or not name.strip() or any(character in name for character in "/:"):
+        raise ConfigError(f"{setting}: expected a name without / and :, got {name!r}", setting=setting)
+    if posixpath.normpath(name) != name or name == "." or name.startswith(".."):
+        raise ConfigError(f"{setting}: expected a name that does not read as a path, got {name!r}", setting=setting)
+    return name
+
+
+def check_logged_model_name(name: str, setting: str) -> str:
+    """Return `name`, the name of a logged model, unchanged.
 
     Raises:
         ConfigError: It is empty, or holds ``/``, ``:`` or another character that MLflow reserves for model URIs.
@@ -110,7 +128,7 @@ def check_registration(registered_model_name: str | None, aliases: Iterable[str]
     """
     checked = check_aliases(aliases)
     if registered_model_name is not None:
-        check_model_name(registered_model_name, "registered_model_name")
+        check_registered_model_name(registered_model_name, "registered_model_name")
     elif checked:
         raise ConfigError(f"aliases: {checked!r} need a registered_model_name", setting="aliases")
     return checked

@@ -14,6 +14,8 @@ __all__ = ["absolute_uri", "check_uri"]
 
 _DATABASE_SCHEMES = {"sqlite", "mysql", "postgresql", "mssql"}
 _MLFLOW_SCHEMES = {"http", "https", "file", "databricks", "databricks-uc", "uc"} | _DATABASE_SCHEMES
+# Plugins that bring a scheme, and the package that usually has them.
+_PLUGIN_PACKAGES = {"azureml": "azureml-mlflow", "arn": "sagemaker-mlflow"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?=:)")
 
 
@@ -35,14 +37,20 @@ def check_uri(uri: str, setting: str) -> str:
     if scheme is None:
         return uri  # a folder, or the plain word "databricks"
     base = scheme.split("+")[0]
-    if base not in _MLFLOW_SCHEMES and base not in _plugin_schemes():
-        raise malformed(f"a scheme that MLflow knows ({', '.join(sorted(_MLFLOW_SCHEMES))}) or a folder")
+    known = base in _DATABASE_SCHEMES or scheme in _MLFLOW_SCHEMES
+    if not known and scheme not in _plugin_schemes():
+        if package := _PLUGIN_PACKAGES.get(scheme):
+            raise malformed(f"an installed MLflow plugin for {scheme}:, which the package {package} brings")
+        raise malformed(
+            f"a scheme that MLflow knows ({', '.join(sorted(_MLFLOW_SCHEMES))}), one that an installed plugin brings "
+            "(an entry point of the group mlflow.tracking_store), or a folder"
+        )
     try:
         parts = urlsplit(uri)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise malformed(f"a well-formed URI ({error})") from error
-    if base in ("http", "https") and not host:
+    if scheme in ("http", "https") and not host:
         raise malformed(f"a host after {scheme}://")
     if base in _DATABASE_SCHEMES and "://" not in uri:
         raise malformed(f"{scheme}:// and a database")
@@ -67,7 +75,7 @@ def _scheme_of(uri: str) -> str | None:
 def _plugin_schemes() -> set[str]:
     from importlib.metadata import entry_points
 
-    return {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+    return {entry.name.lower() for entry in entry_points(group="mlflow.tracking_store")}
 
 
 def _sqlite_path(uri: str) -> str:

@@ -280,6 +280,7 @@ class RunJournal:
                     resumed=True,
                     system_metrics=self._opened.system_metrics and intent == "own",
                     resumed_at=at_step,
+                    experiment_id=self._opened.experiment_id,
                 )
             )
 

@@ -29,6 +29,7 @@ from tracking_callbacks.huggingface.metric_names import evaluation_prefix, group
 from tracking_callbacks.huggingface.params import describe, describe_search
 from tracking_callbacks.huggingface.saving import ModelForm, check_choice, choose_form, processor_of, save_mlmodel
 from tracking_callbacks.huggingface.trainer_datasets import log_dataset_of
+from tracking_callbacks.settings import is_switched_on
 
 __all__ = ["MLflowTrainerCallback"]
 
@@ -36,6 +37,7 @@ Hook = TypeVar("Hook", bound=Callable[..., None])
 
 logger = logging.getLogger(__name__)
 
+LOG_CHECKPOINTS_VARIABLE = "HF_MLFLOW_LOG_ARTIFACTS"  # of transformers' own callback
 STATE_KEY = "tracking_callbacks"  # in TrainerState.stateful_callbacks, and so in every checkpoint
 SUMMARY_KEY = "total_flos"  # only the summary at the end of training has it
 
@@ -75,7 +77,8 @@ class MLflowTrainerCallback(TrainerCallback):
             loads back anywhere, else merged, and full without PEFT; False: not at all.
         registered_model_name: Name in the model registry; None registers nothing.
         aliases: Aliases that the registered version takes over.
-        log_checkpoints: Log every checkpoint that ``Trainer`` saves, as ``checkpoints/checkpoint-<step>``.
+        log_checkpoints: Log every checkpoint that ``Trainer`` saves, as ``checkpoints/checkpoint-<step>``;
+            ``HF_MLFLOW_LOG_ARTIFACTS`` switches it on too.
 
     Raises:
         ConfigError: `log_model`, `registered_model_name` or `aliases` cannot be used. That `log_model` does
@@ -103,7 +106,7 @@ class MLflowTrainerCallback(TrainerCallback):
             aliases=aliases,
             tags=tags or {},
         )
-        self.log_checkpoints = log_checkpoints
+        self.log_checkpoints = log_checkpoints or is_switched_on(LOG_CHECKPOINTS_VARIABLE)
         self._tracker = tracker
         self._run_name = run_name
         self._tags = dict(tags or {})
@@ -135,7 +138,9 @@ class MLflowTrainerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the run, or continue it, and log what it trains with."""
-        check_choice(self.log_model, kwargs["model"])  # wrong configuration raises, before the first step
+        if state.is_world_process_zero:  # wrong configuration raises, before the first step
+            check_choice(self.log_model, kwargs["model"])
+            self._attached(args).check_settings()
         self._begin(args, state, control, **kwargs)
 
     # Called at every step, with cold caches: each function call in it costs three microseconds.
@@ -229,11 +234,6 @@ class MLflowTrainerCallback(TrainerCallback):
             _write_run_reference(state, callback_run.run)
             return
         self._attempts = 1
-        if "mlflow" in (args.report_to or ()):
-            logger.warning(
-                "report_to names 'mlflow' too: transformers' own callback makes a second run next to this one; "
-                "take it out of TrainingArguments(report_to=...)"
-            )
         if state.is_hyper_param_search:
             run = self._begin_trial(callback_run, args, state)
         else:
@@ -245,8 +245,16 @@ class MLflowTrainerCallback(TrainerCallback):
         model_type = getattr(getattr(model, "config", None), "model_type", None)
         tag_framework(run, "transformers", transformers.__version__, model_type=model_type)
         run.log_params({f"trial.{key}": value for key, value in (state.trial_params or {}).items()})
+        self._describe(run, args, model)
+        self._log_train_input(run, kwargs)
+
+    @never_in_the_way
+    def _describe(self, run: Run, args: TrainingArguments, model: Any) -> None:
         log_description(run, describe(args, model))
-        self._log_input(run, "train", "training", kwargs)
+
+    @never_in_the_way
+    def _log_train_input(self, run: Run, given: Mapping[str, Any]) -> None:
+        self._log_input(run, "train", "training", given)
 
     def _begin_trial(self, callback_run: CallbackRun, args: TrainingArguments, state: TrainerState) -> Run:
         number = 0 if callback_run.search is None else self._trials
@@ -318,10 +326,14 @@ class MLflowTrainerCallback(TrainerCallback):
 
 def _watch_trainers() -> None:
     """See how training and searches end: no hook of ``Trainer`` tells of an exception."""
-    from transformers.trainer import Trainer  # heavy, and loaded already wherever there is something to train
+    # Heavy, and loaded already wherever there is something to train.
+    from transformers.trainer import Trainer
+
+    from tracking_callbacks.huggingface.own_callback import replace_own_callback
 
     watch_method(Trainer, "train")
     watch_method(Trainer, "hyperparameter_search")
+    replace_own_callback(MLflowTrainerCallback)
 
 
 def _output_folder(args: TrainingArguments) -> Path:

@@ -86,6 +86,8 @@ def _sizes(model: nn.Module) -> dict[str, Any]:
     count = getattr(model, "get_nb_trainable_parameters", None)
     if count is not None:
         trainable, total = count()
+    elif not callable(getattr(model, "parameters", None)):  # setfit's model is no module
+        return {}
     else:
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in model.parameters())

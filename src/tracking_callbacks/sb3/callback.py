@@ -148,6 +148,7 @@ class MLflowSB3Callback(BaseCallback):
             self._listen_to_parent()
 
     def _on_training_start(self) -> None:
+        self._callback_run.check_settings()  # wrong configuration raises, before the first step
         self._begin()
 
     @never_in_the_way

@@ -73,6 +73,23 @@ class MlflowStore:
             raise Blocked(f"experiment {name!r} is deleted; restore it (mlflow experiments restore) to go on")
         return str(experiment.experiment_id)
 
+    @retry_transient
+    def check_experiment(self, experiment_id: str) -> str:
+        """Return `experiment_id` if the store has an experiment of this id.
+
+        Raises:
+            Blocked: It has none.
+        """
+        try:
+            with translate_errors():
+                self._client().get_experiment(experiment_id)
+        except Refused as error:
+            raise Blocked(
+                f"there is no experiment with the id {experiment_id!r}, which mlflow.set_experiment or "
+                f"MLFLOW_EXPERIMENT_ID has chosen ({error})"
+            ) from error
+        return experiment_id
+
     def create_run(self, experiment_id: str, *, start_time: int, tags: dict[str, str], run_name: str | None) -> str:
         """Create a run and return its id."""
         with translate_errors():
@@ -363,7 +380,8 @@ def _time_and_step(point: Point) -> tuple[int, int]:
 def _prepare_environment(*uris: str) -> None:
     # MLflow's own retries block for about four minutes per call; the drain loop retries instead and can react.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ.setdefault(REQUEST_TIMEOUT_VARIABLE, str(_TIMEOUT_SECONDS))
+    if not os.environ.get(REQUEST_TIMEOUT_VARIABLE, "").isdecimal():  # MLflow raises at every call otherwise
+        os.environ[REQUEST_TIMEOUT_VARIABLE] = str(_TIMEOUT_SECONDS)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if any(uri.startswith("file:") for uri in uris):
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow ≥ 3.10 refuses file stores otherwise
