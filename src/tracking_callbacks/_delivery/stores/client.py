@@ -16,6 +16,7 @@ from tracking_callbacks._delivery.failures import Blocked, Refused, Transient
 from tracking_callbacks._delivery.stores.local_store import ensure_sqlite_store
 from tracking_callbacks._delivery.stores.translation import ALREADY_THERE, REQUEST_TIMEOUT_VARIABLE, translate_errors
 from tracking_callbacks._journal.records import Dataset
+from tracking_callbacks._values.secrets import mask_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,11 +39,15 @@ class MlflowStore:
     Args:
         uri: Tracking URI, with its credentials.
         registry_uri: URI of the model registry, with its credentials. None means the tracking store's registry.
+
+    Attributes:
+        shown_uri: The tracking URI with its credentials masked.
     """
 
     def __init__(self, uri: str, registry_uri: str | None = None) -> None:
         self._uri = uri
         self._registry_uri = registry_uri or uri
+        self.shown_uri = mask_uri(uri)
         self._connected: MlflowClient | None = None
         self._connecting = threading.Lock()
         _prepare_environment(uri, registry_uri or "")
@@ -59,7 +64,7 @@ class MlflowStore:
         """Return the id of the experiment `name`, and create it if it does not exist."""
         from mlflow.exceptions import MlflowException
 
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             client = self._client()
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
@@ -92,14 +97,14 @@ class MlflowStore:
 
     def create_run(self, experiment_id: str, *, start_time: int, tags: dict[str, str], run_name: str | None) -> str:
         """Create a run and return its id."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             run = self._client().create_run(experiment_id, start_time, tags, run_name)
             return str(run.info.run_id)
 
     @retry_transient
     def find_runs(self, experiment_id: str, run_key: str) -> list[str]:
         """Return the ids of the active runs that carry `run_key`, oldest first."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             runs = self._client().search_runs(
                 [experiment_id],
                 filter_string=f"tags.`{RUN_KEY_TAG}` = '{run_key}'",
@@ -110,12 +115,12 @@ class MlflowStore:
     @retry_transient
     def run(self, run_id: str) -> Run:
         """Return a run with its params, tags and last metrics."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             return self._client().get_run(run_id)
 
     def delete_run(self, run_id: str) -> None:
         """Delete a run that was created twice."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().delete_run(run_id)
 
     def check_active(self, run_id: str) -> Run:
@@ -132,13 +137,13 @@ class MlflowStore:
     @retry_transient
     def set_running(self, run_id: str) -> None:
         """Make an ended run RUNNING again."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().update_run(run_id, status="RUNNING")
 
     @retry_transient
     def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
         """End a run with its true status and end time (ms since the epoch)."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().set_terminated(run_id, status, end_time)
 
     @retry_transient
@@ -146,7 +151,7 @@ class MlflowStore:
         """Log one batch."""
         from mlflow.entities import Metric, Param, RunTag
 
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().log_batch(
                 run_id,
                 metrics=[Metric(*point) for point in batch.metrics],
@@ -171,7 +176,7 @@ class MlflowStore:
     @retry_transient
     def history(self, run_id: str, key: str) -> list[Point]:
         """Return all points of a metric, sorted by time and step."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             found = self._client().get_metric_history(run_id, key)
             return sorted((Point(one.key, one.value, one.timestamp, one.step) for one in found), key=_time_and_step)
 
@@ -180,13 +185,13 @@ class MlflowStore:
     @retry_transient
     def log_artifact(self, run_id: str, path: Path, artifact_path: str | None) -> None:
         """Upload a file."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().log_artifact(run_id, str(path), artifact_path)
 
     def log_artifacts(self, run_id: str, folder: Path, artifact_path: str | None) -> None:
         """Upload the content of a folder."""
         try:
-            with translate_errors():
+            with translate_errors(self.shown_uri):
                 self._client().log_artifacts(run_id, str(folder), artifact_path)
         except Transient as error:
             if not error.retry_now:
@@ -203,7 +208,7 @@ class MlflowStore:
             raise Refused(f"the run's tag {TABLES_TAG} is not valid JSON") from error
         table = {"path": place, "type": "table"}
         if table not in tables:
-            with translate_errors():
+            with translate_errors(self.shown_uri):
                 self._client().set_tag(run_id, TABLES_TAG, json.dumps([*tables, table]))
 
     @retry_transient
@@ -221,7 +226,7 @@ class MlflowStore:
             schema=dataset.schema,
             profile=dataset.profile,
         )
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().log_inputs(run_id, datasets=[entities.DatasetInput(entity, tags)])
 
     # -- models ------------------------------------------------------------------------------------------------------
@@ -229,7 +234,7 @@ class MlflowStore:
     @retry_transient
     def find_models(self, experiment_id: str, record_key: str) -> list[LoggedModel]:
         """Return the logged models that former attempts made for this record, oldest first."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             found = self._client().search_logged_models(
                 [experiment_id], filter_string=f"tags.`{RECORD_TAG}` = '{record_key}'"
             )
@@ -237,7 +242,7 @@ class MlflowStore:
 
     def delete_model(self, model_id: str) -> None:
         """Delete a logged model that was created twice."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().delete_logged_model(model_id)
 
     def create_model(
@@ -251,13 +256,13 @@ class MlflowStore:
         model_type: str | None,
     ) -> LoggedModel:
         """Create a logged model in state PENDING."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             return self._client().create_logged_model(experiment_id, name, run_id, tags, params, model_type)
 
     def upload_model(self, model_id: str, folder: Path) -> None:
         """Upload a logged model's files and mark it READY."""
         try:
-            with translate_errors():
+            with translate_errors(self.shown_uri):
                 self._client().log_model_artifacts(model_id, str(folder))
         except Transient as error:
             if not error.retry_now:
@@ -268,14 +273,14 @@ class MlflowStore:
 
     @retry_transient
     def _upload_model_file(self, model_id: str, path: Path, place: str) -> None:
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             # MlflowClient.log_model_artifact cannot put the file into a folder within the model. Undocumented
             # (MLflow 3.17.2).
             self._client()._tracking_client.log_model_artifact(model_id, str(path), place or None)
 
     @retry_transient
     def _declare_ready(self, model_id: str) -> None:
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().finalize_logged_model(model_id, "READY")
 
     @retry_transient
@@ -286,7 +291,7 @@ class MlflowStore:
         if self._is_output(run_id, model_id):
             return
         try:
-            with translate_errors():
+            with translate_errors(self.shown_uri):
                 self._client().log_outputs(run_id, [LoggedModelOutput(model_id, step)])
         except Refused:  # the store answers a second link with 400, IntegrityError; the first may have arrived late
             if not self._is_output(run_id, model_id):
@@ -301,7 +306,7 @@ class MlflowStore:
         """Link points that the run already has to a model, by sending them again with the model's id."""
         from mlflow.entities import Metric
 
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().log_batch(
                 run_id, metrics=[Metric(*point, model_id=model_id, run_id=run_id) for point in points]
             )
@@ -311,7 +316,7 @@ class MlflowStore:
         """Create a registered model unless one of that name exists."""
         from mlflow.exceptions import MlflowException
 
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             try:
                 self._client().create_registered_model(name)
             except MlflowException as error:
@@ -321,19 +326,19 @@ class MlflowStore:
     @retry_transient
     def find_versions(self, name: str, run_id: str, record_key: str) -> list[ModelVersion]:
         """Return the model versions that former attempts made for this record, oldest first."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             versions = self._client().search_model_versions(f"run_id = '{run_id}'")
             made = [one for one in versions if one.name == name and one.tags.get(RECORD_TAG) == record_key]
             return sorted(made, key=lambda version: int(version.version))
 
     def delete_version(self, name: str, version: str) -> None:
         """Delete a model version that was created twice."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().delete_model_version(name, version)
 
     def create_version(self, name: str, *, model_id: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
         """Create a model version from a logged model."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             client = self._client()
             source = f"models:/{model_id}"
             known_model_id: str | None = model_id
@@ -347,13 +352,13 @@ class MlflowStore:
     @retry_transient
     def tag_model(self, model_id: str, tags: dict[str, str]) -> None:
         """Set tags of a logged model."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().set_logged_model_tags(model_id, tags)
 
     @retry_transient
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point `alias` of a registered model at `version`."""
-        with translate_errors():
+        with translate_errors(self.shown_uri):
             self._client().set_registered_model_alias(name, alias, version)
 
     # -- inside ------------------------------------------------------------------------------------------------------

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
 from tracking_callbacks._delivery.failures import Blocked, DeliveryError, Refused, Transient
-from tracking_callbacks._values.secrets import mask_text
+from tracking_callbacks._delivery.stores.reasons import (
+    answer_of,
+    causes,
+    cloud_errors,
+    failing_place,
+    one_line,
+    why_unreachable,
+)
 
 __all__ = ["ALREADY_THERE", "REQUEST_TIMEOUT_VARIABLE", "translate_errors"]
 
@@ -18,15 +27,25 @@ REQUEST_TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 _LONGEST_TIMEOUT_SECONDS = 120
 _GIVEN_UP = re.compile(r"too many (\d+) error responses")  # urllib3.exceptions.ResponseError.SPECIFIC_ERROR
+_REPORTED = re.compile(
+    r"failed with error code \d+ != 200\. Response body: '(.*)'", re.DOTALL
+)  # mlflow.utils.rest_utils
 _BUSY = (408, 429)
 # After these the request may have been carried out: it failed inside the store, or a proxy lost the store's answer.
 # Servers send 429 and 503 without starting on the request.
 _UNSURE = (500, 502, 504)
+# S3 answers these with 400 and 403; botocore raises the last three without asking S3.
+_CREDENTIALS = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken")
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
 
 
 @contextlib.contextmanager
-def translate_errors() -> Iterator[None]:
-    """Turn the exceptions of MLflow and its transports into the three cases that delivery distinguishes."""
+def translate_errors(uri: str) -> Iterator[None]:
+    """Turn the exceptions of MLflow and its transports into the three cases that delivery distinguishes.
+
+    Args:
+        uri: The store as the messages name it, with its credentials masked.
+    """
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -36,36 +55,69 @@ def translate_errors() -> Iterator[None]:
     except DeliveryError:
         raise
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
-        message = mask_text(f"{type(error).__name__}: {error}").strip()
-        origin = _origin(error)
-        status = _retried_status(error) or _status_of(origin)
-        if status in (401, 403):
-            raise Blocked(f"the store refuses the credentials ({status}): {message}") from error
-        if status is not None and 400 <= status < 500 and status not in _BUSY:
-            raise Refused(message) from error
-        unsent, slow = _unsent(error), _timed_out(error)
-        if unsent:
-            message = f"cannot reach the store: {message}"
-        elif slow:
-            message = f"the store did not answer in time: {message}"
-        if slow:
-            _allow_more_time()
-        raise Transient(
-            message,
-            may_have_committed=not unsent and (status is None or status in _UNSURE),
-            retry_now=not (unsent or slow),
-        ) from error
+        raise _translated(error, uri) from error
+    except cloud_errors() as error:
+        raise _translated(error, uri) from error
 
 
-def _timed_out(error: BaseException | None) -> bool:
+def _translated(error: Exception, uri: str) -> DeliveryError:
+    origin = _origin(error)
+    place = failing_place(error, uri)
+    status = _retried_status(error) or _status_of(origin)
+    unsent, slow = _unsent(error), _timed_out(error)
+    if status in (401, 403) or _lacks_credentials(error):
+        what = "the credentials" if place == uri else f"the credentials for {place}"
+        return Blocked(f"the store refuses {what}{'' if status is None else f' ({status})'}: {_detail(origin)}")
+    if status is not None and 400 <= status < 500 and status not in _BUSY:
+        return Refused(_detail(origin))
+    if slow:
+        _allow_more_time()
+        message = f"{place} did not answer in time"
+    elif _retried_status(error) is not None:
+        message = f"{place} answered {answer_of(status or 500, '')}"
+    elif _was_answered(origin) or _REPORTED.search(str(origin)):
+        message = f"{place} answered {answer_of(status or 500, _detail(origin))}"
+    elif (why := why_unreachable(error)) is not None:
+        message = f"cannot reach {place} ({why})" if unsent else f"no answer from {place} ({why})"
+    else:
+        message = f"{place}: {_detail(_deepest(error))}"
+    return Transient(
+        message,
+        may_have_committed=not unsent and (status is None or status in _UNSURE),
+        retry_now=not (unsent or slow),
+    )
+
+
+def _detail(error: BaseException) -> str:
+    """Return what the store itself says in its answer, or else what the error says."""
+    response: Any = getattr(error, "response", None)
+    text = getattr(response, "text", "")
+    if not text and (reported := _REPORTED.search(str(error))):
+        text = reported[1]
+    with contextlib.suppress(ValueError, AttributeError):
+        text = json.loads(text)["message"]
+    return one_line(ValueError(text)) if text else one_line(error)
+
+
+def _deepest(error: BaseException) -> BaseException:
+    """Return the database's error in `error`, or `error` itself."""
+    return next((one for one in causes(error) if getattr(one, "orig", None) is not None), error)
+
+
+def _lacks_credentials(error: BaseException) -> bool:
+    return any(
+        type(one).__name__ in _NO_CREDENTIALS or any(f"({code})" in str(one) for code in _CREDENTIALS)
+        for one in causes(error)
+    )
+
+
+def _timed_out(error: BaseException) -> bool:
     """Return whether the request reached the store but the store took too long to answer."""
     import requests
+    from urllib3.exceptions import ReadTimeoutError
 
-    while error is not None:
-        if isinstance(error, requests.ReadTimeout):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    # Where retries are counted, even to zero, requests turns urllib3's into a ConnectionError.
+    return any(isinstance(one, (requests.ReadTimeout, ReadTimeoutError)) for one in causes(error))
 
 
 def _allow_more_time() -> None:
@@ -79,8 +131,9 @@ def _origin(error: BaseException) -> BaseException:
     import requests
     from mlflow.exceptions import MlflowException
 
-    while not _was_answered(error) and isinstance(error.__cause__, (MlflowException, requests.RequestException)):
-        error = error.__cause__
+    known = (MlflowException, requests.RequestException, *cloud_errors())
+    while not _was_answered(error) and (cause := error.__cause__) is not None and isinstance(cause, known):
+        error = cause
     return error
 
 
@@ -91,35 +144,31 @@ def _was_answered(error: BaseException) -> bool:
     return isinstance(error, RestException) or getattr(error, "response", None) is not None
 
 
-def _unsent(error: BaseException | None) -> bool:
+def _unsent(error: BaseException) -> bool:
     """Return whether no connection was established, so that the store cannot have done anything."""
-    from urllib3.exceptions import MaxRetryError, NewConnectionError
+    from urllib3.exceptions import ConnectTimeoutError, ProxyError
 
-    while error is not None:
-        for part in (error, *error.args):
-            reason = part.reason if isinstance(part, MaxRetryError) else part
-            if isinstance(reason, NewConnectionError):
-                return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(one, (ConnectTimeoutError, ProxyError, ssl.SSLCertVerificationError)) for one in causes(error)
+    )
 
 
-def _retried_status(error: BaseException | None) -> int | None:
+def _retried_status(error: BaseException) -> int | None:
     """Return the HTTP status at which the transport gave up, which it hides for statuses that it retries."""
-    from urllib3.exceptions import MaxRetryError, ResponseError
+    from urllib3.exceptions import ResponseError
 
-    while error is not None:
-        for part in (error, *error.args):
-            reason = part.reason if isinstance(part, MaxRetryError) else part
-            if isinstance(reason, ResponseError) and (found := _GIVEN_UP.search(str(reason))):
-                return int(found[1])
-        error = error.__cause__ or error.__context__
+    for one in causes(error):
+        if isinstance(one, ResponseError) and (found := _GIVEN_UP.search(str(one))):
+            return int(found[1])
     return None
 
 
 def _status_of(error: BaseException) -> int | None:
     """Return the HTTP status of `error`; None if there was no answer."""
     response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return None if status is None else int(status)
     if response is not None:
         return int(response.status_code)
     code = getattr(error, "get_http_status_code", None)
