@@ -95,9 +95,48 @@ def test_a_run_that_the_user_entered_is_joined_and_not_ended(tracker, client) ->
         users.log_metrics({"after": 1.0})
     assert users.flush().complete
 
-    assert joined is users is again
+    assert joined is users is not again
     assert still_open
     assert client.get_run(users.run_id).data.metrics == {"after": 1.0}
+    assert again.flush().complete
+    nested = client.get_run(again.run_id)
+    assert (nested.data.tags["mlflow.parentRunId"], nested.info.status) == (users.run_id, "FINISHED")
+
+
+def test_with_the_variable_for_it_every_training_run_is_nested(tracker, client, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_NESTED_RUN", "TRUE")
+    callback_run = CallbackRun(tracker)
+    with tracker.start_run("of the user") as users:
+        run = callback_run.begin_training()
+        callback_run.end_training()
+    for one in (run, users):
+        assert one.flush().complete
+
+    assert client.get_run(run.run_id).data.tags["mlflow.parentRunId"] == users.run_id
+
+
+def test_a_second_training_run_in_an_active_mlflow_run_is_nested_in_its_experiment(
+    tracker, server, client, tmp_path
+) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(server.uri)
+    try:
+        experiment_id = mlflow.create_experiment(f"active {tmp_path.name}")
+        runs = []
+        with mlflow.start_run(experiment_id=experiment_id) as active:
+            for _ in range(2):
+                callback_run = CallbackRun(tracker)
+                runs.append(callback_run.begin_training())
+                callback_run.end_training()
+        assert all(run.flush().complete for run in runs)
+    finally:
+        mlflow.set_tracking_uri(None)
+    nested = client.get_run(runs[1].run_id)
+
+    assert runs[0].run_id == active.info.run_id
+    assert nested.data.tags["mlflow.parentRunId"] == active.info.run_id
+    assert (nested.info.experiment_id, nested.info.status) == (experiment_id, "FINISHED")
 
 
 def test_a_run_of_another_tracker_is_not_joined(tracker, server, shared_journal) -> None:

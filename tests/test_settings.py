@@ -12,6 +12,8 @@ from tracking_callbacks import ConfigError, Delivery, MLflowTracker, Recording
 from tracking_callbacks._callbacks.callback_run import CallbackRun
 from tracking_callbacks.settings import resolve_settings
 
+BY_ENVIRONMENT = ("experiment_id", "disabled")  # settings that no argument gives
+
 
 @pytest.fixture
 def config(tmp_path: Path):
@@ -193,7 +195,7 @@ def test_every_setting_reaches_joined_runs_trials_and_trackers_of_a_run(tmp_path
     for group in ("record", "delivery"):
         given, usual = getattr(tracker.settings, group), getattr(default, group)
         assert [name for name in given.__struct_fields__ if getattr(given, name) == getattr(usual, name)] == []
-    names = [one.name for one in dataclasses.fields(default) if one.name not in ("record", "delivery")]
+    names = [one.name for one in dataclasses.fields(default) if one.name not in ("record", "delivery", *BY_ENVIRONMENT)]
     same = [name for name in names if getattr(default, name) == getattr(tracker.settings, name)]
     assert same == ["working_folder"]
 
@@ -201,13 +203,15 @@ def test_every_setting_reaches_joined_runs_trials_and_trackers_of_a_run(tmp_path
     trial, search = CallbackRun(tracker).begin_trial("trial")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/active.db")
     try:
-        with mlflow.start_run():
+        with mlflow.start_run() as active:
             joined = CallbackRun(tracker).begin_training()
     finally:
         mlflow.set_tracking_uri(None)
 
     assert run.settings == search.settings == trial.settings == MLflowTracker.of(run).settings == tracker.settings
-    expected = dataclasses.replace(tracker.settings, tracking_uri=f"sqlite:///{tmp_path}/active.db")
+    expected = dataclasses.replace(
+        tracker.settings, tracking_uri=f"sqlite:///{tmp_path}/active.db", experiment_id=active.info.experiment_id
+    )
     assert joined.settings == expected
     for one in (run, trial, search, joined):
         one.end()

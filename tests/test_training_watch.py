@@ -346,6 +346,7 @@ core = tracker.start_run("core")
     "1 / 0",
     "Framework().fit(failed.begin_training, ValueError('diverged'))",
     "print(failed.run.flush().complete, failed.run.ended, interrupted.run.ended)",
+    "tracker.start_run('core, and its own cell fails'); raise LookupError('here')",
     "a_typo",
 ]
 
@@ -361,4 +362,5 @@ def test_a_later_cell_of_a_notebook_says_nothing_about_a_run(server, client, tmp
         "interrupted": ("KILLED", "KeyboardInterrupt"),
         "failed": ("FAILED", "ValueError: diverged"),
         "core": ("KILLED", None),
+        "core, and its own cell fails": ("KILLED", None),  # the last exception is that of a later cell
     }

@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import weakref
-from collections.abc import Iterable
 from types import CodeType, FrameType
 from typing import Protocol
 
@@ -35,18 +33,18 @@ _runs: list[ExitingRun] = []
 _registered_pids: set[int] = set()
 
 
-def modules_on_stack() -> list[weakref.ref[CodeType]]:
-    """Return the modules, and cells of a notebook, that this thread is executing."""
-    found = []
+def modules_on_stack() -> frozenset[str]:
+    """Return the files of the modules, and the names of the notebook cells, that this thread is executing."""
     frame: FrameType | None = sys._getframe(1)
+    found = set()
     while frame is not None:
-        if frame.f_code.co_name == "<module>":
-            found.append(weakref.ref(frame.f_code))
+        if _is_module(frame.f_code):
+            found.add(frame.f_code.co_filename)
         frame = frame.f_back
-    return found
+    return frozenset(found - {"<stdin>"})  # all statements of an interactive session have this name
 
 
-def uncaught_error(modules: Iterable[weakref.ref[CodeType]]) -> BaseException | None:
+def uncaught_error(modules: frozenset[str]) -> BaseException | None:
     """Return the exception that ends what began a run, None if there is none.
 
     The interpreter sets ``sys.last_exc`` before it calls ``sys.excepthook``, and IPython does the same for a cell, so
@@ -59,13 +57,17 @@ def uncaught_error(modules: Iterable[weakref.ref[CodeType]]) -> BaseException | 
     if (handled := sys.exception()) is not None and _in_multiprocessing_child():
         return handled
     error: BaseException | None = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    codes = {code() for code in modules} - {None}
     trace = error.__traceback__ if error is not None else None
     while trace is not None:
-        if trace.tb_frame.f_code in codes:
+        code = trace.tb_frame.f_code
+        if _is_module(code) and code.co_filename in modules:
             return error
         trace = trace.tb_next
     return None
+
+
+def _is_module(code: CodeType) -> bool:
+    return code.co_name == "<module>" or code.co_name.startswith("<cell ")  # IPython's name for a part of a cell
 
 
 def register(run: ExitingRun) -> None:

@@ -86,7 +86,7 @@ class MlflowStore:
             Blocked: It has none.
         """
         try:
-            with translate_errors():
+            with translate_errors(self.shown_uri):
                 self._client().get_experiment(experiment_id)
         except Refused as error:
             raise Blocked(
@@ -164,7 +164,7 @@ class MlflowStore:
     def delete_tag(self, run_id: str, name: str) -> None:
         """Delete a tag of a run, if it has it."""
         if name in self.run(run_id).data.tags:
-            with translate_errors():
+            with translate_errors(self.shown_uri):
                 self._client().delete_tag(run_id, name)
 
     def last_step(self, run_id: str) -> int:
