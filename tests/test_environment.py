@@ -27,11 +27,18 @@ def bare(server, shared_journal, monkeypatch):
 # -- which experiment, which name ------------------------------------------------------------------------------------
 
 
-def test_the_experiment_that_mlflow_has_set_is_used(bare, client, tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def active_experiment(monkeypatch) -> None:
+    """Undo what ``mlflow.set_experiment`` sets: a variable of the environment and one of MLflow's own."""
+    from mlflow.tracking import fluent
+
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
+    monkeypatch.setattr(fluent, "_active_experiment_id", None)
+
+
+def test_the_experiment_that_mlflow_has_set_is_used(bare, client, tmp_path, active_experiment) -> None:
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")  # set_experiment sets it
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     chosen = mlflow.set_experiment(f"set {tmp_path.name}")
     run = bare().start_run()
     run.end()
@@ -72,16 +79,17 @@ def test_an_experiment_id_that_the_store_does_not_have_is_named_and_nothing_is_l
     assert (run.report().pending, run.report().rejected) == (1, 0)
 
 
-def test_an_experiment_that_was_set_at_another_store_is_not_looked_up_here(
-    server, tmp_path, monkeypatch, caplog
+def test_an_experiment_that_was_set_at_another_store_is_not_used_here(
+    server, tmp_path, active_experiment, caplog
 ) -> None:
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", "12345")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: f"sqlite:///{tmp_path}/other.db")
-    settings = resolve_settings(server.uri)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
+    try:
+        mlflow.set_experiment("elsewhere")
+        settings = resolve_settings(server.uri, environ={})
+    finally:
+        mlflow.set_tracking_uri(None)
 
     assert (settings.experiment_id, settings.experiment_name) == (None, "Default")
     assert "where its id means nothing" in caplog.text

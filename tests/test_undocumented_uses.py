@@ -58,6 +58,13 @@ def use(what: str, read_in: str, used_in: str) -> Callable[[Test], Test]:
 # -- mlflow ------------------------------------------------------------------------------------------------------------
 
 
+@use("mlflow.tracking.fluent._active_experiment_id", MLFLOW, "settings.py")
+def test_mlflow_keeps_the_experiment_that_was_set() -> None:
+    from mlflow.tracking import fluent
+
+    assert hasattr(fluent, "_active_experiment_id")
+
+
 @use("RunData._metric_objs", MLFLOW, "_delivery/models.py")
 def test_run_data_keeps_the_metric_objects() -> None:
     data = RunData(metrics=[Metric("loss", 0.5, 1_000, 7)])
@@ -190,6 +197,17 @@ def test_total_flos_is_in_the_summary_and_in_no_other_log(bert: Any, tmp_path: P
 
     assert ["total_flos" in heard for heard in logs.heard] == [False, False, True]
     assert {"train_runtime", "train_samples_per_second"} <= set(logs.heard[-1])
+
+
+@use("CallbackHandler.add_callback or its callbacks", TRANSFORMERS, "huggingface/own_callback.py")
+def test_a_trainers_handler_holds_its_callbacks() -> None:
+    from transformers.trainer_callback import CallbackHandler
+
+    callback = TrainerCallback()
+    handler = CallbackHandler([], None, None, None, None)
+    handler.add_callback(callback)
+
+    assert handler.callbacks == [callback]
 
 
 @use("TrainerState.stateful_callbacks", TRANSFORMERS, "huggingface/callback.py")
