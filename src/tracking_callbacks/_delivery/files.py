@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from tracking_callbacks._delivery.failures import Refused
@@ -11,6 +10,7 @@ from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.pictures.drawing import deliver_drawing
 from tracking_callbacks._delivery.stores.client import MlflowStore
 from tracking_callbacks._journal.checkpoints import claim
+from tracking_callbacks._journal.confined import OutsideError, check_tree, delete, inside
 from tracking_callbacks._journal.layout import RunFolder
 from tracking_callbacks._journal.records import Artifact, Automatic, Dataset, Drawing, Model
 
@@ -26,18 +26,23 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
         False if the record is a checkpoint that was dropped to make room for later ones.
 
     Raises:
-        Refused: The snapshot is gone, or the store will never accept it.
+        Refused: The snapshot is gone or does not lie in the run's folder, or the store will never accept it.
         DeliveryError: The store did not accept it this time.
     """
     if isinstance(record, Dataset):
         store.log_dataset(run_id, record)
         return True
+    if record.staged is not None:
+        try:
+            snapshot = _take(record.staged, record, folder)
+            check_tree(snapshot)
+        except OutsideError as error:
+            raise Refused(str(error)) from error
     if isinstance(record, Drawing):
         deliver_drawing(store, run_id, record, folder)
         return True
     if record.staged is None:
         return True
-    snapshot = _take(record.staged, record, folder)
     if not snapshot.exists():
         if _is_checkpoint(record):
             return False
@@ -61,12 +66,23 @@ def discard_staged(record: FileRecord, folder: RunFolder) -> None:
     """Remove the snapshot of a record that has been acknowledged."""
     if isinstance(record, Dataset) or record.staged is None:
         return
-    snapshot = _take(record.staged, record, folder)
-    shutil.rmtree(snapshot if snapshot.parent == folder.staged else snapshot.parent, ignore_errors=True)
+    try:
+        snapshot = _take(record.staged, record, folder)
+    except OutsideError:  # it was refused, and nothing there is ours to delete
+        return
+    delete(snapshot if snapshot.parent == folder.staged else snapshot.parent, within=folder.staged)
 
 
 def _take(staged: str, record: FileRecord, folder: RunFolder) -> Path:
-    snapshot = folder.path / staged
+    """Return where a snapshot lies whose path was read from a journal.
+
+    Raises:
+        OutsideError: It is neither ``staged/<holder>`` nor ``staged/<holder>/<name>``, or passes through a link.
+    """
+    snapshot = inside(folder.path, staged)
+    parts = snapshot.relative_to(folder.path).parts
+    if parts[0] != folder.staged.name or len(parts) not in (2, 3):
+        raise OutsideError(f"the path {staged!r} names no snapshot")
     return claim(snapshot) if _is_checkpoint(record) else snapshot
 
 

@@ -1,0 +1,72 @@
+"""A journal is input from elsewhere: what it names outside its run's folder is neither sent nor deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tracking_callbacks._journal import records
+from tracking_callbacks._journal.confined import OutsideError, delete, inside
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    path = tmp_path / "precious" / "a.txt"
+    path.parent.mkdir()
+    path.write_text("mine")
+    return path
+
+
+@pytest.mark.parametrize("way", ["absolute", "dots", "link", "the folder itself", "a link in a snapshot"])
+@pytest.mark.parametrize("kind", ["artifact", "drawing", "model"])
+def test_a_staged_path_that_leads_elsewhere_is_refused_and_nothing_is_touched(
+    tracker, client, precious, way, kind
+) -> None:
+    run = tracker.start_run()
+    folder = run.journal.root.run(run.run_key).path
+    (folder / "staged" / "planted").mkdir(parents=True)
+    (folder / "staged" / "link").symlink_to(precious.parent)
+    (folder / "staged" / "planted" / "b.txt").symlink_to(precious)
+    staged = {
+        "absolute": str(precious),
+        "dots": f"../../../{precious.relative_to('/')}" if way == "dots" else "",
+        "link": "staged/link/a.txt",
+        "the folder itself": "staged",
+        "a link in a snapshot": "staged/planted",
+    }[way]
+    record = {
+        "artifact": records.Artifact(staged),
+        "drawing": records.Drawing("episodes", "figures", staged),
+        "model": records.Model(1, "key", staged, "model"),
+    }[kind]
+    run.journal.append(record)
+    run.log_text("fine", "fine.txt")
+    run.end()
+    report = run.flush(60)
+
+    assert report.complete
+    assert precious.read_text() == "mine"
+    paths = {entry.path for entry in client.list_artifacts(run.run_id)}
+    assert "fine.txt" in paths
+    assert not paths & {"a.txt", "b.txt", "staged", "link", "planted"}
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "C:/x", "a//b", "", ".", "a/\0b", "x" * 300])
+def test_a_name_that_leads_out_of_a_folder_has_no_path_in_it(tmp_path, name) -> None:
+    with pytest.raises(OutsideError):
+        inside(tmp_path, name)
+
+
+def test_nothing_outside_the_border_is_deleted_and_links_are_not_followed(tmp_path, precious) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(precious.parent)
+    with pytest.raises(OutsideError):
+        delete(precious, within=root)
+    with pytest.raises(OutsideError):
+        delete(root / "link" / "a.txt", within=root)
+    delete(root / "link", within=root)
+
+    assert precious.read_text() == "mine"
+    assert not list(root.iterdir())
