@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tracking_callbacks._delivery.files import _take
 from tracking_callbacks._journal import records
 from tracking_callbacks._journal.confined import OutsideError, delete, inside
+from tracking_callbacks._journal.layout import RunFolder
 
 
 @pytest.fixture
@@ -50,6 +52,18 @@ def test_a_staged_path_that_leads_elsewhere_is_refused_and_nothing_is_touched(
     paths = {entry.path for entry in client.list_artifacts(run.run_id)}
     assert "fine.txt" in paths
     assert not paths & {"a.txt", "b.txt", "staged", "link", "planted"}
+
+
+def test_a_checkpoint_is_claimed_in_its_own_folder_only(tmp_path, precious) -> None:
+    folder = RunFolder(tmp_path / "run")
+    (folder.staged / "h").mkdir(parents=True)
+    (folder.staged / "h.sending").symlink_to(precious.parent)
+    for staged in ("staged/h/a.txt", "staged/x"):
+        with pytest.raises(OutsideError):
+            _take(staged, records.Artifact(staged, checkpoint=True), folder)
+
+    assert folder.staged.is_dir()
+    assert precious.read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "C:/x", "a//b", "", ".", "a/\0b", "x" * 300])

@@ -83,7 +83,12 @@ def _take(staged: str, record: FileRecord, folder: RunFolder) -> Path:
     parts = snapshot.relative_to(folder.path).parts
     if parts[0] != folder.staged.name or len(parts) not in (2, 3):
         raise OutsideError(f"the path {staged!r} names no snapshot")
-    return claim(snapshot) if _is_checkpoint(record) else snapshot
+    if not _is_checkpoint(record):
+        return snapshot
+    if snapshot.parent == folder.staged:  # claiming it would move the snapshots of all other records
+        raise OutsideError(f"the path {staged!r} names no checkpoint")
+    inside(folder.staged, f"{parts[1]}.sending")  # where `claim` moves it
+    return claim(snapshot)
 
 
 def _is_checkpoint(record: FileRecord) -> bool:
