@@ -103,6 +103,39 @@ def test_a_run_that_the_user_entered_is_joined_and_not_ended(tracker, client) ->
     assert (nested.data.tags["mlflow.parentRunId"], nested.info.status) == (users.run_id, "FINISHED")
 
 
+def test_a_checkpoint_that_is_resumed_in_the_users_run_continues_the_run_it_names(tracker, client) -> None:
+    with tracker.start_run("folds") as users:
+        first, second = CallbackRun(tracker), CallbackRun(tracker)
+        keys = []
+        for callback_run in (first, second):
+            keys.append(callback_run.begin_training().run_key)
+            callback_run.end_training()
+        resumed = [CallbackRun(tracker).begin_training(resume_key=key) for key in keys]
+        resumed[1].end()
+    assert all(run.flush().complete for run in (users, second.run, resumed[1]))
+
+    assert resumed[0] is users
+    assert resumed[1].run_id == second.run.run_id
+    assert client.get_run(resumed[1].run_id).data.tags["mlflow.parentRunId"] == users.run_id
+
+
+def test_training_that_joined_an_active_mlflow_run_joins_it_again_when_it_is_resumed(tracker, server) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(server.uri)
+    try:
+        with mlflow.start_run() as active:
+            joined = CallbackRun(tracker).begin_training()
+            resumed = CallbackRun(tracker).begin_training(resume_key=joined.run_key)
+        for run in (joined, resumed):
+            run.end()
+            assert run.flush().complete
+    finally:
+        mlflow.set_tracking_uri(None)
+
+    assert joined.run_id == resumed.run_id == active.info.run_id
+
+
 def test_with_the_variable_for_it_every_training_run_is_nested(tracker, client, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_NESTED_RUN", "TRUE")
     callback_run = CallbackRun(tracker)

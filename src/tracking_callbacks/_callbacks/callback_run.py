@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tracking_callbacks._callbacks.training_watch import current_call
@@ -22,9 +23,9 @@ logger = logging.getLogger(__name__)
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
 NESTED_VARIABLE = "MLFLOW_NESTED_RUN"
 
-# Runs of the user, by key or id, that a training run of this process has written to. The next one becomes a nested run,
-# so that the folds of a cross-validation are not poured into one run.
-_trained_in: set[str] = set()
+# Runs of the user that a training run of this process has written to: the identity of each by `Run.run_key`, as
+# checkpoints name it. The next training run is nested, so that the folds of a cross-validation are not poured into one.
+_trained_in: dict[str, str] = {}
 
 
 def run_reference(run: Run) -> dict[str, str]:
@@ -58,6 +59,21 @@ def run_key_from(reference: object, settings: Settings, *, owner: str) -> str | 
 
 def _place(settings: Settings) -> dict[str, str]:
     return {"tracking_uri": settings.masked_uri, "experiment_name": settings.experiment_name}
+
+
+@dataclass(frozen=True, slots=True)
+class _UsersRun:
+    """A run that the user has started.
+
+    Attributes:
+        identity: Its `Run.run_key` where the user has entered it here, otherwise the server's id.
+        tracker: Where runs that are nested under it go.
+        entered: The run, if the user has entered it here.
+    """
+
+    identity: str
+    tracker: MLflowTracker
+    entered: Run | None = None
 
 
 class CallbackRun:
@@ -123,13 +139,13 @@ class CallbackRun:
         if run is None or not self._may_continue(run, resume_key, continues):
             if run is not None and not self._trained and not self._user_owns(run):
                 run.end()  # an evaluation opened it, and training uses another
-            run = self._join(resume_key, training=True) or self._start(resume_key, at_step)
+            run = self._run_for_training(resume_key, at_step)
         elif run.ended:
             run.reopen(at_step=at_step)
             if run is self._borrowed:  # the user's block has ended it: from now on the callback does
                 self._borrowed = None
         if self._user_owns(run):
-            _trained_in.add(_identity(run))
+            _trained_in[run.run_key] = _identity(run)
         run.status_at_exit = "KILLED"
         self.run = run
         self.training = self._trained = True
@@ -150,7 +166,7 @@ class CallbackRun:
         self._close_interrupted()
         if self.search is None:
             evaluated = None if self._trained else self.run
-            self.search = evaluated or self._join() or self._start()
+            self.search = evaluated or self._join_or_start()
             self.search.status_at_exit = "FINISHED"  # no hook says that a search is over
         if (call := current_call()) is not None:
             call.on_end(self._on_call_end)
@@ -167,7 +183,7 @@ class CallbackRun:
         If no training joins it, the run is FINISHED when the program ends without an exception.
         """
         if self.run is None:
-            self.run = self._join() or self._start()
+            self.run = self._join_or_start()
             self.run.status_at_exit = "FINISHED"
         return self.run
 
@@ -236,38 +252,46 @@ class CallbackRun:
     def _user_owns(self, run: Run) -> bool:
         return run.joined or run is self._borrowed
 
-    def _join(self, resume_key: str | None = None, *, training: bool = False) -> Run | None:
-        """Return the run that the user has started, or one nested under it where a training run needs its own."""
+    def _run_for_training(self, resume_key: str | None, at_step: int | None) -> Run:
+        """Return the run that the user has started, one nested under it, or a run of the callback."""
+        users = self._users_run()
+        if users is None:
+            return self._start(resume_key, at_step)
+        resumes_it = resume_key is not None and _trained_in.get(resume_key) == users.identity
+        if resumes_it or not self._must_nest(users.identity):
+            return self._join(users)
+        if resume_key is not None:  # an earlier nested run, which continues
+            return self._start(resume_key, at_step)
+        return users.tracker.start_run(self._run_name, tags=self._tags, parent=users.entered or users.identity)
+
+    def _join(self, users: _UsersRun) -> Run:
+        if users.entered is None:
+            return users.tracker.join_run(users.identity)
+        self._borrowed = users.entered
+        return users.entered
+
+    def _join_or_start(self) -> Run:
+        users = self._users_run()
+        return self._start() if users is None else self._join(users)
+
+    def _users_run(self) -> _UsersRun | None:
+        """Return the run that the user has started, None if there is none."""
         entered = [run for run in active_runs.get() if self.tracker is None or run.settings == self.tracker.settings]
         if entered:
-            active = entered[-1]
-            if training and active.run_key != resume_key and self._must_nest(active.run_key):
-                return MLflowTracker.of(active).start_run(self._run_name, tags=self._tags, parent=active)
-            self._borrowed = active
-            return active
-        found = self._active_at_server()
-        if found is None:
-            return None
-        there, run_id = found
-        if training and self._must_nest(run_id):
-            return there.start_run(self._run_name, tags=self._tags, parent=run_id)
-        return there.join_run(run_id)
-
-    def _active_at_server(self) -> tuple[MLflowTracker, str] | None:
-        """Return the id of the run that another program or ``mlflow.start_run`` has started, and where it lives."""
+            return _UsersRun(entered[-1].run_key, MLflowTracker.of(entered[-1]), entered[-1])
         if run_id := os.environ.get(RUN_ID_VARIABLE, "").strip():
-            return self._tracker(), run_id
+            return _UsersRun(run_id, self._tracker())
         mlflow = sys.modules.get("mlflow")
         active = mlflow.active_run() if mlflow is not None and hasattr(mlflow, "active_run") else None
         if active is None or mlflow is None:
             return None
         # The active run lives at mlflow's own URI, which may differ from ours.
         there = self._tracker().at(mlflow.get_tracking_uri(), experiment_id=active.info.experiment_id)
-        return there, active.info.run_id
+        return _UsersRun(active.info.run_id, there)
 
     @staticmethod
     def _must_nest(identity: str) -> bool:
-        return identity in _trained_in or is_switched_on(NESTED_VARIABLE)
+        return identity in _trained_in.values() or is_switched_on(NESTED_VARIABLE)
 
     def _start(self, resume_key: str | None = None, at_step: int | None = None) -> Run:
         if resume_key is not None:
