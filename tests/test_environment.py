@@ -107,6 +107,14 @@ def test_the_run_name_of_the_environment_names_new_runs_without_one(bare, client
     assert names == ["from the environment", "given", "from the environment"]
 
 
+def test_a_run_name_that_is_no_text_becomes_one(tracker, client) -> None:
+    run = tracker.start_run(7)
+    run.end()
+    assert run.flush().complete
+
+    assert client.get_run(run.run_id).info.run_name == "7"
+
+
 # -- values that cannot be used --------------------------------------------------------------------------------------
 
 
@@ -181,6 +189,12 @@ def test_the_environment_switches_tracking_off(server, tmp_path, monkeypatch, va
     assert (run.run_id, run.url, nested.report().pending) == (None, None, 0)
     assert not root.exists()
     assert not delivery_processes(tmp_path)
+
+
+def test_a_store_that_needs_a_missing_plugin_is_no_error_while_tracking_is_off() -> None:
+    settings = resolve_settings(environ={"TRACKING_CALLBACKS_DISABLED": "1", "MLFLOW_TRACKING_URI": "azureml://x"})
+
+    assert settings.disabled
 
 
 def test_tracking_stays_on_where_the_switch_says_no(bare, monkeypatch) -> None:

@@ -238,6 +238,9 @@ def resolve_settings(
     project = project_root(Path.cwd())
     uri = _chosen("tracking_uri", TRACKING_URI_VARIABLE, environ, given.tracking_uri, in_file.tracking_uri)
     registry = _chosen("registry_uri", REGISTRY_URI_VARIABLE, environ, given.registry_uri, in_file.registry_uri)
+    disabled = any(is_switched_on(variable, environ) for variable in DISABLING_VARIABLES)
+    if disabled:  # nothing goes there, so what it needs need not be installed
+        uri = registry = None
     name = _chosen("experiment_name", EXPERIMENT_VARIABLE, environ, given.experiment_name, in_file.experiment_name)
     resolved_uri = _default_store(project) if uri is None else absolute_uri(check_uri(uri, "tracking_uri"))
     resolved_registry = None if registry is None else absolute_uri(check_uri(registry, "registry_uri"))
@@ -252,7 +255,7 @@ def resolve_settings(
         record=_resolve_recording(given.record, in_file.record, environ),
         delivery=_resolve_delivery(given.delivery, in_file.delivery, project, environ),
         experiment_id=experiment_id,
-        disabled=any(is_switched_on(variable, environ) for variable in DISABLING_VARIABLES),
+        disabled=disabled,
     )
 
 

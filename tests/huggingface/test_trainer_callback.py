@@ -16,7 +16,7 @@ from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 from transformers.integrations import MLflowCallback
 
 from huggingface.reading import artifacts, finished_run, points, runs_of
-from tracking_callbacks import ConfigError, Delivery, MLflowTracker
+from tracking_callbacks import ConfigError, Delivery, InvalidNameError, MLflowTracker
 from tracking_callbacks.huggingface import MLflowTrainerCallback
 
 TrainerFactory = Callable[..., Trainer]
@@ -428,6 +428,38 @@ def test_a_bad_value_in_the_environment_is_raised_before_the_first_step(
         trainer.train()
 
     assert trainer.state.global_step == 0
+
+
+def test_a_configuration_that_cannot_be_read_costs_its_own_piece_only(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
+) -> None:
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    trainer = make_trainer(full_model, callback)
+
+    class Unreadable:
+        """A model as some wrappers are: no configuration can be read, and it counts no parameters."""
+
+        @property
+        def config(self) -> Any:
+            raise LookupError("no configuration")
+
+    hook = callback.on_train_begin
+    callback.on_train_begin = lambda args, state, control, **given: hook(
+        args, state, control, **given | {"model": Unreadable()}
+    )
+    trainer.train()
+    run = finished_run(callback)
+
+    stored = client.get_run(run.run_id)
+    assert float(stored.data.params["learning_rate"]) == 1e-2
+    assert not [name for name in stored.data.params if name.startswith("model.")]
+    assert {one.dataset.name for one in stored.inputs.dataset_inputs} == {"train"}
+    assert stored.info.status == "FINISHED"
+
+
+def test_a_tag_without_a_name_is_refused_at_construction() -> None:
+    with pytest.raises(InvalidNameError):
+        MLflowTrainerCallback(tags={"": "x"})
 
 
 def test_the_environment_switches_the_callback_off(

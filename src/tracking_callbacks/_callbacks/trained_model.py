@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from tracking_callbacks._runs.run import Run
-from tracking_callbacks._values.names import check_registration
+from tracking_callbacks._values.names import check_registration, safe_name
 from tracking_callbacks._writing.guard import never_in_the_way
 
 __all__ = ["MODEL_ERROR_TAG", "ModelLogger", "PreparedModel"]
@@ -49,6 +49,7 @@ class ModelLogger:
 
     Raises:
         ConfigError: The name or an alias is one that MLflow forbids, or there are aliases without a name.
+        InvalidNameError: The name of a tag is empty or not a text.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class ModelLogger:
         self.aliases = check_registration(registered_model_name, aliases)
         self._wanted = log_model is not False
         self._asked_for = log_model != default or registered_model_name is not None
-        self._tags = dict(tags)
+        self._tags = {safe_name(name): text for name, text in tags.items()}
 
     def log(self, run: Run, prepare: Callable[[], PreparedModel], *, register: bool = True) -> None:
         """Save the model and log it to `run`, if it is wanted.

@@ -176,7 +176,7 @@ class MLflowTracker:
         settings = self.settings
         known = resumed or run_id is not None
         if run_name is None and not known:
-            run_name = os.environ.get(RUN_NAME_VARIABLE) or None
+            run_name = os.environ.get(RUN_NAME_VARIABLE, "").strip() or None
         given = {} if known else origin_tags() | _environment_tags() | dict(settings.tags)
         given |= tags or {}
         now = time.time_ns()
@@ -190,7 +190,7 @@ class MLflowTracker:
             experiment=settings.experiment_name,
             intent=intent,
             run_id=run_id,
-            run_name=mask_text(run_name) if isinstance(run_name, str) else run_name,
+            run_name=None if run_name is None else mask_text(str(run_name)),
             tags={safe_name(key): cut_text(entry_text(key, value), MAX_TAG_LENGTH) for key, value in given.items()},
             resumed=known,
             system_metrics=settings.record.system_metrics and intent == "own",
@@ -211,7 +211,7 @@ class MLflowTracker:
 
 def _environment_tags() -> dict[str, str]:
     """Return the tags of ``MLFLOW_TAGS``, a JSON object, which transformers' own callback honours too."""
-    text = os.environ.get(TAGS_VARIABLE)
+    text = os.environ.get(TAGS_VARIABLE, "").strip()
     if not text:
         return {}
     try:

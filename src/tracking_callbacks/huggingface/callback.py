@@ -26,7 +26,7 @@ from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import MetricValueError, TrackingError
 from tracking_callbacks.huggingface.classification import take_report
 from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
-from tracking_callbacks.huggingface.params import describe, describe_search
+from tracking_callbacks.huggingface.params import config_of, describe, describe_search
 from tracking_callbacks.huggingface.saving import ModelForm, check_choice, choose_form, processor_of, save_mlmodel
 from tracking_callbacks.huggingface.trainer_datasets import log_dataset_of
 from tracking_callbacks.settings import is_switched_on
@@ -214,7 +214,8 @@ class MLflowTrainerCallback(TrainerCallback):
     def _attached(self, args: TrainingArguments) -> CallbackRun:
         if self._callback_run is None:
             # Older versions of transformers give the output folder as the name.
-            trainer_name = args.run_name if args.run_name != args.output_dir else None
+            trainer_name = getattr(args, "run_name", None)
+            trainer_name = trainer_name if trainer_name != getattr(args, "output_dir", None) else None
             self._callback_run = CallbackRun(self._tracker, run_name=self._run_name or trainer_name, tags=self._tags)
         return self._callback_run
 
@@ -242,11 +243,15 @@ class MLflowTrainerCallback(TrainerCallback):
             )
             run = callback_run.begin_training(resume_key=resume_key, at_step=state.global_step or None)
         _write_run_reference(state, run)
-        model_type = getattr(getattr(model, "config", None), "model_type", None)
-        tag_framework(run, "transformers", transformers.__version__, model_type=model_type)
+        self._tag_framework(run, model)
         run.log_params({f"trial.{key}": value for key, value in (state.trial_params or {}).items()})
         self._describe(run, args, model)
         self._log_train_input(run, kwargs)
+
+    @never_in_the_way
+    def _tag_framework(self, run: Run, model: Any) -> None:
+        model_type = getattr(config_of(model), "model_type", None)
+        tag_framework(run, "transformers", transformers.__version__, model_type=model_type)
 
     @never_in_the_way
     def _describe(self, run: Run, args: TrainingArguments, model: Any) -> None:
@@ -270,7 +275,7 @@ class MLflowTrainerCallback(TrainerCallback):
         """Return whether ``auto_find_batch_size`` has restarted the same training with a smaller batch."""
         before, self._begun = self._begun, (state.train_batch_size or 0, state.trial_params)
         smaller = before is not None and self._begun[0] < before[0] and self._begun[1] == before[1]
-        return args.auto_find_batch_size and smaller
+        return bool(getattr(args, "auto_find_batch_size", False)) and smaller
 
     def _numbers(self, values: Mapping[str, Any]) -> dict[str, float]:
         """Return those of `values` that are numbers, and warn once about each other name."""
@@ -309,7 +314,8 @@ class MLflowTrainerCallback(TrainerCallback):
 
     def _prepare_model(self, args: TrainingArguments, state: TrainerState, context: Mapping[str, Any]) -> PreparedModel:
         model = context["model"]
-        if args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3()):
+        sharded = getattr(args, "deepspeed", None) and args.hf_deepspeed_config.is_zero3()
+        if sharded or getattr(args, "fsdp", None):
             raise TrackingError("the weights are spread over processes; save them with trainer.save_model()")
         chosen = choose_form(str(self.log_model), model)
         if chosen.notice:

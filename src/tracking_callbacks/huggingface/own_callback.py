@@ -33,7 +33,7 @@ def replace_own_callback(callback_class: type) -> None:
     def add_callback(self: CallbackHandler, callback: Any) -> None:
         method(self, callback)
         if any(isinstance(one, callback_class) for one in self.callbacks):
-            kept = [one for one in self.callbacks if not isinstance(one, MLflowCallback)]
+            kept = [one for one in self.callbacks if type(one) is not MLflowCallback]
             if len(kept) < len(self.callbacks):
                 name = callback_class.__name__
                 logger.warning("transformers' own MLflowCallback is taken out of the trainer: %s does its work", name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracking_callbacks._callbacks.description import Description, telling_first
 from tracking_callbacks._values.conversion import flatten, to_jsonable
+from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.huggingface.adapters import adapter_configs
 from tracking_callbacks.huggingface.base_model import base_model_of, hub_snapshot_of
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainingArguments
 
-__all__ = ["describe", "describe_search"]
+__all__ = ["config_of", "describe", "describe_search"]
 
 # Mappings by label or module name: one param each, because their keys differ from model to model.
 _ONE_PARAM = frozenset({"id2label", "rank_pattern", "alpha_pattern"})
@@ -39,22 +40,63 @@ def describe(args: TrainingArguments, model: nn.Module) -> Description:
     Training arguments keep their names. Names from the model configuration get the prefix ``model.``, those from a PEFT
     configuration its type (``lora.r``), followed by the adapter's name if there are several (``lora.default.r``).
     """
-    arguments = to_jsonable(_as_mapping(args))
-    params = _flat(arguments) | {"world_size": args.world_size}
-    documents = {"training_args.json": arguments}
-    if model_config := _as_mapping(getattr(model, "config", None)):
-        documents["model_config.json"] = to_jsonable(model_config)
-        params |= _flat(documents["model_config.json"], "model.")
-    adapted: dict[str, Any] = {}
-    if adapters := {name: to_jsonable(config.to_dict()) for name, config in adapter_configs(model).items()}:
-        documents["peft_config.json"] = adapters
-        for adapter, config in adapters.items():
-            peft_type = str(config["peft_type"]).lower()
-            adapted |= _flat(config, f"{peft_type}." if len(adapters) == 1 else f"{peft_type}.{adapter}.")
-    changed = [name for name, default in _defaults(args).items() if getattr(args, name) != default]
-    telling = [*_TELLING, *(name for name in adapted if adapted[name]), *changed]
-    params |= adapted | _base_model(model) | _sizes(model)
+    params: dict[str, Any] = {}
+    documents: dict[str, Any] = {}
+    telling = list(_TELLING)
+    # A piece that a setup does not have, or that raises, costs that piece alone.
+    for piece in (_arguments, _model_config, _adapters):
+        found = piece(args, model)
+        if found is not None:
+            params |= found.params
+            documents |= found.documents
+    telling += [name for name, value in _adapter_params(documents).items() if value]
+    telling += _changed(args) or ()
+    params |= (_base_model(model) or {}) | (_sizes(model) or {})
     return Description(params=telling_first(params, telling), documents=documents)
+
+
+@never_in_the_way
+def _arguments(args: TrainingArguments, _: nn.Module) -> Description:
+    arguments = to_jsonable(_as_mapping(args))
+    size = getattr(args, "world_size", None)
+    return Description(
+        _flat(arguments) | ({} if size is None else {"world_size": size}), {"training_args.json": arguments}
+    )
+
+
+@never_in_the_way
+def _model_config(_: TrainingArguments, model: nn.Module) -> Description | None:
+    config = to_jsonable(_as_mapping(config_of(model)))
+    return Description(_flat(config, "model."), {"model_config.json": config}) if config else None
+
+
+@never_in_the_way
+def _adapters(_: TrainingArguments, model: nn.Module) -> Description | None:
+    adapters = {name: to_jsonable(config.to_dict()) for name, config in adapter_configs(model).items()}
+    documents = {"peft_config.json": adapters} if adapters else {}
+    return Description(_adapter_params(documents), documents)
+
+
+def _adapter_params(documents: Mapping[str, Any]) -> dict[str, Any]:
+    adapters = documents.get("peft_config.json", {})
+    params: dict[str, Any] = {}
+    for adapter, config in adapters.items():
+        peft_type = str(config["peft_type"]).lower()
+        params |= _flat(config, f"{peft_type}." if len(adapters) == 1 else f"{peft_type}.{adapter}.")
+    return params
+
+
+@never_in_the_way
+def _changed(args: TrainingArguments) -> list[str]:
+    """Return the names of the arguments that differ from their defaults."""
+    fields = (field for field in dataclasses.fields(args) if field.init)
+    return [field.name for field in fields if getattr(args, field.name) != field.default]
+
+
+@never_in_the_way
+def config_of(model: Any) -> Any:
+    """Return the configuration of a model, None if it has none or reading it raises."""
+    return getattr(model, "config", None)
 
 
 def describe_search(args: TrainingArguments, varied: Container[str]) -> Description:
@@ -71,16 +113,14 @@ def describe_search(args: TrainingArguments, varied: Container[str]) -> Descript
     )
 
 
-def _defaults(args: TrainingArguments) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(args) if field.init}
-
-
+@never_in_the_way
 def _base_model(model: nn.Module) -> dict[str, Any]:
     snapshot = hub_snapshot_of(model)
     known = {"base_model": base_model_of(model), "base_model_revision": snapshot.name if snapshot else None}
     return {key: value for key, value in known.items() if value is not None}
 
 
+@never_in_the_way
 def _sizes(model: nn.Module) -> dict[str, Any]:
     # PEFT's count handles packed 4-bit weights and weights that DeepSpeed has sharded over processes.
     count = getattr(model, "get_nb_trainable_parameters", None)

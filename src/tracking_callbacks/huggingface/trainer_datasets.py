@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracking_callbacks._callbacks.dataset_inputs import log_input
 from tracking_callbacks._runs.run import Run
+from tracking_callbacks.huggingface.params import config_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ def log_dataset_of(
     if type(dataset).__name__ == "IterableDatasetShard":
         dataset = dataset.dataset
     if dataset is not None:
-        labels = getattr(getattr(model, "config", None), "id2label", None) or {}
+        labels = getattr(config_of(model), "id2label", None) or {}
         log_input(
             run,
             dataset,
