@@ -162,10 +162,14 @@ def test_our_callback_does_not_change_what_other_callbacks_see(
 
 
 def test_each_training_run_that_cannot_be_opened_says_so_once(
-    make_trainer: TrainerFactory, full_model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tracker: MLflowTracker, make_trainer: TrainerFactory, full_model: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
-    trainer = make_trainer(full_model, MLflowTrainerCallback(log_model=False))
+    class Broken(MLflowTracker):
+        def start_run(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("no run today")
+
+    broken = Broken(tracker.settings.tracking_uri)
+    trainer = make_trainer(full_model, MLflowTrainerCallback(broken, log_model=False))
     heard = []
     for _ in range(2):
         caplog.clear()

@@ -355,13 +355,14 @@ def test_the_points_of_very_short_episodes_are_bounded(store: Store, tmp_path: P
     assert len(store.episodes(callback.run, tmp_path)) == 6000
 
 
-def test_a_tracker_that_cannot_be_built_does_not_stop_training() -> None:
+def test_a_tracker_that_cannot_be_built_is_an_error_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
     callback = MLflowSB3Callback()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "gopher://nowhere")
-        agent = PPO("MlpPolicy", market(), **TINY).learn(32, callback=callback)
+    agent = PPO("MlpPolicy", market(), **TINY)
+    with pytest.raises(ConfigError, match="gopher"):
+        agent.learn(32, callback=callback)
 
-    assert agent.num_timesteps == 32
+    assert agent.num_timesteps == 0
     assert callback.run is None
 
 
