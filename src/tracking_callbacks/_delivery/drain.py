@@ -13,7 +13,7 @@ from pathlib import Path
 from tracking_callbacks._delivery.backoff import Backoff
 from tracking_callbacks._delivery.batches import Batch, coalesce
 from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible, Refused, Transient
-from tracking_callbacks._delivery.files import FileRecord, deliver_file, discard_staged
+from tracking_callbacks._delivery.files import FileRecord, deliver_file, discard_staged, keep_staged
 from tracking_callbacks._delivery.live_files import LiveFiles
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.rejection import send_batch
@@ -72,7 +72,7 @@ class RunDrain:
         self._watch = watch
         self._once = Once(self.state.attempts, self._save)
         self._resolver = RunResolver(root, store, self._once)
-        self._live = LiveFiles(folder, store)
+        self._live = LiveFiles(folder, root, store)
         self._system = RunSystemMetrics(sampler, store)
         self._lock = threading.Lock()
         self._points_backoff, self._files_backoff = Backoff(), Backoff()
@@ -109,6 +109,7 @@ class RunDrain:
             return False
         self.state.complete = True
         self._save()
+        self._live.keep_refused()
         return self.root.remove_delivered(self.folder, self.state)
 
     # -- the points lane ---------------------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ class RunDrain:
         except Refused as error:
             self._store.check_active(run_id)
             rejected = count_entries(record)
-            self._reject({"record": type(record).__name__.lower(), "reason": str(error)} | _described(record))
+            self._reject_file(record, str(error))
         self._files_backoff.succeed()
         with self._lock:
             session.state.rejected += rejected
@@ -254,6 +255,14 @@ class RunDrain:
             session.state.files = end
             self._write_state()
         discard_staged(record, self.folder)
+
+    def _reject_file(self, record: FileRecord, reason: str) -> None:
+        entry = {"record": type(record).__name__.lower(), "reason": reason} | _described(record)
+        try:
+            kept = keep_staged(record, self.folder, self.root)
+        except OSError as error:
+            raise Transient(f"cannot keep the files of a refused {entry['record']}: {error}") from error
+        self._reject(entry | ({"kept": str(kept)} if kept else {}))
 
     # -- both --------------------------------------------------------------------------------------------------------
 
@@ -293,8 +302,8 @@ class RunDrain:
 
     def _reject(self, entry: dict[str, object]) -> None:
         logger.warning("run %s: the store refused an entry: %s", self.state.run_id, entry)
-        with contextlib.suppress(OSError), open(self.folder.rejected, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        with contextlib.suppress(OSError):
+            self.folder.append_rejected(json.dumps(entry, ensure_ascii=False))
 
     def _show_rejected(self) -> None:
         assert self.state.run_id is not None

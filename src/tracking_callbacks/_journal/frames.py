@@ -19,6 +19,7 @@ from zlib import crc32
 
 import msgspec
 
+from tracking_callbacks._journal.confined import open_own, read_own
 from tracking_callbacks._journal.records import Record, decode, encode
 
 __all__ = ["MAX_RECORD_BYTES", "Chunk", "JournalWriter", "read_chunk", "read_last_words"]
@@ -99,7 +100,7 @@ class JournalWriter:
 def read_last_words(path: Path) -> Record | None:
     """Return the last record of the journal at `path` if it had to be written to the reserved file next to it."""
     try:
-        content = path.with_suffix(_LAST_WORDS_SUFFIX).read_bytes()
+        content = read_own(path.with_suffix(_LAST_WORDS_SUFFIX), _LAST_WORDS_BYTES)
     except OSError:  # a journal of an older version, or one that is already delivered
         return None
     marker, length, checksum = _HEADER.unpack_from(content) if len(content) >= _HEADER.size else (b"", 0, 0)
@@ -148,7 +149,7 @@ def read_chunk(path: Path, offset: int, *, complete: bool, limit: int = _CHUNK_B
             progress.
         limit: Bytes to read; a record that is larger is still read whole.
     """
-    with open(path, "rb", buffering=0) as journal:
+    with open(open_own(path, os.O_RDONLY), "rb", buffering=0) as journal:
         size = os.fstat(journal.fileno()).st_size
         window = _Window(journal.fileno(), offset, min(limit, max(size - offset, 0)), size)
     chunk = Chunk(end=offset)
