@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tracking_callbacks._delivery.failures import Blocked, DeliveryError, Refused, Transient
+from tracking_callbacks._delivery.failures import Blocked, DeliveryError, NotOffered, Refused, Transient
 from tracking_callbacks._values.secrets import mask_text
 
 __all__ = ["ALREADY_THERE", "REQUEST_TIMEOUT_VARIABLE", "translate_errors"]
@@ -19,6 +19,8 @@ REQUEST_TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _LONGEST_TIMEOUT_SECONDS = 120
 _GIVEN_UP = re.compile(r"too many (\d+) error responses")  # urllib3.exceptions.ResponseError.SPECIFIC_ERROR
 _BUSY = (408, 429)
+_NO_SUCH_API = (404, 405, 501)
+_NOT_FOUND = re.compile(r"not.?found|\b404\b", re.IGNORECASE)
 # After these the request may have been carried out: it failed inside the store, or a proxy lost the store's answer.
 # Servers send 429 and 503 without starting on the request.
 _UNSURE = (500, 502, 504)
@@ -35,12 +37,16 @@ def translate_errors() -> Iterator[None]:
         yield
     except DeliveryError:
         raise
+    except NotImplementedError as error:  # a store of a plugin
+        raise NotOffered(f"the store does not offer this: {error}") from error
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
         message = mask_text(f"{type(error).__name__}: {error}").strip()
         origin = _origin(error)
         status = _retried_status(error) or _status_of(origin)
         if status in (401, 403):
             raise Blocked(f"the store refuses the credentials ({status}): {message}") from error
+        if status in _NO_SUCH_API and _is_endpoint_missing(origin):
+            raise NotOffered(message) from error
         if status is not None and 400 <= status < 500 and status not in _BUSY:
             raise Refused(message) from error
         unsent, slow = _unsent(error), _timed_out(error)
@@ -55,6 +61,8 @@ def translate_errors() -> Iterator[None]:
             may_have_committed=not unsent and (status is None or status in _UNSURE),
             retry_now=not (unsent or slow),
         ) from error
+    except (ValueError, TypeError, OverflowError) as error:  # MLflow's client or database driver cannot even send it
+        raise Refused(mask_text(f"{type(error).__name__}: {error}")) from error
 
 
 def _timed_out(error: BaseException | None) -> bool:
@@ -91,6 +99,17 @@ def _was_answered(error: BaseException) -> bool:
     return isinstance(error, RestException) or getattr(error, "response", None) is not None
 
 
+def _is_endpoint_missing(error: BaseException) -> bool:
+    """Return whether the store lacks the API, and not just the run or experiment that the call named."""
+    return getattr(error, "error_code", None) in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED") or _lacks_code(error)
+
+
+def _lacks_code(error: BaseException) -> bool:
+    """Return whether an answer in JSON carries none of MLflow's error codes: a gateway has written it."""
+    content = getattr(error, "json", None)
+    return isinstance(content, dict) and "error_code" not in content
+
+
 def _unsent(error: BaseException | None) -> bool:
     """Return whether no connection was established, so that the store cannot have done anything."""
     from urllib3.exceptions import MaxRetryError, NewConnectionError
@@ -122,5 +141,7 @@ def _status_of(error: BaseException) -> int | None:
     response: Any = getattr(error, "response", None)
     if response is not None:
         return int(response.status_code)
+    if _lacks_code(error) and _NOT_FOUND.search(str(getattr(error, "json", ""))):
+        return 404  # MLflow's client takes it for 500
     code = getattr(error, "get_http_status_code", None)
     return int(code()) if callable(code) else None
