@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 
+import tracking_callbacks
 from tracking_callbacks._delivery.files import _take
 from tracking_callbacks._journal import records
 from tracking_callbacks._journal.confined import OutsideError, delete, inside
 from tracking_callbacks._journal.layout import RunFolder
+
+SOURCES = Path(tracking_callbacks.__file__).parent
+DELETING = {"unlink", "rmtree", "rmdir", "remove", "removedirs", "TemporaryDirectory", "NamedTemporaryFile"}
+MODULES = {"os", "shutil", "tempfile"}
 
 
 @pytest.fixture
@@ -84,3 +90,16 @@ def test_nothing_outside_the_border_is_deleted_and_links_are_not_followed(tmp_pa
 
     assert precious.read_text() == "mine"
     assert not list(root.iterdir())
+
+
+def test_one_module_deletes() -> None:
+    found = []
+    for path in SOURCES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Attribute) or node.attr not in DELETING:
+                continue
+            plain = isinstance(node.value, ast.Name) and node.value.id in MODULES
+            if plain or node.attr in {"unlink", "rmtree", "rmdir"}:
+                found.append(path.relative_to(SOURCES).as_posix())
+
+    assert set(found) == {"_journal/confined.py"}

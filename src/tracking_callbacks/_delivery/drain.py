@@ -13,7 +13,7 @@ from typing import Any
 from tracking_callbacks._delivery.backoff import Backoff
 from tracking_callbacks._delivery.batches import Batch, coalesce
 from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible, Refused, Transient
-from tracking_callbacks._delivery.files import FileRecord, deliver_file, discard_staged
+from tracking_callbacks._delivery.files import FileRecord, deliver_file, discard_staged, keep_staged
 from tracking_callbacks._delivery.live_files import LiveFiles
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.rejection import SURPLUS_PARAMS, add_refused, count_refused, send_batch
@@ -73,7 +73,7 @@ class RunDrain:
         self._watch = watch
         self._once = Once(self.state.attempts, self._save)
         self._resolver = RunResolver(root, store, self._once)
-        self._live = LiveFiles(folder, store)
+        self._live = LiveFiles(folder, root, store)
         self._system = RunSystemMetrics(sampler, store)
         self._lock = threading.Lock()
         self._points_backoff, self._files_backoff = Backoff(), Backoff()
@@ -110,6 +110,7 @@ class RunDrain:
             return False
         self.state.complete = True
         self._save()
+        self._live.keep_refused()
         return self.root.remove_delivered(self.folder, self.state)
 
     # -- the points lane ---------------------------------------------------------------------------------------------
@@ -263,7 +264,7 @@ class RunDrain:
         except Refused as error:
             self._store.check_active(run_id)
             rejected = count_entries(record)
-            self._reject({"record": type(record).__name__.lower(), "reason": str(error)} | _described(record))
+            self._reject_file(record, str(error))
         self._files_backoff.succeed()
         with self._lock:
             session.state.rejected += rejected
@@ -272,6 +273,14 @@ class RunDrain:
             session.state.files = end
             self._write_state()
         discard_staged(record, self.folder)
+
+    def _reject_file(self, record: FileRecord, reason: str) -> None:
+        entry = {"record": type(record).__name__.lower(), "reason": reason} | _described(record)
+        try:
+            kept = keep_staged(record, self.folder, self.root)
+        except OSError as error:
+            raise Transient(f"cannot keep the files of a refused {entry['record']}: {error}") from error
+        self._reject(entry | ({"kept": str(kept)} if kept else {}))
 
     # -- both --------------------------------------------------------------------------------------------------------
 

@@ -5,11 +5,12 @@ DeliveryError
 │   └── NotYetVisible  the store does not show something yet: look again soon
 ├── Blocked      the store answers, but a person must act (credentials, a deleted experiment): try again, slowly
 └── Refused      the store will never accept this: put it aside and go on
+    └── NotOffered  the store has no such API
 """
 
 from __future__ import annotations
 
-__all__ = ["Blocked", "DeliveryError", "NotYetVisible", "Refused", "Transient"]
+__all__ = ["Blocked", "DeliveryError", "NotOffered", "NotYetVisible", "Refused", "Transient"]
 
 
 class DeliveryError(Exception):
@@ -40,3 +41,7 @@ class Blocked(DeliveryError):
 
 class Refused(DeliveryError):
     """The store answered that the content of the call is wrong."""
+
+
+class NotOffered(Refused):
+    """The store has no such API: an MLflow server of an older version, Azure ML, a gateway."""

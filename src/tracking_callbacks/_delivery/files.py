@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.models import deliver_model
@@ -10,11 +10,13 @@ from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.pictures.drawing import deliver_drawing
 from tracking_callbacks._delivery.stores.client import MlflowStore
 from tracking_callbacks._journal.checkpoints import claim
-from tracking_callbacks._journal.confined import OutsideError, check_tree, delete, inside
-from tracking_callbacks._journal.layout import RunFolder
+from tracking_callbacks._journal.confined import OutsideError, check_tree, delete, inside, is_key
+from tracking_callbacks._journal.layout import JournalRoot, RunFolder
 from tracking_callbacks._journal.records import Artifact, Automatic, Dataset, Drawing, Model
+from tracking_callbacks._values.names import artifact_place
+from tracking_callbacks.errors import InputError
 
-__all__ = ["FileRecord", "deliver_file", "discard_staged"]
+__all__ = ["FileRecord", "deliver_file", "discard_staged", "keep_staged"]
 
 FileRecord = Artifact | Automatic | Dataset | Drawing | Model
 
@@ -32,16 +34,18 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
     if isinstance(record, Dataset):
         store.log_dataset(run_id, record)
         return True
-    if record.staged is not None:
-        try:
-            snapshot = _take(record.staged, record, folder)
-            check_tree(snapshot)
-        except OutsideError as error:
-            raise Refused(str(error)) from error
-    if isinstance(record, Drawing):
-        deliver_drawing(store, run_id, record, folder)
-        return True
+    _check_place(record)
     if record.staged is None:
+        if isinstance(record, Drawing):
+            deliver_drawing(store, run_id, record, None, folder)
+        return True
+    try:
+        snapshot = _take(record.staged, record, folder)
+        check_tree(snapshot)
+    except OutsideError as error:
+        raise Refused(str(error)) from error
+    if isinstance(record, Drawing):
+        deliver_drawing(store, run_id, record, snapshot, folder)
         return True
     if not snapshot.exists():
         if _is_checkpoint(record):
@@ -64,31 +68,56 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
 
 def discard_staged(record: FileRecord, folder: RunFolder) -> None:
     """Remove the snapshot of a record that has been acknowledged."""
+    if (holder := _holder(record, folder)) is not None:
+        delete(holder, within=folder.path)
+
+
+def keep_staged(record: FileRecord, folder: RunFolder, root: JournalRoot) -> Path | None:
+    """Move the snapshot of a refused record to where nothing deletes it, and return that; None means there is none.
+
+    Raises:
+        OSError: It cannot be moved.
+    """
+    holder = _holder(record, folder)
+    return None if holder is None else root.keep_rejected(holder, folder.run_key)
+
+
+def _holder(record: FileRecord, folder: RunFolder) -> Path | None:
+    """Return the folder that one record's snapshot has to itself; None means it has none, or none inside the run's."""
     if isinstance(record, Dataset) or record.staged is None:
-        return
+        return None
     try:
         snapshot = _take(record.staged, record, folder)
-    except OutsideError:  # it was refused, and nothing there is ours to delete
-        return
-    delete(snapshot if snapshot.parent == folder.staged else snapshot.parent, within=folder.staged)
+    except OutsideError:
+        return None
+    return snapshot if snapshot.parent == folder.staged else snapshot.parent
 
 
 def _take(staged: str, record: FileRecord, folder: RunFolder) -> Path:
-    """Return where a snapshot lies whose path was read from a journal.
-
-    Raises:
-        OutsideError: It is neither ``staged/<holder>`` nor ``staged/<holder>/<name>``, or passes through a link.
-    """
-    snapshot = inside(folder.path, staged)
-    parts = snapshot.relative_to(folder.path).parts
-    if parts[0] != folder.staged.name or len(parts) not in (2, 3):
-        raise OutsideError(f"the path {staged!r} names no snapshot")
+    snapshot = folder.staged_path(staged)
     if not _is_checkpoint(record):
         return snapshot
-    if snapshot.parent == folder.staged:  # claiming it would move the snapshots of all other records
+    if snapshot.parent == folder.staged:
         raise OutsideError(f"the path {staged!r} names no checkpoint")
-    inside(folder.staged, f"{parts[1]}.sending")  # where `claim` moves it
+    inside(folder.staged, f"{snapshot.parent.name}.sending")  # where `claim` moves it
     return claim(snapshot)
+
+
+def _check_place(record: Artifact | Automatic | Drawing | Model) -> None:
+    """Check what becomes part of a path or search in the store.
+
+    Raises:
+        Refused: It leads out of the run's artifacts, or cannot be a path or key.
+    """
+    place = record.name if isinstance(record, Model) else record.artifact_path or ""
+    try:
+        artifact_place(place, "artifact_path")
+    except InputError as error:
+        raise Refused(str(error)) from error
+    if "\0" in place or PureWindowsPath(place).drive:
+        raise Refused(f"artifact_path: expected a path inside the run's artifacts, got {place!r}")
+    if isinstance(record, Model) and not is_key(record.record_key):
+        raise Refused(f"the model's record key {record.record_key[:200]!r} is not one")
 
 
 def _is_checkpoint(record: FileRecord) -> bool:

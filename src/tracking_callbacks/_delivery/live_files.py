@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.stores.client import MlflowStore
-from tracking_callbacks._journal.layout import RunFolder
+from tracking_callbacks._journal.confined import OutsideError, delete, inside
+from tracking_callbacks._journal.layout import JournalRoot, RunFolder
 
 __all__ = ["LiveFiles"]
 
@@ -26,11 +27,13 @@ class LiveFiles:
 
     Args:
         folder: The run's folder.
+        root: The journal root that contains it.
         store: The store that has the run.
     """
 
-    def __init__(self, folder: RunFolder, store: MlflowStore) -> None:
+    def __init__(self, folder: RunFolder, root: JournalRoot, store: MlflowStore) -> None:
         self._folder = folder
+        self._root = root
         self._store = store
         self._sent: dict[Path, tuple[int, int]] = {}  # inode and size
         self._due: dict[Path, float] = {}
@@ -57,8 +60,21 @@ class LiveFiles:
         """Return whether the store has all live files of a session that has ended."""
         return not self._unsent(session)
 
+    def keep_refused(self) -> None:
+        """Move the files that the store refused to where nothing deletes them.
+
+        Raises:
+            OSError: One cannot be moved.
+        """
+        for path in self._refused:
+            self._root.keep_rejected(path, self._folder.run_key)
+
     def _unsent(self, session: str) -> list[Path]:
-        found = sorted(self._folder.live(session).rglob("*"))
+        try:
+            live = inside(self._folder.path, f"live/{session}")
+        except OutsideError:
+            return []
+        found = sorted(live.rglob("*"))
         return [path for path in found if path not in self._refused and self._grew(path)]
 
     def _grew(self, path: Path) -> bool:
@@ -86,6 +102,7 @@ class LiveFiles:
         try:
             content = path.read_bytes()
             copy.parent.mkdir(parents=True, exist_ok=True)
+            delete(copy, within=self._folder.path)
             copy.write_bytes(content[: content.rfind(b"\n") + 1])
         except OSError as error:  # renamed by its writer, or a full disk: a later upload or the final one succeeds
             logger.info("cannot copy %s for upload, trying again later: %s", place, error)
@@ -97,7 +114,7 @@ class LiveFiles:
 def _identity(path: Path) -> tuple[int, int] | None:
     """Return inode and size of a file, or None if it does not exist."""
     try:
-        found = path.stat()
+        found = path.lstat()
     except FileNotFoundError:
         return None
     return (found.st_ino, found.st_size) if stat.S_ISREG(found.st_mode) else None

@@ -7,20 +7,25 @@ it would do, in steps that are harmless when repeated.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
 from tracking_callbacks._delivery.batches import MAX_METRICS, Point
+from tracking_callbacks._delivery.failures import NotOffered, Refused
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.stores.client import RECORD_TAG, MlflowStore
 from tracking_callbacks._journal.records import Model
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
 
 __all__ = ["deliver_model"]
+
+logger = logging.getLogger(__name__)
 
 # The tags that MLflow's context_registry.resolve_tags would set on a logged model.
 _CONTEXT_TAGS = (
@@ -37,6 +42,9 @@ _VERSIONS_TAG = "mlflow.modelVersions"  # undocumented: mlflow.utils.mlflow_tags
 def deliver_model(store: MlflowStore, once: Once, run_id: str, record: Model, folder: Path) -> None:
     """Log the model in `folder`, link it to the run and its last metrics, register it and set its aliases.
 
+    In a store without logged models (MLflow before 3.0, Azure ML) the folder becomes artifacts of the run, and the
+    version is registered from there.
+
     Args:
         store: The MLflow store.
         once: Prevents a model or version from being created twice.
@@ -45,11 +53,39 @@ def deliver_model(store: MlflowStore, once: Once, run_id: str, record: Model, fo
         folder: Snapshot of the MLmodel folder; its ``MLmodel`` file is completed in place.
 
     Raises:
+        Refused: `folder` is no model, or the store will never accept it.
         DeliveryError: A step failed; another call continues from there.
     """
     run = store.run(run_id)
-    description = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
-    experiment_id = run.info.experiment_id
+    description = _read_mlmodel(folder / "MLmodel")
+    try:
+        model = _log_model(store, once, run, record, folder, description)
+    except NotOffered:
+        logger.info("run %s: the store has no logged models; %s becomes artifacts of the run", run_id, record.name)
+        identity = {"run_id": run_id, "artifact_path": record.name}
+        _complete_mlmodel(folder / "MLmodel", description, identity)
+        store.log_artifacts(run_id, folder, record.name)
+        _register(store, once, run_id, record, None)
+        return
+    last = _last_points(run, record.step)
+    step = record.step if record.step is not None else max((point.step for point in last), default=0)
+    store.link_model(run_id, model.model_id, step)
+    for first in range(0, len(last), MAX_METRICS):
+        store.link_metrics(run_id, model.model_id, last[first : first + MAX_METRICS])
+    _register(store, once, run_id, record, model)
+
+
+def _log_model(
+    store: MlflowStore, once: Once, run: Run, record: Model, folder: Path, description: dict[str, object]
+) -> LoggedModel:
+    """Return the logged model of `record`, with all its files.
+
+    Raises:
+        NotOffered: The store has no logged models.
+        DeliveryError: A step failed.
+    """
+    experiment_id, run_id = run.info.experiment_id, run.info.run_id
+    model_type = description.get("model_type")
     context = {key: run.data.tags[key] for key in _CONTEXT_TAGS if key in run.data.tags}
     model = once.make(
         f"model:{record.record_key}",
@@ -60,30 +96,34 @@ def deliver_model(store: MlflowStore, once: Once, run_id: str, record: Model, fo
             run_id=run_id,
             tags=context | record.tags | {RECORD_TAG: record.record_key},
             params=dict(run.data.params),
-            model_type=description.get("model_type"),
+            model_type=model_type if isinstance(model_type, str) else None,
         ),
         discard=lambda twin: store.delete_model(twin.model_id),
         look_first=True,
     )
     if str(model.status) not in ("READY", "LoggedModelStatus.READY"):
-        _complete_mlmodel(folder / "MLmodel", description, model, run_id)
+        identity = {
+            "run_id": run_id,
+            "model_id": model.model_id,
+            "model_uuid": model.model_id,
+            "artifact_path": model.artifact_location,
+        }
+        _complete_mlmodel(folder / "MLmodel", description, identity)
         store.upload_model(model.model_id, folder)
-    last = _last_points(run, record.step)
-    step = record.step if record.step is not None else max((point.step for point in last), default=0)
-    store.link_model(run_id, model.model_id, step)
-    for first in range(0, len(last), MAX_METRICS):
-        store.link_metrics(run_id, model.model_id, last[first : first + MAX_METRICS])
-    if record.registered_model_name is not None:
-        _register(store, once, run_id, record, model, record.registered_model_name)
+    return model
 
 
-def _complete_mlmodel(path: Path, description: dict[str, object], model: LoggedModel, run_id: str) -> None:
-    identity = {
-        "run_id": run_id,
-        "model_id": model.model_id,
-        "model_uuid": model.model_id,
-        "artifact_path": model.artifact_location,
-    }
+def _read_mlmodel(path: Path) -> dict[str, object]:
+    try:
+        description = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise Refused(f"the model's MLmodel file cannot be read: {error}") from error
+    if not isinstance(description, dict):
+        raise Refused("the model's MLmodel file holds no mapping")
+    return description
+
+
+def _complete_mlmodel(path: Path, description: dict[str, object], identity: dict[str, str]) -> None:
     path.write_text(yaml.safe_dump(description | identity, sort_keys=True, allow_unicode=True), encoding="utf-8")
 
 
@@ -97,20 +137,30 @@ def _last_points(run: Run, step: int | None) -> list[Point]:
     ]
 
 
-def _register(store: MlflowStore, once: Once, run_id: str, record: Model, model: LoggedModel, name: str) -> None:
+def _register(store: MlflowStore, once: Once, run_id: str, record: Model, model: LoggedModel | None) -> None:
+    """Register a logged model, or without one the run's artifacts below the model's name."""
+    name = record.registered_model_name
+    if name is None:
+        return
+    tags = record.tags | {RECORD_TAG: record.record_key}
+
+    def create() -> ModelVersion:
+        if model is None:
+            return store.create_version_of_artifacts(name, run_id=run_id, place=record.name, tags=tags)
+        return store.create_version(name, model_id=model.model_id, run_id=run_id, tags=tags)
+
     store.register_model(name)
     version = once.make(
         f"version:{record.record_key}",
         find=lambda: store.find_versions(name, run_id, record.record_key),
-        create=lambda: store.create_version(
-            name, model_id=model.model_id, run_id=run_id, tags=record.tags | {RECORD_TAG: record.record_key}
-        ),
+        create=create,
         discard=lambda twin: store.delete_version(name, twin.version),
         look_first=True,
     )
-    versions = json.loads(model.tags.get(_VERSIONS_TAG, "[]"))
-    entry = {"name": name, "version": str(version.version)}
-    if entry not in versions:
-        store.tag_model(model.model_id, {_VERSIONS_TAG: json.dumps([*versions, entry])})
+    if model is not None:
+        versions = json.loads(model.tags.get(_VERSIONS_TAG, "[]"))
+        entry = {"name": name, "version": str(version.version)}
+        if entry not in versions:
+            store.tag_model(model.model_id, {_VERSIONS_TAG: json.dumps([*versions, entry])})
     for alias in record.aliases:
         store.set_alias(name, alias, str(version.version))

@@ -7,7 +7,6 @@ import gc
 import io
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from tracking_callbacks._delivery.drain import RunDrain
 from tracking_callbacks._delivery.priority import Priority
 from tracking_callbacks._delivery.stores.client import MlflowStore
 from tracking_callbacks._delivery.system_metrics import SystemSampler
+from tracking_callbacks._journal.confined import delete
 from tracking_callbacks._journal.handover import (
     DELIVERY_VARIABLE,
     REGISTRY_URI_VARIABLE,
@@ -156,6 +156,7 @@ class DeliveryProcess:
         elsewhere: dict[str, int] = {}
         for folder in self._root.runs():
             if folder.run_key not in self._drains and self._is_ours(folder):
+                folder.remove_planted()
                 lock = FileLock(folder.drain_lock, blocking=False)
                 try:
                     lock.acquire()
@@ -164,7 +165,7 @@ class DeliveryProcess:
                     continue
                 if not folder.journals():  # another process just delivered it, and taking the lock recreated the folder
                     lock.release()
-                    shutil.rmtree(folder.path, ignore_errors=True)
+                    delete(folder.path, within=self._root.path)
                     continue
                 drain = RunDrain(folder, self._root, self._store, self._watch_of, self._sampler)
                 with self._drains_lock:

@@ -37,10 +37,19 @@ class SessionJournal:
         self.name = session_name(journal)
         self.opened = opened
         self.state = state
+        self._keep_offsets_inside()
         self._watch = watch
         self._dead = watch is None
         self._last_point = 0
         self._open_until = 0
+
+    def _keep_offsets_inside(self) -> None:
+        """Start again where the state names an offset that the journal does not have; sending twice is harmless."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if not 0 <= self.state.points <= size:
+            self.state.points = 0
+        if not 0 <= self.state.files <= size:
+            self.state.files = 0
 
     @property
     def known_finished(self) -> bool:

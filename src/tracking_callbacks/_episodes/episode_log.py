@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 import weakref
 from collections import Counter
@@ -19,6 +18,7 @@ from tracking_callbacks._episodes.episode_tracker import Episode
 from tracking_callbacks._episodes.equity_curves import EquityCurves
 from tracking_callbacks._episodes.point_budget import PointBudget
 from tracking_callbacks._episodes.statistics import RunningStats
+from tracking_callbacks._journal.confined import delete
 from tracking_callbacks._runs.run import Run
 
 __all__ = ["EpisodeLog"]
@@ -164,7 +164,7 @@ class EpisodeLog:
 
 def _remove(folder: str, owner: int) -> None:
     if os.getpid() == owner:  # a forked child runs its parent's finalizers, too
-        shutil.rmtree(folder, ignore_errors=True)
+        delete(Path(folder), within=Path(folder).parent)
 
 
 def _empty_window() -> dict[str, RunningStats]:

@@ -11,6 +11,8 @@ import shutil
 import threading
 from pathlib import Path
 
+from tracking_callbacks._journal.confined import delete
+
 __all__ = ["WaitingCheckpoints", "claim"]
 
 
@@ -93,5 +95,5 @@ def _drop(snapshot: Path) -> bool:
         os.replace(snapshot.parent, bin_)
     except OSError:  # claimed or already delivered; a snapshot that cannot be moved stays
         return False
-    shutil.rmtree(bin_, ignore_errors=True)
+    delete(bin_, within=bin_.parent)
     return True

@@ -1,22 +1,32 @@
-"""Keeps what delivery reads and deletes inside one folder.
+"""Keeps what is read and deleted inside one folder.
 
 A journal may come from another machine or another user, or a bad disk may have changed it. So a path that was read
-from one is resolved here before it is used.
+from one is resolved here before it is used, and no other module of the package deletes anything.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-__all__ = ["OutsideError", "check_tree", "delete", "inside"]
+__all__ = ["MAX_STATE_BYTES", "OutsideError", "check_tree", "delete", "inside", "is_key", "open_own", "read_own"]
+
+MAX_STATE_BYTES = 64 * 1024 * 1024
+RESERVED = ("delivered", "rejected")  # folders of the journal root that are no runs
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 
 
 class OutsideError(ValueError):
     """A path that a journal or state file names does not lie inside the folder it must lie in."""
+
+
+def is_key(text: str) -> bool:
+    """Return whether `text`, the key of a run or record, can be a folder's name and part of a search."""
+    return _KEY.fullmatch(text) is not None and text not in RESERVED
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -82,3 +92,26 @@ def delete(path: Path, within: Path) -> None:
         return
     with contextlib.suppress(OSError):
         target.unlink()
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Open a file that only this package writes, and return its descriptor; a link or special file is refused.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file.
+    """
+    fd = os.open(path, flags | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o600)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(f"{path} is not a regular file")
+    return fd
+
+
+def read_own(path: Path, limit: int = MAX_STATE_BYTES) -> bytes:
+    """Return the first `limit` bytes of a file that only this package writes.
+
+    Raises:
+        OSError: It cannot be read, or is not a regular file.
+    """
+    with open(open_own(path, os.O_RDONLY), "rb") as content:
+        return content.read(limit)

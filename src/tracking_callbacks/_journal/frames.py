@@ -19,6 +19,7 @@ from zlib import crc32
 
 import msgspec
 
+from tracking_callbacks._journal.confined import open_own, read_own
 from tracking_callbacks._journal.records import Record, decode, encode
 
 __all__ = ["MAX_RECORD_BYTES", "Chunk", "JournalWriter", "read_chunk", "read_last_words"]
@@ -99,7 +100,7 @@ class JournalWriter:
 def read_last_words(path: Path) -> Record | None:
     """Return the last record of the journal at `path` if it had to be written to the reserved file next to it."""
     try:
-        content = path.with_suffix(_LAST_WORDS_SUFFIX).read_bytes()
+        content = read_own(path.with_suffix(_LAST_WORDS_SUFFIX), _LAST_WORDS_BYTES)
     except OSError:  # a journal of an older version, or one that is already delivered
         return None
     marker, length, checksum = _HEADER.unpack_from(content) if len(content) >= _HEADER.size else (b"", 0, 0)
@@ -148,12 +149,15 @@ def read_chunk(path: Path, offset: int, *, complete: bool, limit: int = _CHUNK_B
             progress.
         limit: Bytes to read; a record that is larger is still read whole.
     """
-    with open(path, "rb", buffering=0) as journal:
+    with open(open_own(path, os.O_RDONLY), "rb", buffering=0) as journal:
         size = os.fstat(journal.fileno()).st_size
-        window = _Window(journal.fileno(), offset, min(limit, max(size - offset, 0)), size)
+        window = _Window(journal.fileno(), offset, limit, size)
+        position = offset
+        damage_from: int | None = None
+        if not window.holds_a_frame() and window.end < size:
+            damage_from, position = offset, _next_frame(journal.fileno(), offset + 1, size)
+            window = _Window(journal.fileno(), position, limit, size)
     chunk = Chunk(end=offset)
-    position = offset
-    damage_from: int | None = None
     while True:
         frame = window.frame_at(position)
         if frame is not None:
@@ -176,25 +180,21 @@ def read_chunk(path: Path, offset: int, *, complete: bool, limit: int = _CHUNK_B
             position = following
             continue
         chunk.at_end = window.end == size
-        if chunk.at_end and complete and position < size:
+        if chunk.at_end and complete and chunk.end < size:
             chunk.damaged += 1
             chunk.end = size
         return chunk
 
 
 class _Window:
-    """The bytes of a journal from one offset on, read only as far as they are needed."""
+    """Some bytes of a journal from one offset on; the record that begins there is in view even when it is larger."""
 
     def __init__(self, fd: int, start: int, length: int, size: int) -> None:
         self._start = start
         self._size = size
-        # A whole record must be in view even when it is larger than the stretch asked for.
-        self._bytes = _read_at(fd, start, length)
-        needed = self._largest_need()
-        if needed > length:
+        self._bytes = _read_at(fd, start, min(length, size - start))
+        if (needed := self._largest_need()) > length:
             self._bytes += _read_at(fd, start + len(self._bytes), needed - len(self._bytes))
-        if not self._holds_a_frame() and start + len(self._bytes) < size:
-            self._bytes += _read_at(fd, start + len(self._bytes), size - start - len(self._bytes))
 
     @property
     def end(self) -> int:
@@ -209,7 +209,8 @@ class _Window:
                 return min(_HEADER.size + int(length), self._size - self._start)
         return 0
 
-    def _holds_a_frame(self) -> bool:
+    def holds_a_frame(self) -> bool:
+        """Return whether an intact frame is in view."""
         return self.frame_at(self._start) is not None or self.next_frame_after(self._start) is not None
 
     def frame_at(self, position: int) -> tuple[Record | None, int] | None:
@@ -237,6 +238,19 @@ class _Window:
                 return self._start + at
             at = self._bytes.find(MARKER, at + 1)
         return None
+
+
+def _next_frame(fd: int, start: int, size: int) -> int:
+    """Return where the next intact frame begins, or `size`; at most a block and a record are in memory at a time."""
+    while start < size:
+        block = _read_at(fd, start, _CHUNK_BYTES + len(MARKER) - 1)
+        at = block.find(MARKER)
+        while at >= 0:
+            if _Window(fd, start + at, _HEADER.size, size).frame_at(start + at) is not None:
+                return start + at
+            at = block.find(MARKER, at + 1)
+        start += _CHUNK_BYTES
+    return size
 
 
 def _read_at(fd: int, offset: int, length: int) -> bytes:

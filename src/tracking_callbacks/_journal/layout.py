@@ -8,6 +8,7 @@
       .lock                      held briefly while a session opens or a delivered run is removed
       .scratch-<process>-…       files of a training process that only it needs
       delivered/<run key>.json   the final state of delivered runs
+      rejected/<run key>/…       files that the store refused and that may exist nowhere else; nothing deletes them
       <run key>/
         <session>.journal        append-only log, one per session
         <session>.last           space reserved for its last record, in case the disk is full by then
@@ -16,14 +17,15 @@
         uploading/…              copies of the live files that are being uploaded
         state.json               what delivery knows and has done
         drain.lock               held by the process that delivers the run
-        rejected.jsonl           records that the store refused, with the reason
+        rejected.jsonl           records that were refused, with the reason
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,14 +34,21 @@ from zlib import crc32
 
 import msgspec
 
+from tracking_callbacks._journal.confined import OutsideError, delete, inside, is_key, open_own, read_own
 from tracking_callbacks._journal.owner import Owner, current_owner, started_at
+from tracking_callbacks._journal.private import check_private
 from tracking_callbacks._journal.records import Status
 
 __all__ = ["JournalRoot", "RunFolder", "RunState", "SessionState", "session_name"]
 
 _JOURNAL_SUFFIX = ".journal"
+_JOURNAL = re.compile(r"[0-9]+\.journal")
 _DELIVERED = "delivered"
 _SCRATCH = ".scratch-"
+_REJECTED = "rejected"
+# What this package writes in a run's folder under a fixed name: files, then folders.
+_RUN_FILES = ("state.json", "rejected.jsonl", "drain.lock")
+_RUN_FOLDERS = ("uploading", "drawn")
 
 
 class SessionState(msgspec.Struct):
@@ -123,10 +132,40 @@ class RunFolder:
         return self.path / f"{session:020d}{_JOURNAL_SUFFIX}"
 
     def journals(self) -> list[Path]:
-        """Return the journals of all sessions, oldest first."""
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(self.path.glob(f"*{_JOURNAL_SUFFIX}"))
-        return []
+        """Return the journals of all sessions, oldest first; links and special files are left out."""
+        try:
+            entries = [entry for entry in os.scandir(self.path) if entry.is_file(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(Path(entry) for entry in entries if _JOURNAL.fullmatch(entry.name))
+
+    def staged_path(self, staged: str) -> Path:
+        """Return where a snapshot lies whose path was read from a journal.
+
+        Raises:
+            OutsideError: It is neither ``staged/<holder>`` nor ``staged/<holder>/<name>``, or passes through a link.
+        """
+        path = inside(self.path, staged)
+        if len(path.relative_to(self.path).parts) not in (2, 3) or path.parts[len(self.path.parts)] != "staged":
+            raise OutsideError(f"the path {staged!r} names no snapshot")
+        return path
+
+    def remove_planted(self) -> None:
+        """Delete what stands, as a link or as another kind of file, where delivery is going to write."""
+        for names, kind in ((_RUN_FILES, stat.S_ISREG), (_RUN_FOLDERS, stat.S_ISDIR)):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    if not kind((self.path / name).lstat().st_mode):
+                        delete(self.path / name, within=self.path)
+
+    def append_rejected(self, line: str) -> None:
+        """Add a line to the list of refused records.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        with open(open_own(self.rejected, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a", encoding="utf-8") as lines:
+            lines.write(line + "\n")
 
     def read_state(self) -> RunState | None:
         """Return the delivery state, or None if there is none (yet)."""
@@ -153,17 +192,40 @@ class JournalRoot:
         """Create the root, accessible to its user only and ignored by git.
 
         Raises:
-            OSError: The root cannot be created or written.
+            OSError: The root cannot be created or written, belongs to another user or is writable by others.
         """
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.check_private()
         ignore = self.path / ".gitignore"
         if not ignore.exists():
             _write_atomically(ignore, b"*\n")
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise PermissionError(13, "not writable", str(self.path))
 
+    def check_private(self) -> None:
+        """Check that nobody else can have changed the root; a root that does not exist passes.
+
+        Raises:
+            PermissionError: The root or a run's folder belongs to another user, is writable by others, or is a link.
+        """
+        if not self.path.exists():
+            return
+        check_private(self.path)
+        for name in (_DELIVERED, _REJECTED, ".lock", ".gitignore", "delivery.log"):
+            if (self.path / name).is_symlink():
+                raise PermissionError(1, f"{name} in it is a symbolic link", str(self.path))
+        for folder in self.runs():
+            if folder.journals():
+                check_private(folder.path)
+
     def run(self, run_key: str) -> RunFolder:
-        """Return the folder of the run with this key, whether it exists or not."""
+        """Return the folder of the run with this key, whether it exists or not.
+
+        Raises:
+            OutsideError: The key cannot be the name of a run's folder.
+        """
+        if not is_key(run_key):
+            raise OutsideError(f"{run_key!r} is not a run key")
         return RunFolder(self.path / run_key)
 
     def scratch(self) -> Path:
@@ -178,10 +240,29 @@ class JournalRoot:
     def runs(self) -> list[RunFolder]:
         """Return the folders of all runs that are not delivered yet."""
         try:
-            entries = sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir())
+            names = sorted(entry.name for entry in os.scandir(self.path) if entry.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
-        return [self.run(name) for name in entries if name != _DELIVERED and not name.startswith(".")]
+        return [self.run(name) for name in names if is_key(name)]
+
+    def rejected(self, run_key: str) -> Path:
+        """Return the folder of the files of a run that were refused; nothing deletes it."""
+        return self.path / _REJECTED / self.run(run_key).run_key
+
+    def keep_rejected(self, path: Path, run_key: str) -> Path | None:
+        """Move a file or folder of a run to the refused ones, and return its new path; None means it is gone.
+
+        Raises:
+            OSError: It cannot be moved.
+        """
+        kept = self.rejected(run_key) / path.name
+        if path.exists():
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            number = 1
+            while os.path.lexists(kept):
+                kept = kept.with_name(f"{path.name}.{(number := number + 1)}")
+            os.replace(path, kept)
+        return kept if kept.exists() else None
 
     @contextlib.contextmanager
     def locked(self, timeout: float = 10.0) -> Iterator[None]:
@@ -204,16 +285,25 @@ class JournalRoot:
         with self.locked():
             if any(session_name(journal) not in state.sessions for journal in folder.journals()):
                 return False
+            if any(session.damaged for session in state.sessions.values()):
+                self._keep_unnamed(folder)
             kept = self._keep_final(folder.run_key, state)
             with contextlib.suppress(OSError):
                 os.replace(folder.rejected, self.path / _DELIVERED / f"{folder.run_key}.rejected.jsonl")
             bin_ = self.path / f".removed-{folder.run_key}"
+            delete(bin_, within=self.path)
             os.replace(folder.path, bin_)
             if not kept:  # the disk is full: removing the folder frees space
-                shutil.rmtree(bin_, ignore_errors=True)
+                delete(bin_, within=self.path)
                 self._keep_final(folder.run_key, state)
-        shutil.rmtree(bin_, ignore_errors=True)
+        delete(bin_, within=self.path)
         return True
+
+    def _keep_unnamed(self, folder: RunFolder) -> None:
+        """Keep the snapshots that no delivered record names: a damaged record may have named them."""
+        if folder.staged.is_dir() and not folder.staged.is_symlink():
+            for holder in folder.staged.iterdir():
+                self.keep_rejected(holder, folder.run_key)
 
     def _keep_final(self, run_key: str, state: RunState) -> bool:
         delivered = self.path / _DELIVERED
@@ -229,9 +319,9 @@ class JournalRoot:
         for entry in (self.path / _DELIVERED).glob("*.json*"):
             with contextlib.suppress(FileNotFoundError):
                 if entry.stat().st_mtime < older_than:
-                    entry.unlink()
+                    delete(entry, within=self.path)
         for entry in self.path.glob(".removed-*"):
-            shutil.rmtree(entry, ignore_errors=True)
+            delete(entry, within=self.path)
         self.remove_scratch()
 
     def remove_scratch(self) -> None:
@@ -239,7 +329,7 @@ class JournalRoot:
         for entry in self.path.glob(f"{_SCRATCH}{_machine(current_owner())}-*"):
             pid, ticks = entry.name.removeprefix(_SCRATCH).split("-")[1:3]
             if started_at(int(pid)) != int(ticks):
-                shutil.rmtree(entry, ignore_errors=True)
+                delete(entry, within=self.path)
 
 
 def _machine(owner: Owner) -> str:
@@ -254,16 +344,18 @@ def session_name(journal: Path) -> str:
 
 def _read_state(path: Path) -> RunState | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunState)
-    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
+        return msgspec.json.decode(read_own(path), type=RunState)
+    except (OSError, msgspec.MsgspecError):
         return None
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(content)
+        delete(temporary, within=path.parent)
+        with open(open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            file.write(content)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        delete(temporary, within=path.parent)
         raise

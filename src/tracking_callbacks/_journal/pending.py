@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.frames import read_chunk
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
 from tracking_callbacks._journal.owner import OwnerWatch
@@ -14,6 +15,7 @@ from tracking_callbacks._journal.records import Artifact, Dataset, Model, Sessio
 __all__ = ["PendingRun", "journal_root_at", "pending_run", "pending_runs", "read_opened"]
 
 _HEADER_BYTES = 1 << 16
+_MAX_MS = 1 << 53  # MLflow's UI and JSON take a time up to here
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,24 @@ class PendingRun:
 
 
 def read_opened(journal: Path) -> SessionOpened | None:
-    """Return the header of a journal, or None if it has none (yet)."""
+    """Return the header of a journal, or None if it has none (yet) that belongs to this run and session."""
     try:
         chunk = read_chunk(journal, 0, complete=False, limit=_HEADER_BYTES)
-    except FileNotFoundError:
+    except OSError:
         return None
-    return next((record for record, _ in chunk.records if isinstance(record, SessionOpened)), None)
+    headers = (record for record, _ in chunk.records if isinstance(record, SessionOpened))
+    return next((header for header in headers if _belongs(header, journal)), None)
+
+
+def _belongs(header: SessionOpened, journal: Path) -> bool:
+    """Return whether a header is what this package writes to `journal`, so that no journal speaks for another run."""
+    return (
+        header.run_key == journal.parent.name
+        and header.session == int(session_name(journal))
+        and (header.parent_key is None or is_key(header.parent_key))
+        and 0 <= header.timestamp < _MAX_MS
+        and -(1 << 31) < header.owner.pid < 1 << 31
+    )
 
 
 def pending_runs(root: JournalRoot) -> list[PendingRun]:
@@ -65,7 +79,7 @@ def pending_run(folder: RunFolder) -> PendingRun | None:
         try:
             pending += _pending_entries(journal, state.sessions.get(session_name(journal), SessionState()))
             newest = max(newest, journal.stat().st_mtime)
-        except FileNotFoundError:  # already delivered
+        except OSError:  # already delivered
             continue
         headers.append(opened)
     if not headers:

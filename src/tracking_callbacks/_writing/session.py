@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tracking_callbacks._journal.confined import delete
 from tracking_callbacks._journal.frames import JournalWriter
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
 from tracking_callbacks._journal.owner import current_owner
@@ -222,7 +222,7 @@ class RunJournal:
                 self._staging.remove(threading.current_thread())
                 self._all_staged.notify_all()
             if not written:
-                shutil.rmtree(session.folder.path / holder, ignore_errors=True)
+                delete(session.folder.path / holder, within=session.folder.path)
         self._check_delivery()
         return target if written else None
 

@@ -38,6 +38,7 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
 )
 
+from tracking_callbacks._journal.confined import delete
 from tracking_callbacks.flavors import sb3_agent
 from tracking_callbacks.flavors.sb3_agent import FLAVOR_NAME, Observations, _load_pyfunc, load_agent
 
@@ -142,7 +143,7 @@ def save_snapshot(sb3_model: BaseAlgorithm, folder: str | Path) -> None:
         folder: The folder to write to; its contents are replaced.
     """
     folder = Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    delete(folder, within=folder.parent)
     folder.mkdir(parents=True)
     _save_agent(sb3_model, folder, sb3_model.get_vec_normalize_env())
 

@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracking_callbacks._journal.confined import delete
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -111,8 +113,11 @@ def keep_active_adapter(model: Any, folder: Path) -> None:
     (name,) = active_adapters(model)
     if list(adapter_configs(model)) == ["default"]:
         return
-    shutil.rmtree(folder)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    delete(folder, within=folder.parent)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
         model.save_pretrained(temporary, selected_adapters=[name])
-        saved = Path(temporary, name)
+        saved = temporary / name
         shutil.copytree(saved if saved.is_dir() else temporary, folder)
+    finally:
+        delete(temporary, within=folder.parent)

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracking_callbacks._journal.confined import delete
 from tracking_callbacks.errors import ConfigError, TrackingError
 from tracking_callbacks.huggingface.adapters import (
     active_adapters,
@@ -282,7 +283,7 @@ def _amend_mlmodel(folder: Path, model: nn.Module, chosen: SavedForm, task: str)
             flavor |= {f"{part}_name": base, f"{part}_revision": chosen.revision}
     if chosen.form is not ModelForm.ADAPTER:
         # MLflow writes a licence notice that refers to the folder, which stood in for the name.
-        (folder / "LICENSE.txt").unlink(missing_ok=True)
+        delete(folder / "LICENSE.txt", within=folder)
     if task == TEXT2TEXT:
         flavor |= {"task": TEXT2TEXT, "instance_type": "Text2TextGenerationPipeline"}
         mlmodel.flavors["python_function"]["loader_module"] = TEXT2TEXT_PYFUNC

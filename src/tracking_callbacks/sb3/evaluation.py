@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from tracking_callbacks._episodes.episode_tracker import EpisodeTracker
 from tracking_callbacks._episodes.equity_curves import EquityCurves
 from tracking_callbacks._episodes.returns import Returns, choose_source
 from tracking_callbacks._episodes.statistics import statistics_over_episodes
+from tracking_callbacks._journal.confined import delete
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.flavors import sb3 as flavor
@@ -181,7 +181,7 @@ class BestAgent:
         before = self.mean_reward is not None and self.snapshot
         self.mean_reward, self.timestep = mean_reward, model.num_timesteps
         if before:
-            shutil.rmtree(before)
+            delete(before, within=self._folder)
         (self._folder / "new").rename(self.snapshot)
 
 
@@ -201,4 +201,4 @@ def evaluations_in(root: BaseCallback) -> Iterator[EvalCallback]:
 
 def _remove(folder: Path, owner: int) -> None:
     if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
+        delete(folder, within=folder.parent)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from tracking_callbacks._delivery import pictures as figures
 from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.pictures.series import envelope
 from tracking_callbacks._delivery.stores.client import MlflowStore
+from tracking_callbacks._journal.confined import delete
 from tracking_callbacks._journal.frames import read_chunk
 from tracking_callbacks._journal.layout import RunFolder
 from tracking_callbacks._journal.records import Drawing, Metrics, SessionOpened
@@ -28,8 +28,15 @@ _NOT_DRAWN = ("system/", "episode/", "rollout/", "time/")
 _MOST_POINTS = 100_000  # of one metric; a picture is some thousand pixels wide
 
 
-def deliver_drawing(store: MlflowStore, run_id: str, record: Drawing, folder: RunFolder) -> None:
+def deliver_drawing(store: MlflowStore, run_id: str, record: Drawing, snapshot: Path | None, folder: RunFolder) -> None:
     """Draw what `record` asks for and upload it; harmless when repeated.
+
+    Args:
+        store: The MLflow store.
+        run_id: The run.
+        record: What to draw.
+        snapshot: The file that the picture is drawn from. None means that it is drawn from the run's points.
+        folder: The run's folder.
 
     Raises:
         Refused: It cannot be drawn.
@@ -37,7 +44,7 @@ def deliver_drawing(store: MlflowStore, run_id: str, record: Drawing, folder: Ru
     """
     points = points_of(folder, store, run_id) if record.kind == "learning_curves" else {}
     try:
-        pictures = {name: figures.png(figure) for name, figure in _drawn(record, folder, points).items() if figure}
+        pictures = {name: figures.png(figure) for name, figure in _drawn(record, snapshot, points).items() if figure}
     except Exception as error:  # a bug in a drawing must not affect what the run holds
         raise Refused(f"cannot draw {record.kind}: {type(error).__name__}: {error}") from error
     for name, picture in pictures.items():
@@ -45,12 +52,12 @@ def deliver_drawing(store: MlflowStore, run_id: str, record: Drawing, folder: Ru
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(picture)
         store.log_artifact(run_id, path, record.artifact_path)
-    shutil.rmtree(folder.path / "drawn", ignore_errors=True)
+    delete(folder.path / "drawn", within=folder.path)
 
 
-def _drawn(record: Drawing, folder: RunFolder, points: dict[str, Curve]) -> dict[str, Figure | None]:
+def _drawn(record: Drawing, snapshot: Path | None, points: dict[str, Curve]) -> dict[str, Figure | None]:
     captions = record.captions
-    content = (folder.path / record.staged).read_text(encoding="utf-8") if record.staged else ""
+    content = snapshot.read_text(encoding="utf-8") if snapshot else ""
     match record.kind:
         case "learning_curves":
             pairs = {name: list(curve.pairs()) for name, curve in points.items()}

@@ -336,6 +336,16 @@ class MlflowStore:
         with translate_errors(self.shown_uri):
             self._client().delete_model_version(name, version)
 
+    def create_version_of_artifacts(self, name: str, *, run_id: str, place: str, tags: dict[str, str]) -> ModelVersion:
+        """Create a model version from the folder `place` of a run's artifacts, as ``runs:/<run id>/<place>`` does."""
+        with translate_errors(self.shown_uri):
+            from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+
+            source = RunsArtifactRepository.get_underlying_uri(f"runs:/{run_id}/{place}", self._uri)
+            return self._client().create_model_version(
+                name, source=source, run_id=run_id, tags=tags, await_creation_for=0
+            )
+
     def create_version(self, name: str, *, model_id: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
         """Create a model version from a logged model."""
         with translate_errors(self.shown_uri):

@@ -14,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
+from tracking_callbacks._journal.confined import delete
+
 __all__ = ["ensure_sqlite_store"]
 
 
@@ -36,7 +38,7 @@ def ensure_sqlite_store(uri: str, artifact_root: str) -> None:
     with FileLock(lock):
         if not path.exists():
             _build(path, artifact_root)
-        lock.unlink(missing_ok=True)  # who waits for it finds the store, and so does who makes another lock
+        delete(lock, within=path.parent)  # who waits for it finds the store, and so does who makes another lock
 
 
 def _build(path: Path, artifact_root: str) -> None:
@@ -44,7 +46,7 @@ def _build(path: Path, artifact_root: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     for left_over in path.parent.glob(f".{path.name}.*.building*"):
-        left_over.unlink(missing_ok=True)  # from a process that was killed, because we hold the lock
+        delete(left_over, within=path.parent)  # from a process that was killed, because we hold the lock
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.building")
     try:
         store = SqlAlchemyStore(f"sqlite:///{temporary}", artifact_root)  # type: ignore[no-untyped-call]
@@ -58,4 +60,4 @@ def _build(path: Path, artifact_root: str) -> None:
                 os.replace(temporary, path)
     finally:
         for left_over in path.parent.glob(f"{temporary.name}*"):
-            left_over.unlink(missing_ok=True)
+            delete(left_over, within=path.parent)

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
-from tracking_callbacks._delivery.failures import Blocked, DeliveryError, Refused, Transient
+from tracking_callbacks._delivery.failures import Blocked, DeliveryError, NotOffered, Refused, Transient
 from tracking_callbacks._delivery.stores.reasons import (
     answer_of,
     causes,
@@ -31,6 +31,8 @@ _REPORTED = re.compile(
     r"failed with error code \d+ != 200\. Response body: '(.*)'", re.DOTALL
 )  # mlflow.utils.rest_utils
 _BUSY = (408, 429)
+_NO_SUCH_API = (404, 405, 501)
+_NOT_FOUND = re.compile(r"not.?found|\b404\b|no (such )?(api|endpoint|route)", re.IGNORECASE)
 # After these the request may have been carried out: it failed inside the store, or a proxy lost the store's answer.
 # Servers send 429 and 503 without starting on the request.
 _UNSURE = (500, 502, 504)
@@ -54,10 +56,16 @@ def translate_errors(uri: str) -> Iterator[None]:
         yield
     except DeliveryError:
         raise
+    except NotImplementedError as error:  # a store of a plugin
+        raise NotOffered(f"the store does not offer this: {error}") from error
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
         raise _translated(error, uri) from error
     except cloud_errors() as error:
         raise _translated(error, uri) from error
+    except json.JSONDecodeError as error:  # a login page, in place of the store's answer
+        raise Transient(f"{uri} answered something that is not MLflow's: {one_line(error)}") from error
+    except (ValueError, OverflowError) as error:  # a text or number that the client or the database driver cannot send
+        raise Refused(one_line(error)) from error
 
 
 def _translated(error: Exception, uri: str) -> DeliveryError:
@@ -68,6 +76,8 @@ def _translated(error: Exception, uri: str) -> DeliveryError:
     if status in (401, 403) or _lacks_credentials(error):
         what = "the credentials" if place == uri else f"the credentials for {place}"
         return Blocked(f"the store refuses {what}{'' if status is None else f' ({status})'}: {_detail(origin)}")
+    if status in _NO_SUCH_API and _is_endpoint_missing(origin):
+        return NotOffered(_detail(origin))
     if status is not None and 400 <= status < 500 and status not in _BUSY:
         return Refused(_detail(origin))
     if slow:
@@ -144,6 +154,17 @@ def _was_answered(error: BaseException) -> bool:
     return isinstance(error, RestException) or getattr(error, "response", None) is not None
 
 
+def _is_endpoint_missing(error: BaseException) -> bool:
+    """Return whether the store lacks the API, and not just the run or experiment that the call named."""
+    return getattr(error, "error_code", None) in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED") or _lacks_code(error)
+
+
+def _lacks_code(error: BaseException) -> bool:
+    """Return whether an answer in JSON carries none of MLflow's error codes: a gateway has written it."""
+    content = getattr(error, "json", None)
+    return isinstance(content, dict) and "error_code" not in content
+
+
 def _unsent(error: BaseException) -> bool:
     """Return whether no connection was established, so that the store cannot have done anything."""
     from urllib3.exceptions import ConnectTimeoutError, ProxyError
@@ -171,5 +192,7 @@ def _status_of(error: BaseException) -> int | None:
         return None if status is None else int(status)
     if response is not None:
         return int(response.status_code)
+    if _lacks_code(error) and _NOT_FOUND.search(str(getattr(error, "json", ""))):
+        return 404  # MLflow's client takes it for 500
     code = getattr(error, "get_http_status_code", None)
     return int(code()) if callable(code) else None
