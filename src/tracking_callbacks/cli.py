@@ -8,14 +8,22 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
 from tracking_callbacks import __version__
 from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE
 from tracking_callbacks._journal.layout import JournalRoot
-from tracking_callbacks._journal.pending import PendingRun, journal_root_at, pending_run, pending_runs
+from tracking_callbacks._journal.pending import (
+    PendingRun,
+    journal_root_at,
+    pending_run,
+    pending_runs,
+    unreadable_folders,
+)
 from tracking_callbacks._journal.records import Store
+from tracking_callbacks._values.credentials import CREDENTIALS, same_place
 from tracking_callbacks._values.secrets import MASK, mask_uri
 from tracking_callbacks._writing.launch import start_sync
 from tracking_callbacks.errors import ConfigError
@@ -24,6 +32,9 @@ from tracking_callbacks.settings import Settings, resolve_settings
 __all__ = ["main"]
 
 _POLL_SECONDS = 0.2
+_CREDENTIALS_FILE = Path(
+    "~/.mlflow/credentials"
+)  # https://mlflow.org/docs/latest/self-hosting/security/basic-http-auth
 _PATHS = click.argument("paths", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 
 
@@ -44,26 +55,26 @@ def status(paths: tuple[Path, ...]) -> None:
     """Show the runs that are not delivered yet.
 
     PATHS are journal folders or the projects that contain them; the default is the current project. The exit code is 0
-    if everything is delivered and 1 if something is left.
+    if everything is delivered that runs hold so far, and 1 if something is left.
     """
-    runs = [run for root in _roots(paths) for run in pending_runs(root)]
-    if not runs:
-        click.echo("Everything is delivered.")
-        return
-    rows = [("RUN", "STORE", "PENDING", "LAST RECORD", "TRAINER", "LAST ERROR")]
+    roots = _roots(paths)
+    runs = [run for root in roots for run in pending_runs(root)]
+    rows = [("RUN", "STORE", "PENDING", "LAST RECORD", "TRAINER", "DELIVERY", "LAST ERROR")]
     rows += [
         (
-            run.opened.run_name or run.run_id or run.folder.run_key,
+            run.name,
             run.opened.store.uri,
             str(run.pending),
             f"{_duration(run.age)} ago",
             "running" if run.alive else "gone",
+            "under way" if run.held else "none",
             run.last_error or "-",
         )
         for run in runs
     ]
-    click.echo(_table(rows))
-    sys.exit(1)
+    if runs:
+        click.echo(_table(rows))
+    _conclude(roots, runs)
 
 
 @main.command()
@@ -82,21 +93,51 @@ def status(paths: tuple[Path, ...]) -> None:
 def sync(paths: tuple[Path, ...], tracking_uri: str | None, stall_timeout: float) -> None:
     """Deliver what is left in journals, and wait until it has arrived.
 
-    PATHS are journal folders or the projects that contain them; the default is the current project. Runs that are still
-    training are skipped, because they have their own delivery process. The exit code is 0 if everything is delivered
-    and 1 if something is left.
+    PATHS are journal folders or the projects that contain them; the default is the current project. Runs that the
+    delivery process of a living trainer delivers are left to it; if that cannot deliver them, this command takes over.
+    The exit code is 0 if everything is delivered that runs hold so far, and 1 if something is left.
     """
-    left: list[PendingRun] = []
-    for root in _roots(paths):
-        waiting = [run for run in pending_runs(root) if not run.alive]
+    roots = _roots(paths)
+    reasons: dict[Path, str] = {}
+    for root in roots:
+        waiting = [run for run in pending_runs(root) if run.left and not run.in_good_hands]
         if waiting:
-            left += _deliver(root, waiting, tracking_uri, stall_timeout)
-    for run in left:
-        name = run.opened.run_name or run.folder.run_key
-        click.echo(f"{name}: {run.pending} left; {run.last_error or 'the store did not answer'}", err=True)
-    if left:
+            reasons |= _deliver(root, waiting, tracking_uri, stall_timeout)
+    runs = [run for root in roots for run in pending_runs(root)]
+    for run in runs:
+        if run.left and not run.in_good_hands:
+            why = reasons.get(run.folder.path) or run.last_error or _stalled(run, stall_timeout)
+            click.echo(f"{run.name}: {run.pending} left; {why}", err=True)
+    _conclude(roots, runs)
+
+
+def _stalled(run: PendingRun, seconds: float) -> str:
+    if run.held:
+        return f"another process delivers it, and nothing has moved for {seconds:.0f} s"
+    return f"nothing has moved for {seconds:.0f} s; {run.folder.path.parent / 'delivery.log'} may say more"
+
+
+def _conclude(roots: Sequence[JournalRoot], runs: Sequence[PendingRun]) -> None:
+    """Say what the runs under `roots` still wait for, and exit with 0 if that is nothing."""
+    unreadable = [folder for root in roots for folder in unreadable_folders(root)]
+    for folder in unreadable:
+        click.echo(f"{folder}: no journal in it can be read; it is kept", err=True)
+    for root in roots:
+        if kept := root.all_rejected():
+            click.echo(f"Files of {_count(len(kept), 'run')} that a store refused are kept in {kept[0].parent}")
+    left = [run for run in runs if run.left]
+    if own := sum(run.in_good_hands for run in left):
+        click.echo(
+            f"{_count(own, 'run is', 'runs are')} being delivered by {'its' if own == 1 else 'their'} own process"
+        )
+    if left or unreadable:
         sys.exit(1)
-    click.echo("Everything is delivered.")
+    still_open = f" so far; {_count(len(runs), 'run is', 'runs are')} still open" if runs else ""
+    click.echo(f"Everything is delivered{still_open}.")
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -121,7 +162,13 @@ def ui(config: str | None, arguments: tuple[str, ...]) -> None:
 
 def _roots(paths: Iterable[Path]) -> list[JournalRoot]:
     given = [journal_root_at(path.absolute()) for path in paths]
-    return given or [JournalRoot(_settings(None).journal_root)]
+    roots = given or [JournalRoot(_settings(None).journal_root)]
+    for root in roots:
+        try:
+            root.check_private()
+        except PermissionError as error:
+            raise click.ClickException(f"{error.filename} is not used: {error.strerror}") from error
+    return roots
 
 
 def _settings(config: str | None) -> Settings:
@@ -133,15 +180,24 @@ def _settings(config: str | None) -> Settings:
 
 def _deliver(
     root: JournalRoot, waiting: list[PendingRun], tracking_uri: str | None, stall_timeout: float
-) -> list[PendingRun]:
-    """Deliver the runs of one root, store by store, each store with a separate process; return what is left."""
+) -> dict[Path, str]:
+    """Deliver the runs of one root, store by store, each store with a separate process.
+
+    Returns:
+        Why runs could not even be tried, by their folders.
+    """
     total = sum(run.pending for run in waiting)
-    with click.progressbar(length=max(total, 1), label=f"Delivering {len(waiting)} runs", file=sys.stderr) as bar:
+    reasons: dict[Path, str] = {}
+    with click.progressbar(
+        length=max(total, 1), label=f"Delivering {_count(len(waiting), 'run')}", file=sys.stderr
+    ) as bar:
         shown = 0
         for store in {run.opened.store for run in waiting}:
-            process = start_sync(
-                root.path, store, tracking_uri or _reachable_uri(store.uri), _reachable_registry(store), stall_timeout
-            )
+            try:
+                process = _start(root, store, tracking_uri, stall_timeout)
+            except ConfigError as error:
+                reasons |= {run.folder.path: str(error) for run in waiting if run.opened.store == store}
+                continue
             try:
                 while process.poll() is None:
                     time.sleep(_POLL_SECONDS)
@@ -150,7 +206,35 @@ def _deliver(
                 if process.poll() is None:  # interrupted: what is acknowledged stays acknowledged
                     process.kill()
         _advance(bar.update, total, shown)
-    return _remaining(waiting)
+    return reasons
+
+
+def _start(root: JournalRoot, store: Store, tracking_uri: str | None, stall_timeout: float) -> subprocess.Popen[bytes]:
+    """Start the delivery to one store; the credentials in the environment are sent to hosts that the user has named.
+
+    Raises:
+        ConfigError: The store cannot be reached without credentials that are not given.
+    """
+    uri = tracking_uri or _reachable_uri(store.uri)
+    registry_uri = None if store.registry_uri is None else _reachable_uri(store.registry_uri, REGISTRY_URI_VARIABLE)
+    named = [tracking_uri, os.environ.get(TRACKING_URI_VARIABLE), os.environ.get(REGISTRY_URI_VARIABLE)]
+    withheld: list[str] = []
+    for place in filter(None, (uri, registry_uri)):
+        if urlsplit(place).hostname and not any(name and same_place(name, place) for name in named):
+            withheld = sorted(CREDENTIALS & os.environ.keys())
+            if _CREDENTIALS_FILE.expanduser().exists() and place.startswith("http"):
+                raise ConfigError(
+                    f"only the journal names {mask_uri(place)}, and MLflow would send it what {_CREDENTIALS_FILE} "
+                    f"holds; if it may have that, name it with --tracking-uri or {TRACKING_URI_VARIABLE}",
+                    setting="tracking_uri",
+                )
+            if withheld:
+                click.echo(
+                    f"{', '.join(withheld)}: not sent to {mask_uri(place)}, which only the journal names; if it may "
+                    f"have that, name it with --tracking-uri or {TRACKING_URI_VARIABLE}",
+                    err=True,
+                )
+    return start_sync(root.path, store, uri, registry_uri, stall_timeout, withheld)
 
 
 def _advance(update: Callable[[int], None], done: int, shown: int) -> int:
@@ -170,12 +254,11 @@ def _reachable_uri(masked: str, variable: str = TRACKING_URI_VARIABLE) -> str:
     uri = masked.replace(f"{MASK}@", "", 1)
     if MASK in uri or (uri != masked and not uri.startswith("http")):
         option = "--tracking-uri or " if variable == TRACKING_URI_VARIABLE else ""
-        raise click.UsageError(f"{masked} needs credentials, which the journal does not keep; give {option}{variable}")
+        expected = f"give {option}{variable}"
+        raise ConfigError(
+            f"{masked} needs credentials, which the journal does not keep; {expected}", setting="tracking_uri"
+        )
     return uri
-
-
-def _reachable_registry(store: Store) -> str | None:
-    return None if store.registry_uri is None else _reachable_uri(store.registry_uri, REGISTRY_URI_VARIABLE)
 
 
 def _duration(seconds: float) -> str:

@@ -61,6 +61,9 @@ class Proxy:
         late: How many answers a fault has held back for all of its seconds.
         refused: The requests that the server itself answered with an error.
         max_params: How many params a run may have, as at Azure; None means any number.
+        passes: The ``Authorization`` headers that pass, the others get a 401; None means that all do.
+        shown: The ``Authorization`` headers that requests carried.
+        bytes_per_second: How fast bodies are taken; None means at once.
     """
 
     def __init__(self, upstream: str, seed: int = 0) -> None:
@@ -69,6 +72,9 @@ class Proxy:
         self.late = 0
         self.refused: list[str] = []
         self.max_params: int | None = None
+        self.passes: set[str] | None = None
+        self.shown: set[str] = set()
+        self.bytes_per_second: int | None = None
         self._params: dict[str, set[str]] = {}
         self._faults: tuple[Fault, ...] = ()
         self._changed = threading.Event()
@@ -184,6 +190,11 @@ class _Passage(http.server.BaseHTTPRequestHandler):
     def _pass(self) -> None:
         proxy = self.server.proxy
         body = self._body()
+        if (shown := self.headers.get("Authorization")) is not None:
+            proxy.shown.add(shown)
+        if proxy.passes is not None and shown not in proxy.passes:
+            self._answer(401, *_refusal(401))
+            return
         if (refusal := proxy.too_many_params(urlsplit(self.path).path, body)) is not None:
             self._answer(400, [("Content-Type", "application/json")], refusal)
             return
@@ -217,11 +228,21 @@ class _Passage(http.server.BaseHTTPRequestHandler):
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             parts = []
             while size := int(self.rfile.readline().split(b";")[0], 16):
-                parts.append(self.rfile.read(size))
+                parts.append(self._read(size))
                 self.rfile.readline()
             self.rfile.readline()
             return b"".join(parts)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return self._read(int(self.headers.get("Content-Length") or 0))
+
+    def _read(self, size: int) -> bytes:
+        if (speed := self.server.proxy.bytes_per_second) is None:
+            return self.rfile.read(size)
+        parts, pause = [], threading.Event()
+        for start in range(0, size, speed // 10):
+            parts.append(self.rfile.read(min(speed // 10, size - start)))
+            if size > speed // 10:
+                pause.wait(0.1)
+        return b"".join(parts)
 
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         target = urlsplit(self.server.proxy.upstream)

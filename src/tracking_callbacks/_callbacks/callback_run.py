@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracking_callbacks._callbacks.training_watch import current_call
+from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.records import Status
 from tracking_callbacks._runs.run import Run, active_runs
 from tracking_callbacks._runs.tracker import MLflowTracker
@@ -45,6 +46,9 @@ def run_key_from(reference: object, settings: Settings, *, owner: str) -> str | 
         owner: What it was read from, for the warning about another store.
     """
     if not isinstance(reference, Mapping) or not isinstance(reference.get("run_key"), str):
+        return None
+    if not is_key(reference["run_key"]):
+        logger.warning("%s names the run %.100r, which is not a run key; a new run begins", owner, reference["run_key"])
         return None
     here = _place(settings)
     if any(reference.get(key) != value for key, value in here.items()):

@@ -16,9 +16,10 @@ from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible, 
 from tracking_callbacks._delivery.files import FileRecord, deliver_file, discard_staged, keep_staged
 from tracking_callbacks._delivery.live_files import LiveFiles
 from tracking_callbacks._delivery.once import Once
+from tracking_callbacks._delivery.progress import Progress
 from tracking_callbacks._delivery.rejection import SURPLUS_PARAMS, add_refused, count_refused, send_batch
 from tracking_callbacks._delivery.run_resolver import RunResolver
-from tracking_callbacks._delivery.session_journal import SessionJournal
+from tracking_callbacks._delivery.session_journal import SessionJournal, size_of
 from tracking_callbacks._delivery.stores.client import SESSION_TAG, MlflowStore
 from tracking_callbacks._delivery.system_metrics import RunSystemMetrics, SystemSampler
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
@@ -50,9 +51,7 @@ class RunDrain:
         store: The store to deliver to.
         watch: Returns the watch over a session's owner, or None if the owner counts as dead.
         sampler: Samples this machine's system metrics for the runs that ask for them.
-
-    Attributes:
-        moved: When something was last delivered, in monotonic seconds.
+        progress: Receives what gets on.
     """
 
     def __init__(
@@ -62,6 +61,7 @@ class RunDrain:
         store: MlflowStore,
         watch: Callable[[Owner], OwnerWatch | None],
         sampler: SystemSampler,
+        progress: Progress,
     ) -> None:
         self.folder = folder
         self.root = root
@@ -78,7 +78,10 @@ class RunDrain:
         self._lock = threading.Lock()
         self._points_backoff, self._files_backoff = Backoff(), Backoff()
         self._sent = 0.0
-        self.moved = time.monotonic()
+        self._progress = progress
+        self._released = False
+        self._in_files_lane = threading.Lock()
+        self._size_at_start = {journal: size_of(journal) for journal in folder.journals()}
         self._running: set[str] = set()
         self.discover_sessions()
 
@@ -100,6 +103,20 @@ class RunDrain:
     def has_writer(self) -> bool:
         """Return whether a process still writes to the run, as of the last look at its journals."""
         return not all(session.known_finished for session in self.sessions)
+
+    def caught_up(self) -> bool:
+        """Return whether the store has all that the journals held when this delivery of the run began."""
+        return all(
+            min(session.state.points, session.state.files) >= self._size_at_start.get(session.path, 0)
+            for session in self.sessions
+        )
+
+    def release(self) -> bool:
+        """Do nothing more for this run, so that another process can; return False while a file is being sent."""
+        if self._in_files_lane.acquire(blocking=False):
+            self._released = True
+            self._in_files_lane.release()
+        return self._released
 
     def finish(self) -> bool:
         """Remove the folder of a complete run but keep its final state; return False if a session has opened in it."""
@@ -221,7 +238,13 @@ class RunDrain:
 
     def step_files(self) -> bool:
         """Deliver the next artifacts, datasets and models; return whether anything was done."""
-        return self._guarded(self._files_backoff, self._step_files)
+        with self._in_files_lane:
+            if self._released:
+                return False
+            self._progress.begin_upload(self.folder.run_key)
+            worked = self._guarded(self._files_backoff, self._step_files)
+            self._progress.end_upload(delivered=worked)
+            return worked
 
     def _step_files(self) -> bool:
         run_id = self.state.run_id
@@ -305,7 +328,7 @@ class RunDrain:
             backoff.fail()
             return False
         if worked:
-            self.moved = time.monotonic()
+            self._progress.finish_step()
             self._show_error("")
         return worked
 

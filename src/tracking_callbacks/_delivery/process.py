@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from tracking_callbacks._delivery.drain import RunDrain
 from tracking_callbacks._delivery.priority import Priority
+from tracking_callbacks._delivery.progress import Progress
 from tracking_callbacks._delivery.stores.client import MlflowStore
 from tracking_callbacks._delivery.system_metrics import SystemSampler
 from tracking_callbacks._journal.confined import delete
@@ -26,7 +27,7 @@ from tracking_callbacks._journal.handover import (
     TRACKING_URI_VARIABLE,
     Assignment,
 )
-from tracking_callbacks._journal.layout import JournalRoot, RunFolder
+from tracking_callbacks._journal.layout import JournalRoot, RunFolder, is_held
 from tracking_callbacks._journal.owner import Owner, OwnerWatch
 from tracking_callbacks._journal.pending import read_opened
 from tracking_callbacks._journal.records import SessionOpened
@@ -73,9 +74,10 @@ class DeliveryProcess:
     Args:
         root: The journal root.
         store: The store to deliver to.
-        assignment: Whose runs to deliver, and for how long. With a ``stall_timeout``, owners on other machines or in
-            other containers count as dead, and the process ends once neither its own runs nor those that another
-            process delivers have made progress for that long.
+        assignment: Whose runs to deliver, and for how long. With a ``stall_timeout``, the process delivers every run
+            that no other process delivers, up to what its journals hold; owners on other machines or in other
+            containers count as dead. It ends once neither its own runs nor those that another process delivers have
+            made progress for that long.
     """
 
     def __init__(self, root: JournalRoot, store: MlflowStore, assignment: Assignment) -> None:
@@ -90,20 +92,25 @@ class DeliveryProcess:
         self._drains: dict[str, tuple[RunDrain, FileLock]] = {}
         self._drains_lock = threading.Lock()
         self._stopping = threading.Event()
+        self._progress = Progress()
         self._elsewhere: dict[str, int] = {}
-        self._moved_elsewhere = time.monotonic()
+        self._takeovers: dict[str, FileLock] = {}
+        self._caught_up: set[str] = set()
         self._died: float | None = None
         self._idle_since: float | None = None
 
     def deliver(self) -> None:
         """Deliver until nothing is left to do or the grace period has ended."""
         self._root.prune(time.time() - _KEEP_DELIVERED_SECONDS)
+        self._progress.watch_sending()
         files = threading.Thread(target=self._files_lane, name="files", daemon=True)
         scanned: float | None = None
         while True:
             now = time.monotonic()
             if scanned is None or now - scanned >= _SCAN_SECONDS:
                 scanned = now
+                self._show_uploading()
+                self._hand_over()
                 self._take_on_runs()
             if self._drains and not files.is_alive():
                 # Before there are two threads: if both import MLflow at the same time, it stays half imported.
@@ -119,7 +126,7 @@ class DeliveryProcess:
             if not any(worked):
                 time.sleep(_POLL_SECONDS)
         self._stopping.set()
-        for _, lock in self._drains.values():
+        for lock in (*(lock for _, lock in self._drains.values()), *self._takeovers.values()):
             lock.release()
         if not self._owner_watch.alive():
             self._root.remove_scratch()
@@ -127,8 +134,8 @@ class DeliveryProcess:
 
     def _done(self, now: float) -> bool:
         if self._assignment.stall_timeout is not None:
-            moved = [drain.moved for drain in self._current()] + ([self._moved_elsewhere] if self._elsewhere else [])
-            return not moved or now - max(moved) > self._assignment.stall_timeout
+            idle = not self._drains and not self._elsewhere
+            return idle or now - self._progress.moved > self._assignment.stall_timeout
         if not self._owner_watch.alive():
             if self._died is None:
                 self._died = now
@@ -155,37 +162,90 @@ class DeliveryProcess:
             drain.discover_sessions()
         elsewhere: dict[str, int] = {}
         for folder in self._root.runs():
-            if folder.run_key not in self._drains and self._is_ours(folder):
-                folder.remove_planted()
-                lock = FileLock(folder.drain_lock, blocking=False)
-                try:
-                    lock.acquire()
-                except Timeout:  # another process drains it
+            if folder.run_key in self._drains or not self._is_ours(folder):
+                continue
+            if not self._syncs and is_held(folder.takeover_lock):
+                continue
+            folder.remove_planted()
+            lock = FileLock(folder.drain_lock, blocking=False)
+            try:
+                lock.acquire()
+            except Timeout:
+                if self._waits_for(folder):
                     elsewhere[folder.run_key] = folder.state_written()
-                    continue
-                if not folder.journals():  # another process just delivered it, and taking the lock recreated the folder
-                    lock.release()
-                    delete(folder.path, within=self._root.path)
-                    continue
-                drain = RunDrain(folder, self._root, self._store, self._watch_of, self._sampler)
-                with self._drains_lock:
-                    self._drains[folder.run_key] = (drain, lock)
+                continue
+            if not folder.journals():  # another process just delivered it, and taking the lock recreated the folder
+                lock.release()
+                delete(folder.path, within=self._root.path)
+                continue
+            drain = RunDrain(folder, self._root, self._store, self._watch_of, self._sampler, self._progress)
+            with self._drains_lock:
+                self._drains[folder.run_key] = (drain, lock)
         if elsewhere != self._elsewhere:
-            self._elsewhere, self._moved_elsewhere = elsewhere, time.monotonic()
+            self._elsewhere = elsewhere
+            self._progress.finish_step()
+
+    @property
+    def _syncs(self) -> bool:
+        """Whether this is an explicit ``sync``."""
+        return self._assignment.stall_timeout is not None
+
+    def _waits_for(self, folder: RunFolder) -> bool:
+        """Return whether we stay while another process delivers this run; one that cannot is asked to leave it to us.
+
+        A delivery process whose trainer lives is not waited for, because it may go on for days.
+        """
+        if not self._syncs:
+            return False
+        if (state := folder.read_state()) is not None and state.last_error:
+            self._ask_for(folder)
+            return True
+        owners = {header.owner for journal in folder.journals() if (header := self._header(journal)) is not None}
+        return all((watch := self._watch_of(owner)) is None or not watch.alive() for owner in owners)
+
+    def _ask_for(self, folder: RunFolder) -> None:
+        if folder.run_key not in self._takeovers:
+            lock = FileLock(folder.takeover_lock, blocking=False)
+            with contextlib.suppress(Timeout):  # another sync asks
+                lock.acquire()
+                self._takeovers[folder.run_key] = lock
+
+    def _hand_over(self) -> None:
+        """Leave the runs that we cannot deliver to a ``sync`` that asks for them; it may have better credentials."""
+        for run_key, (drain, lock) in list(self._drains.items()):
+            if not self._syncs and drain.state.last_error and is_held(drain.folder.takeover_lock) and drain.release():
+                logger.info("run %s: left to a sync", run_key)
+                self._drop(run_key, lock)
+
+    def _drop(self, run_key: str, lock: FileLock) -> None:
+        with self._drains_lock:
+            del self._drains[run_key]
+        lock.release()
+        if (takeover := self._takeovers.pop(run_key, None)) is not None:
+            takeover.release()
+
+    def _show_uploading(self) -> None:
+        """Show a ``sync`` that waits for us that a large file is on its way."""
+        if (run_key := self._progress.uploading) in self._drains and time.monotonic() - self._progress.moved < 1:
+            self._drains[run_key][0].folder.touch_state()
 
     def _is_ours(self, folder: RunFolder) -> bool:
-        """Return whether we deliver this run: it is for our store, and it is our owner's or all its owners are dead."""
+        """Return whether we deliver this run: it is for our store, and it is our owner's or all its owners are dead.
+
+        A ``sync`` delivers what it finds, whether its owner lives or not; a run's lock says who else delivers it.
+        """
         opened = [header for journal in folder.journals() if (header := self._header(journal)) is not None]
         if not opened or any(not header.store.same_as(self._assignment.store) for header in opened):
             return False
+        if self._syncs:
+            return folder.run_key not in self._caught_up
         owners = {header.owner for header in opened}
         return self._assignment.owner in owners or all(self._known_dead(owner) for owner in owners)
 
     def _known_dead(self, owner: Owner) -> bool:
-        # We cannot tell whether a process on another machine or in another container is alive. Only an explicit sync
-        # may assume that it is dead.
+        # We cannot tell whether a process on another machine or in another container is alive.
         watch = self._watch_of(owner)
-        return self._assignment.stall_timeout is not None if watch is None else not watch.alive()
+        return watch is not None and not watch.alive()
 
     def _header(self, journal: Path) -> SessionOpened | None:
         if journal not in self._headers and (opened := read_opened(journal)) is not None:
@@ -199,10 +259,10 @@ class DeliveryProcess:
 
     def _finish_complete(self) -> None:
         for run_key, (drain, lock) in list(self._drains.items()):
-            if not drain.complete():
-                continue
-            drain.discover_sessions()
-            if drain.finish():
-                with self._drains_lock:
-                    del self._drains[run_key]
-                lock.release()
+            if drain.complete():
+                drain.discover_sessions()
+                if drain.finish():
+                    self._drop(run_key, lock)
+            elif self._syncs and drain.has_writer() and drain.caught_up() and drain.release():
+                self._caught_up.add(run_key)  # its owner goes on writing, and may start a delivery process for that
+                self._drop(run_key, lock)

@@ -10,7 +10,7 @@ from tracking_callbacks._journal.layout import SessionState, session_name
 from tracking_callbacks._journal.owner import OwnerWatch
 from tracking_callbacks._journal.records import Metrics, Record, RunEnded, SessionOpened, Status, now_ms
 
-__all__ = ["Ending", "SessionJournal"]
+__all__ = ["Ending", "SessionJournal", "size_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class SessionJournal:
 
     def _keep_offsets_inside(self) -> None:
         """Start again where the state names an offset that the journal does not have; sending twice is harmless."""
-        size = self.path.stat().st_size if self.path.exists() else 0
+        size = size_of(self.path)
         if not 0 <= self.state.points <= size:
             self.state.points = 0
         if not 0 <= self.state.files <= size:
@@ -92,10 +92,7 @@ class SessionJournal:
 
     def grew(self, offset: int) -> bool:
         """Return whether the journal holds anything beyond `offset`."""
-        try:
-            return self.path.stat().st_size > offset
-        except FileNotFoundError:  # already delivered
-            return False
+        return size_of(self.path) > offset
 
     def exhausted(self) -> bool:
         """Return whether both lanes have reached the end of a journal that no process writes to any more."""
@@ -108,3 +105,11 @@ class SessionJournal:
         # A file system's clock ticks in steps of a few milliseconds, so it may be behind the last point.
         last_sign = max(int(self.path.stat().st_mtime * 1000), self._last_point)
         return Ending("KILLED" if self.opened.intent == "own" else None, last_sign)
+
+
+def size_of(journal: Path) -> int:
+    """Return the bytes in a journal, 0 where it is gone because it is delivered."""
+    try:
+        return journal.stat().st_size
+    except FileNotFoundError:
+        return 0

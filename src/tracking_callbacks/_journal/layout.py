@@ -39,7 +39,7 @@ from tracking_callbacks._journal.owner import Owner, current_owner, started_at
 from tracking_callbacks._journal.private import check_private
 from tracking_callbacks._journal.records import Status
 
-__all__ = ["JournalRoot", "RunFolder", "RunState", "SessionState", "session_name"]
+__all__ = ["JournalRoot", "RunFolder", "RunState", "SessionState", "is_held", "session_name"]
 
 _JOURNAL_SUFFIX = ".journal"
 _JOURNAL = re.compile(r"[0-9]+\.journal")
@@ -47,7 +47,7 @@ _DELIVERED = "delivered"
 _SCRATCH = ".scratch-"
 _REJECTED = "rejected"
 # What this package writes in a run's folder under a fixed name: files, then folders.
-_RUN_FILES = ("state.json", "rejected.jsonl", "drain.lock")
+_RUN_FILES = ("state.json", "rejected.jsonl", "drain.lock", "takeover.lock")
 _RUN_FOLDERS = ("uploading", "drawn")
 
 
@@ -123,6 +123,11 @@ class RunFolder:
         return self.path / "drain.lock"
 
     @property
+    def takeover_lock(self) -> Path:
+        """Lock file of a ``sync`` that asks a delivery process to leave the run to it."""
+        return self.path / "takeover.lock"
+
+    @property
     def rejected(self) -> Path:
         """Records that the store refused."""
         return self.path / "rejected.jsonl"
@@ -176,6 +181,11 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             return (self.path / "state.json").stat().st_mtime_ns
         return 0
+
+    def touch_state(self) -> None:
+        """Show that delivery gets on, although there is nothing new in its state."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path / "state.json")
 
     def write_state(self, state: RunState) -> None:
         """Replace the delivery state atomically."""
@@ -248,6 +258,13 @@ class JournalRoot:
     def rejected(self, run_key: str) -> Path:
         """Return the folder of the files of a run that were refused; nothing deletes it."""
         return self.path / _REJECTED / self.run(run_key).run_key
+
+    def all_rejected(self) -> list[Path]:
+        """Return the folders of the files that were refused, one per run."""
+        try:
+            return sorted(self.path / _REJECTED / entry.name for entry in os.scandir(self.path / _REJECTED))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def keep_rejected(self, path: Path, run_key: str) -> Path | None:
         """Move a file or folder of a run to the refused ones, and return its new path; None means it is gone.
@@ -335,6 +352,21 @@ class JournalRoot:
 def _machine(owner: Owner) -> str:
     """Return what tells apart processes of two machines, boots or containers with the same id, as part of a name."""
     return f"{crc32(f'{owner.boot_id} {owner.pid_namespace}'.encode()):08x}"
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether a process holds this lock file."""
+    from filelock import FileLock, Timeout
+
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # not ours to lock
+        return False
 
 
 def session_name(journal: Path) -> str:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracking_callbacks._journal.confined import is_key
-from tracking_callbacks._journal.frames import read_chunk
-from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
+from tracking_callbacks._journal.frames import read_chunk, read_last_words
+from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, is_held, session_name
 from tracking_callbacks._journal.owner import OwnerWatch
-from tracking_callbacks._journal.records import Artifact, Dataset, Model, SessionOpened, count_entries
+from tracking_callbacks._journal.records import Artifact, Dataset, Model, RunEnded, SessionOpened, count_entries
 
-__all__ = ["PendingRun", "journal_root_at", "pending_run", "pending_runs", "read_opened"]
+__all__ = ["PendingRun", "journal_root_at", "pending_run", "pending_runs", "read_opened", "unreadable_folders"]
 
 _HEADER_BYTES = 1 << 16
 _MAX_MS = 1 << 53  # MLflow's UI and JSON take a time up to here
@@ -20,7 +20,7 @@ _MAX_MS = 1 << 53  # MLflow's UI and JSON take a time up to here
 
 @dataclass(frozen=True, slots=True)
 class PendingRun:
-    """One run that is not delivered yet.
+    """One run whose folder is still there.
 
     Attributes:
         folder: Its folder under the journal root.
@@ -28,7 +28,9 @@ class PendingRun:
         run_id: The store's id, if the store already has the run.
         pending: Number of entries that the store has not acknowledged.
         age: Seconds since the last record was written.
-        alive: A process on this machine still writes to it.
+        alive: A process on this machine that has written to it still runs.
+        open: Such a process may write more: a session of it has not ended.
+        held: A process delivers it at this moment.
         last_error: What last stopped delivery.
     """
 
@@ -38,7 +40,24 @@ class PendingRun:
     pending: int
     age: float
     alive: bool
+    open: bool
+    held: bool
     last_error: str
+
+    @property
+    def name(self) -> str:
+        """What the user knows the run by."""
+        return self.opened.run_name or self.run_id or self.folder.run_key
+
+    @property
+    def left(self) -> bool:
+        """Whether the store lacks anything that the run holds so far: entries, or its end."""
+        return self.pending > 0 or not self.open
+
+    @property
+    def in_good_hands(self) -> bool:
+        """Whether the delivery process of a living trainer delivers it, and nothing stops that."""
+        return self.held and self.alive and not self.last_error
 
 
 def read_opened(journal: Path) -> SessionOpened | None:
@@ -72,16 +91,20 @@ def pending_run(folder: RunFolder) -> PendingRun | None:
     """Return what is left to deliver of one run, or None if no journal of it can be read."""
     state = folder.read_state() or RunState()
     headers: list[SessionOpened] = []
-    pending, newest = 0, 0.0
+    pending, newest, alive, open_ = 0, 0.0, False, False
     for journal in folder.journals():
         if (opened := read_opened(journal)) is None:
             continue
+        done = state.sessions.get(session_name(journal), SessionState())
         try:
-            pending += _pending_entries(journal, state.sessions.get(session_name(journal), SessionState()))
+            entries, ended = _unacknowledged(journal, done)
             newest = max(newest, journal.stat().st_mtime)
         except OSError:  # already delivered
             continue
         headers.append(opened)
+        pending += entries
+        if _alive(opened):
+            alive, open_ = True, open_ or not (ended or done.ended is not None)
     if not headers:
         return None
     return PendingRun(
@@ -90,9 +113,21 @@ def pending_run(folder: RunFolder) -> PendingRun | None:
         run_id=state.run_id,
         pending=pending,
         age=max(time.time() - newest, 0.0),
-        alive=any(_alive(header) for header in headers),
+        alive=alive,
+        open=open_,
+        held=is_held(folder.drain_lock),
         last_error=state.last_error,
     )
+
+
+def unreadable_folders(root: JournalRoot) -> list[Path]:
+    """Return the folders under `root` that hold journals of which not one can be read."""
+    found = []
+    for folder in root.runs():
+        journals = [journal for journal in folder.journals() if journal.exists() and journal.stat().st_size]
+        if journals and all(read_opened(journal) is None for journal in journals) and folder.path.exists():
+            found.append(folder.path)
+    return found
 
 
 def journal_root_at(path: Path) -> JournalRoot:
@@ -101,17 +136,19 @@ def journal_root_at(path: Path) -> JournalRoot:
     return JournalRoot(inner if inner.is_dir() else path)
 
 
-def _pending_entries(journal: Path, state: SessionState) -> int:
-    count = 0
+def _unacknowledged(journal: Path, state: SessionState) -> tuple[int, bool]:
+    """Return how many entries of a journal the store lacks, and whether the journal's end record is among the rest."""
+    count, ended = 0, isinstance(read_last_words(journal), RunEnded)
     offset = min(state.points, state.files)
     while True:
         chunk = read_chunk(journal, offset, complete=False)
         for record, end in chunk.records:
             lane = state.files if isinstance(record, (Artifact, Dataset, Model)) else state.points
             count += count_entries(record) if end > lane else 0
+            ended = ended or isinstance(record, RunEnded)
         offset = chunk.end
         if chunk.at_end or not chunk.records:
-            return count
+            return count, ended
 
 
 def _alive(opened: SessionOpened) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tracking_callbacks._contents.entry_point import origin_tags
+from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.layout import JournalRoot
 from tracking_callbacks._journal.owner import current_owner
 from tracking_callbacks._journal.records import Intent, SessionOpened
@@ -148,7 +149,12 @@ class MLflowTracker:
             run_key: Key of the run.
             at_step: Training step that it continues from. If the run has later points, because the earlier process
                 trained on after its last checkpoint, the tag ``tracking_callbacks.resumed_at_step`` names this step.
+
+        Raises:
+            InputError: `run_key` cannot be the key of a run.
         """
+        if not isinstance(run_key, str) or not is_key(run_key):
+            raise InputError(f"run_key: expected the key of a run, got {run_key!r}")
         return self._open(run_key=run_key, resumed=True, resumed_at=at_step)
 
     @property

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -82,9 +83,9 @@ class DeliveryLauncher:
 
 
 def start_sync(
-    root: Path, store: Store, uri: str, registry_uri: str | None, stall_timeout: float
+    root: Path, store: Store, uri: str, registry_uri: str | None, stall_timeout: float, withheld: Collection[str] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start a process that delivers the runs that no process writes to any more.
+    """Start a process that delivers the runs that no other process delivers.
 
     It ends when everything is delivered, or when nothing makes progress.
 
@@ -94,14 +95,17 @@ def start_sync(
         uri: URI of the store to deliver to, with its credentials.
         registry_uri: URI of the model registry, with its credentials. None means the store's own registry.
         stall_timeout: Seconds without progress after which the process gives up.
+        withheld: Names of environment variables that the process does not get.
     """
     assignment = Assignment(store, current_owner(), stall_timeout=stall_timeout)
-    return _spawn(root, uri, registry_uri, assignment)
+    return _spawn(root, uri, registry_uri, assignment, withheld)
 
 
-def _spawn(root: Path, uri: str, registry_uri: str | None, assignment: Assignment) -> subprocess.Popen[bytes]:
+def _spawn(
+    root: Path, uri: str, registry_uri: str | None, assignment: Assignment, withheld: Collection[str] = ()
+) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
-    for name in ("MLFLOW_RUN_ID", REGISTRY_URI_VARIABLE):
+    for name in ("MLFLOW_RUN_ID", REGISTRY_URI_VARIABLE, *withheld):
         environment.pop(name, None)
     environment |= store_environment(uri) | {DELIVERY_VARIABLE: assignment.encode()}
     if registry_uri is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 __all__ = ["DeliveryReport"]
 
@@ -20,6 +21,7 @@ class DeliveryReport:
         damaged: Stretches of the journal that could not be read back.
         complete: Nothing is pending, and the run's end, if it has ended, is in the store.
         last_error: What currently stops delivery; empty when nothing does.
+        rejected_files: Folder that keeps the files among the rejected entries. None means that there are none.
     """
 
     delivered: int
@@ -29,3 +31,4 @@ class DeliveryReport:
     damaged: int = 0
     complete: bool = False
     last_error: str = ""
+    rejected_files: Path | None = None

@@ -299,7 +299,12 @@ class RunJournal:
             damaged=sum(done.damaged for _, done in pairs),
             complete=all(session.acknowledged(done) for session, done in pairs),
             last_error=state.last_error,
+            rejected_files=self._rejected_files() if rejected else None,
         )
+
+    def _rejected_files(self) -> Path | None:
+        folder = self.root.rejected(self._opened.run_key)
+        return folder if folder.exists() else None
 
     def state(self) -> RunState:
         """Return what delivery knows of the run, also after its folder is gone."""
@@ -352,7 +357,11 @@ class RunJournal:
             )
         elif refused:
             self._warned = True
-            logger.warning("the store refused %d entries; rejected.jsonl among the artifacts says why", refused)
+            kept = self._rejected_files()
+            logger.warning(
+                "the store refused %d entries; rejected.jsonl among the artifacts says why%s",
+                *(refused, f", and {kept} keeps their files" if kept else ""),
+            )
 
     def _elapsed_ms(self) -> int:
         """Return how long this process has written to the run, also where the clock was set back meanwhile."""
@@ -386,15 +395,26 @@ class RunJournal:
 
 
 def writable_root(path: Path) -> JournalRoot:
-    """Return the journal root at `path`, or one in the temp folder, with a warning, where `path` cannot be written."""
+    """Return the journal root at `path`, or one in the temp folder, with a warning, where `path` cannot be used."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    name = f"tracking_callbacks-{user}"
     root = JournalRoot(path)
-    try:
-        root.prepare()
-    except OSError as error:
-        user = os.getuid() if hasattr(os, "getuid") else 0
-        fallback = JournalRoot(Path(tempfile.gettempdir()) / f"tracking_callbacks-{user}")
-        reason = error.strerror or error
-        logger.warning("the journal root %s cannot be used (%s); using %s", path, reason, fallback.path)
-        fallback.prepare()
-        return fallback
+    fallbacks: list[Callable[[], str]] = [
+        lambda: os.path.join(tempfile.gettempdir(), name),
+        lambda: tempfile.mkdtemp(prefix=f"{name}-"),
+    ]
+    for fallback in fallbacks:
+        try:
+            root.prepare()
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename not in (None, str(root.path)) else ""
+            following = Path(fallback())
+            logger.warning(
+                "the journal root %s cannot be used (%s%s); using %s",
+                *(root.path, where, error.strerror or error, following),
+            )
+            root = JournalRoot(following)
+        else:
+            return root
+    root.prepare()
     return root
