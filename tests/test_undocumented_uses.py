@@ -65,6 +65,17 @@ def test_mlflow_keeps_the_experiment_that_was_set() -> None:
     assert hasattr(fluent, "_active_experiment_id")
 
 
+@use("MLflow's caches of artifact clients", MLFLOW, "_delivery/stores/cached_clients.py")
+def test_mlflow_keeps_clients_with_their_credentials() -> None:
+    from mlflow.store.artifact import s3_artifact_repo
+    from mlflow.tracking._tracking_service import utils
+    from mlflow.utils import rest_utils
+
+    assert callable(utils._artifact_repos_cache.clear)
+    assert callable(s3_artifact_repo._cached_get_s3_client.cache_clear)
+    assert callable(rest_utils.get_workspace_client.cache_clear)
+
+
 @use("RunData._metric_objs", MLFLOW, "_delivery/models.py")
 def test_run_data_keeps_the_metric_objects() -> None:
     data = RunData(metrics=[Metric("loss", 0.5, 1_000, 7)])

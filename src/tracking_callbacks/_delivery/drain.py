@@ -118,6 +118,11 @@ class RunDrain:
             self._in_files_lane.release()
         return self._released
 
+    def try_now(self) -> None:
+        """End the pauses after failures, because their reason may be gone."""
+        self._points_backoff.succeed()
+        self._files_backoff.succeed()
+
     def finish(self) -> bool:
         """Remove the folder of a complete run but keep its final state; return False if a session has opened in it."""
         return self._guarded(self._points_backoff, self._finish)

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from tracking_callbacks._delivery.drain import RunDrain
 from tracking_callbacks._delivery.priority import Priority
 from tracking_callbacks._delivery.progress import Progress
+from tracking_callbacks._delivery.renewal import Renewals
 from tracking_callbacks._delivery.stores.client import MlflowStore
 from tracking_callbacks._delivery.system_metrics import SystemSampler
 from tracking_callbacks._journal.confined import delete
@@ -83,6 +84,7 @@ class DeliveryProcess:
     def __init__(self, root: JournalRoot, store: MlflowStore, assignment: Assignment) -> None:
         self._root = root
         self._store = store
+        self._renewals = Renewals(store.renew)
         self._sampler = SystemSampler()
         self._priority = Priority()
         self._assignment = assignment
@@ -118,6 +120,7 @@ class DeliveryProcess:
                 gc.freeze()
                 gc.enable()
                 files.start()
+            self._renew_credentials()
             worked = [drain.step_points() for drain in self._current()]
             self._priority.step_aside(training=any(drain.has_writer() for drain in self._current()))
             self._finish_complete()
@@ -131,6 +134,14 @@ class DeliveryProcess:
         if not self._owner_watch.alive():
             self._root.remove_scratch()
         logger.info("delivery ends with %d runs left", len(self._drains))
+
+    def _renew_credentials(self) -> None:
+        if any(drain.state.blocked for drain in self._current()):
+            self._renewals.ask()
+        if self._renewals.arrived.is_set():
+            self._renewals.arrived.clear()
+            for drain in self._current():
+                drain.try_now()
 
     def _done(self, now: float) -> bool:
         if self._assignment.stall_timeout is not None:

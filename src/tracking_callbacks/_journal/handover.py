@@ -1,4 +1,7 @@
-"""The assignment that a training process passes, in one environment variable, to the delivery process it starts."""
+"""What a training process tells the delivery process it starts.
+
+At the start it passes an assignment, in one environment variable; later, credentials that have changed, over a socket.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import msgspec
 from tracking_callbacks._journal.owner import Owner
 from tracking_callbacks._journal.records import Store
 
-__all__ = ["DELIVERY_VARIABLE", "REGISTRY_URI_VARIABLE", "TRACKING_URI_VARIABLE", "Assignment"]
+__all__ = ["DELIVERY_VARIABLE", "REGISTRY_URI_VARIABLE", "TRACKING_URI_VARIABLE", "Assignment", "Renewal"]
 
 # MLflow's own variables. They carry the URIs with credentials, which are never part of the assignment.
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -39,3 +42,24 @@ class Assignment(msgspec.Struct, frozen=True):
     def decode(cls, text: str) -> Assignment:
         """Return the assignment that `encode` wrote."""
         return msgspec.json.decode(text, type=cls)
+
+
+class Renewal(msgspec.Struct, frozen=True):
+    """Environment variables that have changed in the training process, with their new values; None means deleted."""
+
+    variables: dict[str, str | None]
+
+    @classmethod
+    def between(cls, before: dict[str, str], now: dict[str, str]) -> Renewal | None:
+        """Return what has changed, or None if nothing has."""
+        names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+        return cls({name: now.get(name) for name in names}) if names else None
+
+    def encode(self) -> bytes:
+        """Return the renewal as one line."""
+        return msgspec.json.encode(self) + b"\n"
+
+    @classmethod
+    def decode(cls, line: bytes) -> Renewal:
+        """Return the renewal that `encode` wrote."""
+        return msgspec.json.decode(line, type=cls)

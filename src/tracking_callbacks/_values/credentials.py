@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-__all__ = ["CREDENTIALS", "same_place"]
+__all__ = ["CREDENTIALS", "credentials_in", "same_place"]
 
 # What MLflow's client, or a database's driver, sends to whatever host a URI names.
 CREDENTIALS = frozenset(
@@ -14,7 +15,16 @@ CREDENTIALS = frozenset(
     }
 )  # fmt: skip
 
+# Beginnings of the variables that cloud clients read keys and tokens from, for the artifacts that the server leaves to
+# its clients.
+_CLOUDS = ("AWS_", "AZURE_", "GOOGLE_", "DATABRICKS_")
+
 _PORTS = {"http": 80, "https": 443}
+
+
+def credentials_in(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables among `environment` that a store's or its artifacts' credentials come from."""
+    return {name: text for name, text in environment.items() if name in CREDENTIALS or name.startswith(_CLOUDS)}
 
 
 def same_place(uri: str, other: str) -> bool:

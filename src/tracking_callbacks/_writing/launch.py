@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -21,6 +22,9 @@ from tracking_callbacks._journal.handover import (
 from tracking_callbacks._journal.owner import current_owner
 from tracking_callbacks._journal.records import Store
 from tracking_callbacks._journal.scheduling import lower_priority
+from tracking_callbacks._values.credentials import credentials_in
+from tracking_callbacks._values.secrets import mask_uri
+from tracking_callbacks._writing.renewal import hand_on_credentials
 from tracking_callbacks.settings import Settings
 
 __all__ = ["DeliveryLauncher", "detach_all", "launcher_for", "start_sync"]
@@ -71,10 +75,24 @@ class DeliveryLauncher:
             return
         settings = self._settings
         assignment = Assignment(settings.store, current_owner(), grace=settings.delivery.grace)
-        try:
-            self._process = _spawn(self._root, settings.tracking_uri, settings.registry_uri, assignment)
-        except OSError as error:
-            self._warn(f"cannot start the delivery process ({error}); the journal in {self._root} is kept")
+        known = self._credentials()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = _spawn(
+                    self._root, settings.tracking_uri, settings.registry_uri, assignment, variables=known, stdin=theirs.fileno()
+                )
+            except OSError as error:
+                ours.close()
+                self._warn(f"cannot start the delivery process ({error}); the journal in {self._root} is kept")
+                return
+        hand_on_credentials(ours, self._credentials, known)
+
+    def _credentials(self) -> dict[str, str]:
+        """Return the variables that the store's credentials come from, those in its URI included."""
+        now = os.environ.get(TRACKING_URI_VARIABLE, "")
+        uri = now if mask_uri(now) == self._settings.masked_uri else self._settings.tracking_uri
+        return credentials_in(os.environ) | store_environment(uri)
 
     def _warn(self, message: str) -> None:
         if not self._warned:
@@ -98,16 +116,23 @@ def start_sync(
         withheld: Names of environment variables that the process does not get.
     """
     assignment = Assignment(store, current_owner(), stall_timeout=stall_timeout)
-    return _spawn(root, uri, registry_uri, assignment, withheld)
+    return _spawn(root, uri, registry_uri, assignment, withheld=withheld)
 
 
 def _spawn(
-    root: Path, uri: str, registry_uri: str | None, assignment: Assignment, withheld: Collection[str] = ()
+    root: Path,
+    uri: str,
+    registry_uri: str | None,
+    assignment: Assignment,
+    *,
+    withheld: Collection[str] = (),
+    variables: Mapping[str, str] | None = None,
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     for name in ("MLFLOW_RUN_ID", REGISTRY_URI_VARIABLE, *withheld):
         environment.pop(name, None)
-    environment |= store_environment(uri) | {DELIVERY_VARIABLE: assignment.encode()}
+    environment |= store_environment(uri) | {DELIVERY_VARIABLE: assignment.encode()} | dict(variables or {})
     if registry_uri is not None:
         environment[REGISTRY_URI_VARIABLE] = registry_uri
     working_folder = Path(assignment.store.working_folder)
@@ -119,7 +144,7 @@ def _spawn(
         # cost a trainer of 3.7 GB 154 ms.
         process = subprocess.Popen(
             [sys.executable, "-P", str(_ENTRY), str(root)],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=output,
             cwd=working_folder if working_folder.is_dir() else root,

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from tracking_callbacks._delivery.backoff import retry_transient
 from tracking_callbacks._delivery.batches import Batch, Point
 from tracking_callbacks._delivery.failures import Blocked, Refused, Transient
+from tracking_callbacks._delivery.stores.cached_clients import forget_clients
 from tracking_callbacks._delivery.stores.local_store import ensure_sqlite_store
 from tracking_callbacks._delivery.stores.translation import ALREADY_THERE, REQUEST_TIMEOUT_VARIABLE, translate_errors
+from tracking_callbacks._journal.handover import TRACKING_URI_VARIABLE
 from tracking_callbacks._journal.records import Dataset
 from tracking_callbacks._values.secrets import mask_uri
 
@@ -56,6 +58,16 @@ class MlflowStore:
         """Import what the calls need. Call this from one thread before several threads use the store."""
         for module in ("mlflow", "requests", "sqlalchemy.exc", "urllib3.exceptions"):
             importlib.import_module(module)
+
+    def renew(self) -> None:
+        """Use the credentials that the environment holds by now."""
+        uri = os.environ[TRACKING_URI_VARIABLE]
+        with self._connecting:
+            if self._registry_uri == self._uri:
+                self._registry_uri = uri
+            self._uri = uri
+            self._connected = None
+        forget_clients()
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
