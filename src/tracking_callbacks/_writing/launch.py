@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +23,6 @@ from tracking_callbacks._journal.records import Store
 from tracking_callbacks._journal.scheduling import lower_priority
 from tracking_callbacks._values.credentials import credentials_in
 from tracking_callbacks._values.secrets import mask_uri
-from tracking_callbacks._writing.renewal import hand_on_credentials
 from tracking_callbacks.settings import Settings
 
 __all__ = ["DeliveryLauncher", "detach_all", "launcher_for", "start_sync"]
@@ -73,15 +71,17 @@ class DeliveryLauncher:
         if not sys.executable:
             self._warn("runs are not delivered: sys.executable is empty; run 'tracking-callbacks sync' later")
             return
-        settings = self._settings
+        import socket
+
+        from tracking_callbacks._writing.renewal import hand_on_credentials
+
+        settings, known = self._settings, self._credentials()
         assignment = Assignment(settings.store, current_owner(), grace=settings.delivery.grace)
-        known = self._credentials()
+        uris = settings.tracking_uri, settings.registry_uri
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                self._process = _spawn(
-                    self._root, settings.tracking_uri, settings.registry_uri, assignment, variables=known, stdin=theirs.fileno()
-                )
+                self._process = _spawn(self._root, *uris, assignment, variables=known, stdin=theirs.fileno())
             except OSError as error:
                 ours.close()
                 self._warn(f"cannot start the delivery process ({error}); the journal in {self._root} is kept")
