@@ -175,7 +175,8 @@ def check_list(logged: Logged, stored: list[Any]) -> None:
         (accepted if was_accepted else in_flight).append(content)
     found, certain, possible = (Counter(json.dumps(one, sort_keys=True) for one in some)
                                 for some in (stored, accepted, in_flight))  # fmt: skip
-    assert not certain - found, f"lost: {certain - found}"
+    surplus = list(found - certain - possible)
+    assert not certain - found, f"lost: {list(certain - found)}, and in its place: {surplus}"
     assert not found - certain - possible, f"duplicated, or never logged: {found - certain - possible}"
 
 
