@@ -9,19 +9,6 @@ import pytest
 from tracking_callbacks import ConfigError, Delivery, InputError, MLflowTracker, TrackingError
 
 
-@pytest.fixture
-def mlmodel(tmp_path: Path) -> Path:
-    """A model that doubles its input, saved in MLflow's pyfunc flavor."""
-    import mlflow
-
-    class Doubler(mlflow.pyfunc.PythonModel):
-        def predict(self, model_input: list[float]) -> list[float]:
-            return [2 * value for value in model_input]
-
-    mlflow.pyfunc.save_model(tmp_path / "saved", python_model=Doubler(), pip_requirements=["mlflow"])
-    return tmp_path / "saved"
-
-
 def test_a_model_is_logged_linked_registered_and_loads(
     tracker: MLflowTracker, client, server, mlmodel, tmp_path
 ) -> None:

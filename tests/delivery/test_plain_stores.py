@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,40 +10,15 @@ from faults.proxy import running_proxy
 from tracking_callbacks import Delivery, MLflowTracker
 
 
-@pytest.fixture
-def mlmodel(tmp_path: Path) -> Path:
-    """A model that doubles its input, saved in MLflow's pyfunc flavor."""
-    import mlflow
-
-    class Doubler(mlflow.pyfunc.PythonModel):
-        def predict(self, model_input: list[float]) -> list[float]:
-            return [2 * value for value in model_input]
-
-    mlflow.pyfunc.save_model(tmp_path / "saved", python_model=Doubler(), pip_requirements=["mlflow"])
-    return tmp_path / "saved"
-
-
 @pytest.mark.parametrize("body", [b"<html>404</html>", json.dumps({"detail": "Not Found"}).encode()])
 def test_a_model_is_registered_from_artifacts_where_the_store_has_no_logged_models(
-    server, client, mlmodel, tmp_path, monkeypatch, body
+    server, client, mlmodel, tmp_path, body
 ) -> None:
     import mlflow
 
-    from faults import proxy as proxies
-
-    passage, name = proxies._Passage, f"plain-{tmp_path.name}".replace("[", "").replace("]", "")
-    passed = passage._pass
-
-    def answer(self) -> None:
-        if "/logged-models" in self.path:
-            self._body()
-            self._answer(404, [("Content-Type", "text/plain")], body)
-        else:
-            passed(self)
-
-    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-        monkeypatch.setattr(passage, f"do_{method}", answer)
+    name = f"plain-{tmp_path.name}".replace("[", "").replace("]", "")
     with running_proxy(server.uri) as proxy:
+        proxy.absent = {"/logged-models": body}
         tracker = MLflowTracker(proxy.uri, tmp_path.name, delivery=Delivery(journal_root=tmp_path / "journal"))
         with tracker.start_run() as run:
             run.log_model(mlmodel, registered_model_name=name, aliases=["champion"], tags={"task": "double"})

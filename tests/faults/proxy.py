@@ -61,6 +61,7 @@ class Proxy:
         late: How many answers a fault has held back for all of its seconds.
         refused: The requests that the server itself answered with an error.
         max_params: How many params a run may have, as at Azure; None means any number.
+        absent: APIs that are missing, by a part of their paths, each with the body of its 404.
         passes: The ``Authorization`` headers that pass, the others get a 401; None means that all do.
         shown: The ``Authorization`` headers that requests carried.
         bytes_per_second: How fast bodies are taken; None means at once.
@@ -72,6 +73,7 @@ class Proxy:
         self.late = 0
         self.refused: list[str] = []
         self.max_params: int | None = None
+        self.absent: dict[str, bytes] = {}
         self.passes: set[str] | None = None
         self.shown: set[str] = set()
         self.bytes_per_second: int | None = None
@@ -190,6 +192,10 @@ class _Passage(http.server.BaseHTTPRequestHandler):
     def _pass(self) -> None:
         proxy = self.server.proxy
         body = self._body()
+        for part, content in proxy.absent.items():
+            if part in self.path:
+                self._answer(404, [("Content-Type", "text/plain")], content)
+                return
         if (shown := self.headers.get("Authorization")) is not None:
             proxy.shown.add(shown)
         if proxy.passes is not None and shown not in proxy.passes:

@@ -117,6 +117,7 @@ class DeliveryProcess:
             if self._drains and not files.is_alive():
                 # Before there are two threads: if both import MLflow at the same time, it stays half imported.
                 self._priority.run_idle(self._store.load)
+                self._progress.finish_step()
                 gc.freeze()
                 gc.enable()
                 files.start()
@@ -145,7 +146,12 @@ class DeliveryProcess:
 
     def _done(self, now: float) -> bool:
         if self._assignment.stall_timeout is not None:
-            idle = not self._drains and not self._elsewhere
+            if self._drains or self._elsewhere:
+                self._idle_since = None
+            elif self._idle_since is None:
+                self._idle_since = now
+            # A `status` that looks at a lock holds it for a moment, so one look at the runs is not enough.
+            idle = self._idle_since is not None and now - self._idle_since > 2 * _SCAN_SECONDS
             return idle or now - self._progress.moved > self._assignment.stall_timeout
         if not self._owner_watch.alive():
             if self._died is None:

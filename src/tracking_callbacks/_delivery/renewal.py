@@ -28,7 +28,7 @@ class Renewals:
         renewed: Called, from a thread, after a change.
 
     Attributes:
-        arrived: Set after a change; whoever acts on it clears it.
+        arrived: Set after a change; the delivery loop acts on it and clears it.
     """
 
     def __init__(self, renewed: Callable[[], None]) -> None:

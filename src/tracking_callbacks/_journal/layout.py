@@ -213,7 +213,7 @@ class JournalRoot:
             raise PermissionError(13, "not writable", str(self.path))
 
     def check_private(self) -> None:
-        """Check that nobody else can have changed the root; a root that does not exist passes.
+        """Check that no other user can have changed the root; a root that does not exist passes.
 
         Raises:
             PermissionError: The root or a run's folder belongs to another user, is writable by others, or is a link.

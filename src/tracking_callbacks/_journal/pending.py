@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,6 @@ class PendingRun:
         age: Seconds since the last record was written.
         alive: A process on this machine that has written to it still runs.
         open: Such a process may write more: a session of it has not ended.
-        held: A process delivers it at this moment.
         last_error: What last stopped delivery.
     """
 
@@ -41,13 +41,17 @@ class PendingRun:
     age: float
     alive: bool
     open: bool
-    held: bool
     last_error: str
 
     @property
     def name(self) -> str:
         """What the user knows the run by."""
         return self.opened.run_name or self.run_id or self.folder.run_key
+
+    @property
+    def held(self) -> bool:
+        """Whether a process delivers it at this moment."""
+        return is_held(self.folder.drain_lock)
 
     @property
     def left(self) -> bool:
@@ -57,7 +61,7 @@ class PendingRun:
     @property
     def in_good_hands(self) -> bool:
         """Whether the delivery process of a living trainer delivers it, and nothing stops that."""
-        return self.held and self.alive and not self.last_error
+        return self.alive and not self.last_error and self.held
 
 
 def read_opened(journal: Path) -> SessionOpened | None:
@@ -115,7 +119,6 @@ def pending_run(folder: RunFolder) -> PendingRun | None:
         age=max(time.time() - newest, 0.0),
         alive=alive,
         open=open_,
-        held=is_held(folder.drain_lock),
         last_error=state.last_error,
     )
 
@@ -124,9 +127,10 @@ def unreadable_folders(root: JournalRoot) -> list[Path]:
     """Return the folders under `root` that hold journals of which not one can be read."""
     found = []
     for folder in root.runs():
-        journals = [journal for journal in folder.journals() if journal.exists() and journal.stat().st_size]
-        if journals and all(read_opened(journal) is None for journal in journals) and folder.path.exists():
-            found.append(folder.path)
+        with contextlib.suppress(FileNotFoundError):  # it has just been delivered
+            journals = [journal for journal in folder.journals() if journal.stat().st_size]
+            if journals and all(read_opened(journal) is None for journal in journals) and folder.path.exists():
+                found.append(folder.path)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
@@ -90,8 +91,10 @@ class DeliveryLauncher:
 
     def _credentials(self) -> dict[str, str]:
         """Return the variables that the store's credentials come from, those in its URI included."""
-        now = os.environ.get(TRACKING_URI_VARIABLE, "")
-        uri = now if mask_uri(now) == self._settings.masked_uri else self._settings.tracking_uri
+        uri = self._settings.tracking_uri
+        with contextlib.suppress(ValueError):  # malformed, and therefore another store's
+            now = os.environ.get(TRACKING_URI_VARIABLE, "")
+            uri = now if mask_uri(now) == self._settings.masked_uri else uri
         return credentials_in(os.environ) | store_environment(uri)
 
     def _warn(self, message: str) -> None:
