@@ -222,14 +222,15 @@ def stored_models(client: Any, run: Any, ledger: Ledger, folder: Path) -> list[A
 
 
 def loaded_files(client: Any, name: str, model_id: str, folder: Path) -> dict[str, str]:
-    """Load the model called ``models:/<name>``, and return digests of its files."""
+    """Return digests of the files of the model called ``models:/<name>``, which must load."""
     import mlflow
 
     folder.mkdir(parents=True)
     mlflow.set_tracking_uri(client.tracking_uri)
     try:
         mlflow.artifacts.download_artifacts(f"models:/{name}", dst_path=str(folder))
+        files = model_files(folder)  # before loading, which compiles the model's code next to it
         assert mlflow.pyfunc.load_model(str(folder)).metadata.model_id == model_id
     finally:
         mlflow.set_tracking_uri(None)
-    return model_files(folder)
+    return files
