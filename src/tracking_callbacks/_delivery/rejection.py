@@ -6,7 +6,9 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from tracking_callbacks._delivery.batches import Batch
 from tracking_callbacks._delivery.failures import Refused
@@ -63,14 +65,27 @@ def count_refused(entries: Iterable[dict[str, Any]]) -> int:
 
 def add_refused(path: Path, entry: dict[str, Any]) -> None:
     """Add a line to the list of refused entries; all params above the store's limit share one."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     if entry["record"] == SURPLUS_PARAMS:
         for number, line in enumerate(lines):
-            if (before := json.loads(line))["record"] == SURPLUS_PARAMS:
+            if (before := _surplus_in(line)) is not None:
                 del lines[number]
-                entry = before | {"params": before["params"] | entry["params"]}
+                entry = entry | {"params": before | entry["params"]}
                 break
     path.write_text("".join(f"{line}\n" for line in [*lines, json.dumps(entry, ensure_ascii=False)]), encoding="utf-8")
+
+
+def _surplus_in(line: str) -> dict[str, str] | None:
+    """Return the params that a line of the list holds as one entry; None if it is another, or none of ours."""
+    try:
+        return msgspec.json.decode(line, type=_Surplus).params
+    except msgspec.MsgspecError:
+        return None
+
+
+class _Surplus(msgspec.Struct):
+    record: Literal["params"]
+    params: dict[str, str]
 
 
 def _fill(store: MlflowStore, run_id: str, batch: Batch, reason: str) -> list[dict[str, Any]]:

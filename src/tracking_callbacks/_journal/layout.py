@@ -163,15 +163,6 @@ class RunFolder:
                     if not kind((self.path / name).lstat().st_mode):
                         delete(self.path / name, within=self.path)
 
-    def append_rejected(self, line: str) -> None:
-        """Add a line to the list of refused records.
-
-        Raises:
-            OSError: It cannot be written.
-        """
-        with open(open_own(self.rejected, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "a", encoding="utf-8") as lines:
-            lines.write(line + "\n")
-
     def read_state(self) -> RunState | None:
         """Return the delivery state, or None if there is none (yet)."""
         return _read_state(self.path / "state.json")
@@ -225,8 +216,11 @@ class JournalRoot:
             if (self.path / name).is_symlink():
                 raise PermissionError(1, f"{name} in it is a symbolic link", str(self.path))
         for folder in self.runs():
-            if folder.journals():
+            try:
                 check_private(folder.path)
+            except PermissionError:
+                if folder.journals():  # else it is no run's
+                    raise
 
     def run(self, run_key: str) -> RunFolder:
         """Return the folder of the run with this key, whether it exists or not.
