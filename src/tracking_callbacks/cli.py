@@ -32,9 +32,8 @@ from tracking_callbacks.settings import Settings, resolve_settings
 __all__ = ["main"]
 
 _POLL_SECONDS = 0.2
-_CREDENTIALS_FILE = Path(
-    "~/.mlflow/credentials"
-)  # https://mlflow.org/docs/latest/self-hosting/security/basic-http-auth
+# https://mlflow.org/docs/latest/self-hosting/security/basic-http-auth
+_CREDENTIALS_FILE = Path("~/.mlflow/credentials")
 _PATHS = click.argument("paths", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 
 

@@ -94,10 +94,15 @@ def _holder(record: FileRecord, folder: RunFolder) -> Path | None:
 
 
 def _take(staged: str, record: FileRecord, folder: RunFolder) -> Path:
+    """Return where a snapshot lies whose path was read from a journal.
+
+    Raises:
+        OutsideError: It names no snapshot of this run, see `RunFolder.staged_path`.
+    """
     snapshot = folder.staged_path(staged)
     if not _is_checkpoint(record):
         return snapshot
-    if snapshot.parent == folder.staged:
+    if snapshot.parent == folder.staged:  # claiming it would move the snapshots of all other records
         raise OutsideError(f"the path {staged!r} names no checkpoint")
     inside(folder.staged, f"{snapshot.parent.name}.sending")  # where `claim` moves it
     return claim(snapshot)

@@ -145,24 +145,20 @@ class DeliveryProcess:
                 drain.try_now()
 
     def _done(self, now: float) -> bool:
+        if self._drains or self._elsewhere:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        idle = 0.0 if self._idle_since is None else now - self._idle_since
         if self._assignment.stall_timeout is not None:
-            if self._drains or self._elsewhere:
-                self._idle_since = None
-            elif self._idle_since is None:
-                self._idle_since = now
             # A `status` that looks at a lock holds it for a moment, so one look at the runs is not enough.
-            idle = self._idle_since is not None and now - self._idle_since > 2 * _SCAN_SECONDS
-            return idle or now - self._progress.moved > self._assignment.stall_timeout
+            return idle > 2 * _SCAN_SECONDS or now - self._progress.moved > self._assignment.stall_timeout
         if not self._owner_watch.alive():
             if self._died is None:
                 self._died = now
                 self._take_on_runs()  # runs that it began since the last scan, perhaps its only one
             return not self._drains or now - self._died > self._assignment.grace
-        if self._drains:
-            self._idle_since = None
-            return False
-        self._idle_since = self._idle_since or now
-        return now - self._idle_since > _LINGER_SECONDS
+        return idle > _LINGER_SECONDS
 
     def _files_lane(self) -> None:
         while not self._stopping.is_set():
@@ -217,8 +213,8 @@ class DeliveryProcess:
         if (state := folder.read_state()) is not None and state.last_error:
             self._ask_for(folder)
             return True
-        owners = {header.owner for journal in folder.journals() if (header := self._header(journal)) is not None}
-        return all((watch := self._watch_of(owner)) is None or not watch.alive() for owner in owners)
+        watches = [self._watch_of(header.owner) for header in self._headers_of(folder)]
+        return all(watch is None or not watch.alive() for watch in watches)
 
     def _ask_for(self, folder: RunFolder) -> None:
         if folder.run_key not in self._takeovers:
@@ -251,7 +247,7 @@ class DeliveryProcess:
 
         A ``sync`` delivers what it finds, whether its owner lives or not; a run's lock says who else delivers it.
         """
-        opened = [header for journal in folder.journals() if (header := self._header(journal)) is not None]
+        opened = self._headers_of(folder)
         if not opened or any(not header.store.same_as(self._assignment.store) for header in opened):
             return False
         if self._syncs:
@@ -263,6 +259,9 @@ class DeliveryProcess:
         # We cannot tell whether a process on another machine or in another container is alive.
         watch = self._watch_of(owner)
         return watch is not None and not watch.alive()
+
+    def _headers_of(self, folder: RunFolder) -> list[SessionOpened]:
+        return [header for journal in folder.journals() if (header := self._header(journal)) is not None]
 
     def _header(self, journal: Path) -> SessionOpened | None:
         if journal not in self._headers and (opened := read_opened(journal)) is not None:

@@ -13,10 +13,10 @@ import shutil
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-__all__ = ["MAX_STATE_BYTES", "OutsideError", "check_tree", "delete", "inside", "is_key", "open_own", "read_own"]
+__all__ = ["OutsideError", "check_tree", "delete", "inside", "is_key", "open_own", "read_own"]
 
-MAX_STATE_BYTES = 64 * 1024 * 1024
-RESERVED = ("delivered", "rejected")  # folders of the journal root that are no runs
+_MAX_STATE_BYTES = 64 * 1024 * 1024
+_RESERVED = ("delivered", "rejected")  # folders of the journal root that are no runs
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 
 
@@ -26,7 +26,7 @@ class OutsideError(ValueError):
 
 def is_key(text: str) -> bool:
     """Return whether `text`, the key of a run or record, can be a folder's name and part of a search."""
-    return _KEY.fullmatch(text) is not None and text not in RESERVED
+    return _KEY.fullmatch(text) is not None and text not in _RESERVED
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -107,7 +107,7 @@ def open_own(path: Path, flags: int) -> int:
     return fd
 
 
-def read_own(path: Path, limit: int = MAX_STATE_BYTES) -> bytes:
+def read_own(path: Path, limit: int = _MAX_STATE_BYTES) -> bytes:
     """Return the first `limit` bytes of a file that only this package writes.
 
     Raises:

@@ -63,7 +63,9 @@ def translate_errors(uri: str) -> Iterator[None]:
     except cloud_errors() as error:
         raise _translated(error, uri) from error
     except json.JSONDecodeError as error:  # a login page, in place of the store's answer
-        raise Transient(f"{uri} answered something that is not MLflow's: {one_line(error)}") from error
+        raise Transient(
+            f"{uri} answered something that is not MLflow's: {one_line(error)}", may_have_committed=True
+        ) from error
     except (ValueError, OverflowError) as error:  # a text or number that the client or the database driver cannot send
         raise Refused(one_line(error)) from error
 
