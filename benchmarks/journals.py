@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.bench import Bench, Store
 from benchmarks.runs import write_offline
 from tracking_callbacks._journal.layout import JournalRoot, RunState
-from tracking_callbacks._journal.records import Store as StoreRecord
+from tracking_callbacks._journal.records import StoreAddress
 from tracking_callbacks._writing.launch import start_sync
 
 __all__ = ["Delivery", "Waiting", "waiting_journal"]
@@ -56,7 +56,7 @@ class Delivery:
     def __init__(self, waiting: Waiting) -> None:
         self._waiting = waiting
         self._began = time.perf_counter()
-        record = StoreRecord(waiting.store.uri, str(waiting.root))
+        record = StoreAddress(waiting.store.uri, str(waiting.root))
         self.process: subprocess.Popen[bytes] = start_sync(
             waiting.root, record, waiting.store.uri, None, PATIENCE_SECONDS
         )

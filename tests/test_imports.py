@@ -38,3 +38,12 @@ def test_the_core_loads_few_modules() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert int(done.stdout) <= 165
+
+
+def test_the_delivery_process_of_a_server_imports_no_large_library() -> None:
+    parts = "tracking_callbacks._delivery.process, tracking_callbacks._delivery.stores.rest"
+    code = f"import sys, {parts}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert not {name for name in loaded if "." not in name} & {*FRAMEWORKS, "requests", "sqlalchemy", "yaml", "psutil"}
+    assert len(loaded) <= 300

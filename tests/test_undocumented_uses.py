@@ -76,7 +76,7 @@ def test_mlflow_keeps_clients_with_their_credentials() -> None:
     assert callable(rest_utils.get_workspace_client.cache_clear)
 
 
-@use("RunData._metric_objs", MLFLOW, "_delivery/models.py")
+@use("RunData._metric_objs", MLFLOW, "_delivery/stores/client.py")
 def test_run_data_keeps_the_metric_objects() -> None:
     data = RunData(metrics=[Metric("loss", 0.5, 1_000, 7)])
 
@@ -136,32 +136,11 @@ def test_mlflow_describes_the_python_environment() -> None:
     assert callable(_PythonEnv.current().to_yaml)
 
 
-@pytest.mark.parametrize("kind", ["cpu", "disk", "network"])
-@use("the {kind} monitor", MLFLOW, "_delivery/system_metrics.py")
-def test_mlflow_has_the_monitor_of_system_metrics(kind: str) -> None:
-    module = importlib.import_module(f"mlflow.system_metrics.metrics.{kind}_monitor")
-    monitor = getattr(module, f"{'CPU' if kind == 'cpu' else kind.title()}Monitor")()
-    monitor.collect_metrics()
-    aggregated = monitor.aggregate_metrics()
-    monitor.clear_metrics()
-
-    assert aggregated
-
-
-@pytest.mark.parametrize("name", ["GPUMonitor", "ROCMMonitor"])
-@use("{name}", MLFLOW, "_delivery/system_metrics.py")
-def test_mlflow_has_the_monitor_of_gpus(name: str) -> None:
-    kind = name.removesuffix("Monitor").lower()
-    module = importlib.import_module(f"mlflow.system_metrics.metrics.{kind}_monitor")
-
-    assert isinstance(getattr(module, name), type)
-
-
 @pytest.mark.parametrize(
     ("constant", "tag", "used_in"),
     [
-        ("MLFLOW_LOGGED_ARTIFACTS", "mlflow.loggedArtifacts", "_delivery/stores/client.py"),
-        ("MLFLOW_DATASET_CONTEXT", "mlflow.data.context", "_delivery/stores/client.py"),
+        ("MLFLOW_LOGGED_ARTIFACTS", "mlflow.loggedArtifacts", "_delivery/stores/store.py"),
+        ("MLFLOW_DATASET_CONTEXT", "mlflow.data.context", "_delivery/stores/store.py"),
         ("MLFLOW_MODEL_VERSIONS", "mlflow.modelVersions", "_delivery/models.py"),
     ],
 )

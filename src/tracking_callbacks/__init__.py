@@ -1,16 +1,20 @@
 """Complete, true MLflow runs for Hugging Face's Trainer and Stable-Baselines3, which never slow or stop training."""
 
-from tracking_callbacks._runs.run import Run
-from tracking_callbacks._runs.tracker import MLflowTracker
-from tracking_callbacks._writing.report import DeliveryReport
-from tracking_callbacks.errors import (
-    ConfigError,
-    InputError,
-    InvalidNameError,
-    MetricValueError,
-    TrackingError,
-)
-from tracking_callbacks.settings import Delivery, Recording
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracking_callbacks._runs.run import Run
+    from tracking_callbacks._runs.tracker import MLflowTracker
+    from tracking_callbacks._writing.report import DeliveryReport
+    from tracking_callbacks.errors import (
+        ConfigError,
+        InputError,
+        InvalidNameError,
+        MetricValueError,
+        TrackingError,
+    )
+    from tracking_callbacks.settings import Delivery, Recording
 
 __all__ = [
     "ConfigError",
@@ -27,3 +31,22 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Delivery": "settings",
+    "DeliveryReport": "_writing.report",
+    "MLflowTracker": "_runs.tracker",
+    "Recording": "settings",
+    "Run": "_runs.run",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is used when it is used: the delivery process, which is in this package, needs none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

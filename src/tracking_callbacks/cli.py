@@ -22,7 +22,7 @@ from tracking_callbacks._journal.pending import (
     pending_runs,
     unreadable_folders,
 )
-from tracking_callbacks._journal.records import Store
+from tracking_callbacks._journal.records import StoreAddress
 from tracking_callbacks._values.credentials import CREDENTIALS, same_place
 from tracking_callbacks._values.secrets import MASK, mask_uri
 from tracking_callbacks._writing.launch import start_sync
@@ -208,7 +208,9 @@ def _deliver(
     return reasons
 
 
-def _start(root: JournalRoot, store: Store, tracking_uri: str | None, stall_timeout: float) -> subprocess.Popen[bytes]:
+def _start(
+    root: JournalRoot, store: StoreAddress, tracking_uri: str | None, stall_timeout: float
+) -> subprocess.Popen[bytes]:
     """Start the delivery to one store; the credentials in the environment are sent to hosts that the user has named.
 
     Raises:

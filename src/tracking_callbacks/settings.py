@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE
-from tracking_callbacks._journal.records import Store
+from tracking_callbacks._journal.records import StoreAddress
 from tracking_callbacks._values.checking import check_fields, struct_from
 from tracking_callbacks._values.secrets import mask_uri
 from tracking_callbacks._values.store_uri import absolute_uri, check_uri
@@ -201,10 +201,10 @@ class Settings:
         return Path(self.delivery.journal_root)
 
     @property
-    def store(self) -> Store:
+    def store(self) -> StoreAddress:
         """Where runs are delivered, as journals name it."""
         registry = None if self.registry_uri is None else mask_uri(self.registry_uri)
-        return Store(self.masked_uri, str(self.working_folder), registry)
+        return StoreAddress(self.masked_uri, str(self.working_folder), registry)
 
 
 def resolve_settings(

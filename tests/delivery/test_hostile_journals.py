@@ -169,7 +169,7 @@ def plant(place: Path, folder: RunFolder, links: Iterable[str]) -> None:
 
 
 def header(place: Path, key: str) -> records.SessionOpened:
-    where = records.Store(f"sqlite:///{place}/mlflow.db", str(place))
+    where = records.StoreAddress(f"sqlite:///{place}/mlflow.db", str(place))
     return records.SessionOpened(key, 1, 1_700_000_000_000, DEAD, where, "experiment")
 
 
@@ -259,7 +259,8 @@ def test_records_that_lead_elsewhere_are_refused_and_the_rest_arrives(place, sto
 @given(
     opened=st.builds(
         records.SessionOpened, names, times, times,
-        st.builds(Owner, names, times, times, times), st.builds(records.Store, names, paths, st.none() | names), names,
+        st.builds(Owner, names, times, times, times),
+        st.builds(records.StoreAddress, names, paths, st.none() | names), names,
         st.sampled_from(["own", "join", "amend"]), st.none() | names, st.none() | names, st.none() | names,
         st.none() | names, mappings, st.booleans(), st.just(False), st.none() | times, st.none() | names,
     ),

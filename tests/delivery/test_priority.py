@@ -1,4 +1,4 @@
-"""How the kernel ranks delivery behind training."""
+"""How the kernel ranks delivery behind training, and for how long."""
 
 from __future__ import annotations
 
@@ -6,36 +6,32 @@ from pathlib import Path
 
 import pytest
 
+from faults.proxy import Fault, running_proxy
 from processes import delivery_processes, wait_for
 from tracking_callbacks import Delivery, MLflowTracker
-from tracking_callbacks._delivery.priority import Priority, _is_grouped
+from tracking_callbacks._delivery.priority import _is_grouped
 
 
-def test_delivery_has_the_lowest_priority_only_while_a_run_is_being_written(server, tmp_path: Path) -> None:
-    run = MLflowTracker(server.uri, "priority", delivery=Delivery(journal_root=tmp_path)).start_run()
-    run.log_metrics({"loss": 1.0})
-    (delivery,) = wait_for(lambda: delivery_processes(tmp_path), "delivery starts")
-    wait_for(lambda: delivery.nice() == 10, "delivery lowers its priority")
-    autogroup = Path(f"/proc/{delivery.pid}/autogroup")
-    if not _is_grouped():
-        pytest.skip("the kernel does not schedule sessions as groups here")
+def test_delivery_is_behind_training_until_a_record_has_waited_too_long(server, tmp_path: Path) -> None:
+    with running_proxy(server.uri) as proxy:
+        run = MLflowTracker(proxy.uri, "priority", delivery=Delivery(journal_root=tmp_path)).start_run()
+        (delivery,) = wait_for(lambda: delivery_processes(tmp_path), "delivery starts")
+        wait_for(lambda: delivery.nice() == 5, "delivery lowers its priority")
+        autogroup = Path(f"/proc/{delivery.pid}/autogroup")
+        if not _is_grouped():
+            pytest.skip("the kernel does not schedule sessions as groups here")
 
-    wait_for(lambda: autogroup.read_text().split()[-1] == "19", "delivery has the lowest priority")
-    run.end()
-    assert run.flush().complete
-    wait_for(lambda: autogroup.read_text().split()[-1] == "10", "delivery raises its priority after training")
+        def is_at(nice: int) -> bool:
+            return int(autogroup.read_text().split()[-1]) == nice
 
-
-def test_idle_work_is_done_and_its_exception_is_raised() -> None:
-    done: list[int] = []
-    priority = Priority.__new__(Priority)
-    for priority._grouped in (True, False):
-        priority.run_idle(lambda: done.append(1))
-        with pytest.raises(ImportError, match="broken"):
-            priority.run_idle(fail)
-
-    assert done == [1, 1]
-
-
-def fail() -> None:
-    raise ImportError("broken")
+        wait_for(lambda: run.report().pending == 0, "delivery has caught up")
+        wait_for(lambda: is_at(10), "delivery steps back")
+        proxy.fault(Fault("answer", statuses=(503,)))
+        run.log_metrics({"loss": 1.0})
+        for nice in (5, 0):
+            wait_for(lambda weight=nice: is_at(weight), f"a record that waits raises delivery to {nice}")
+        proxy.fault()
+        wait_for(lambda: is_at(10), "delivery steps back")
+        run.end()
+        assert run.flush().complete
+        wait_for(lambda: is_at(0), "nobody trains any more")

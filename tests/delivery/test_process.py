@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from mlflow import MlflowClient
 
 from processes import delivery_processes, free_port, own_artifacts, run_script, script, wait_for
 from servers import start_server, stop_server
+from tracking_callbacks import Delivery, MLflowTracker, Recording
 
 TRAIN = """
     import sys, time
@@ -232,3 +235,32 @@ def test_a_run_started_right_before_its_trainer_dies_is_found(server, client, tm
 
     runs = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
     assert [run.info.status for run in runs] == ["KILLED"] * 3
+
+
+def test_delivery_to_a_server_stays_small_whatever_it_delivers(server, client, mlmodel, tmp_path) -> None:
+    """Pictures, a model, system metrics and a large file: 40 MB is the bar, and an import of MLflow takes 180."""
+    (tmp_path / "large.bin").write_bytes(os.urandom(50_000_000))
+    run = MLflowTracker(
+        server.uri, "small", record=Recording(system_metrics=True), delivery=Delivery(journal_root=tmp_path / "journal")
+    ).start_run()
+    for step in range(2000):
+        run.log_metrics({"loss": 1 / (step + 1), "accuracy": step / 2000}, step=step)
+    run.draw("learning_curves")
+    run.log_artifact(tmp_path / "large.bin")
+    run.log_model(mlmodel, registered_model_name=f"small-{tmp_path.name}")
+    (delivery,) = wait_for(lambda: delivery_processes(tmp_path), "delivery starts")
+    sizes = [0]
+
+    def delivered() -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sizes.append(delivery.memory_info().rss)
+        return run.report().complete
+
+    run.end()
+    wait_for(delivered, "the run is delivered", seconds=120)
+
+    assert max(sizes) < 40e6
+    names = [found.path for found in client.list_artifacts(run.run_id)]
+    assert "large.bin" in names
+    assert [found.path for found in client.list_artifacts(run.run_id, "figures")] == ["figures/learning_curves.png"]
+    assert any(name.startswith("system/cpu") for name in client.get_run(run.run_id).data.metrics)

@@ -8,11 +8,11 @@ from tracking_callbacks._delivery.session_journal import SessionJournal
 from tracking_callbacks._journal.frames import JournalWriter
 from tracking_callbacks._journal.layout import SessionState
 from tracking_callbacks._journal.owner import OwnerWatch, current_owner
-from tracking_callbacks._journal.records import Metrics, RunEnded, SessionOpened, Store, now_ms
+from tracking_callbacks._journal.records import Metrics, RunEnded, SessionOpened, StoreAddress, now_ms
 
 
 def test_a_session_is_known_to_be_open_while_its_journal_is_fully_read(tmp_path: Path) -> None:
-    opened = SessionOpened("key", 1, now_ms(), current_owner(), Store("http://127.0.0.1:9", str(tmp_path)), "e")
+    opened = SessionOpened("key", 1, now_ms(), current_owner(), StoreAddress("http://127.0.0.1:9", str(tmp_path)), "e")
     writer = JournalWriter(tmp_path / "1.journal")
     writer.append(opened)
     watch = OwnerWatch(current_owner())

@@ -7,11 +7,13 @@ import http.server
 import json
 import random
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -65,9 +67,13 @@ class Proxy:
         passes: The ``Authorization`` headers that pass, the others get a 401; None means that all do.
         shown: The ``Authorization`` headers that requests carried.
         bytes_per_second: How fast bodies are taken; None means at once.
+        headers: The headers of all requests, in order.
+        prefix: What paths begin with before the server's own.
+        retry_after: The header of that name, in the answers of a fault.
+        moved: Where requests are redirected to; None means nowhere.
     """
 
-    def __init__(self, upstream: str, seed: int = 0) -> None:
+    def __init__(self, upstream: str, seed: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.upstream = upstream
         self.struck: Counter[str] = Counter()
         self.late = 0
@@ -77,6 +83,11 @@ class Proxy:
         self.passes: set[str] | None = None
         self.shown: set[str] = set()
         self.bytes_per_second: int | None = None
+        self.headers: list[Message] = []
+        self.prefix = ""
+        self.retry_after: str | None = None
+        self.moved: str | None = None
+        self._tls = tls
         self._params: dict[str, set[str]] = {}
         self._faults: tuple[Fault, ...] = ()
         self._changed = threading.Event()
@@ -85,7 +96,7 @@ class Proxy:
         self._server: _Listener | None = None
         self._port = 0
         self.accept()
-        self.uri = f"http://127.0.0.1:{self._port}"
+        self.uri = f"{'https' if tls else 'http'}://127.0.0.1:{self._port}"
 
     def fault(self, *faults: Fault) -> None:
         """Apply `faults` to requests from now on; the first that strikes counts. Without faults all requests pass."""
@@ -105,6 +116,10 @@ class Proxy:
         """Accept connections again, on the same port."""
         if self._server is None:
             self._server = _Listener(("127.0.0.1", self._port), self)
+            if self._tls is not None:
+                self._server.socket = self._tls.wrap_socket(
+                    self._server.socket, server_side=True, do_handshake_on_connect=False
+                )
             self._port = self._server.server_address[1]
             threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
@@ -142,9 +157,9 @@ class Proxy:
 
 
 @contextmanager
-def running_proxy(upstream: str, seed: int = 0) -> Iterator[Proxy]:
+def running_proxy(upstream: str, seed: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
     """Run a proxy until the block exits."""
-    proxy = Proxy(upstream, seed)
+    proxy = Proxy(upstream, seed, tls)
     try:
         yield proxy
     finally:
@@ -191,7 +206,17 @@ class _Passage(http.server.BaseHTTPRequestHandler):
 
     def _pass(self) -> None:
         proxy = self.server.proxy
+        proxy.headers.append(self.headers)
         body = self._body()
+        if proxy.moved is not None:
+            self._answer(308, [("Location", proxy.moved + self.path)], b"")
+            return
+        if self.path.startswith("http://"):  # we are the proxy that the environment names
+            self.path = urlsplit(self.path)._replace(scheme="", netloc="").geturl()
+        if not self.path.startswith(proxy.prefix):
+            self._answer(404, [("Content-Type", "text/html")], b"<h1>not here</h1>")
+            return
+        self.path = self.path.removeprefix(proxy.prefix)
         for part, content in proxy.absent.items():
             if part in self.path:
                 self._answer(404, [("Content-Type", "text/plain")], content)
@@ -212,7 +237,10 @@ class _Passage(http.server.BaseHTTPRequestHandler):
             status = proxy.choose(fault.statuses)
             if status == 502:
                 self._ask(body)
-            self._answer(status, *_refusal(status))
+            headers, content = _refusal(status)
+            if proxy.retry_after is not None:
+                headers = [*headers, ("Retry-After", proxy.retry_after)]
+            self._answer(status, headers, content)
             return
         if fault.kind == "hang":
             changed.wait()

@@ -10,17 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tracking_callbacks._delivery.backoff import Backoff
+from tracking_callbacks._delivery.backoff import Backoff, Pace
 from tracking_callbacks._delivery.batches import Batch, coalesce
 from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible, Refused, Transient
 from tracking_callbacks._delivery.files import FileRecord, deliver_file, discard_staged, keep_staged
+from tracking_callbacks._delivery.heavy.process import HeavyProcess
 from tracking_callbacks._delivery.live_files import LiveFiles
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.progress import Progress
 from tracking_callbacks._delivery.rejection import SURPLUS_PARAMS, add_refused, count_refused, send_batch
 from tracking_callbacks._delivery.run_resolver import RunResolver
 from tracking_callbacks._delivery.session_journal import SessionJournal, size_of
-from tracking_callbacks._delivery.stores.client import SESSION_TAG, MlflowStore
+from tracking_callbacks._delivery.stores.store import SESSION_TAG, Store
 from tracking_callbacks._delivery.system_metrics import RunSystemMetrics, SystemSampler
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
 from tracking_callbacks._journal.owner import Owner, OwnerWatch
@@ -31,7 +32,6 @@ __all__ = ["RunDrain"]
 
 logger = logging.getLogger(__name__)
 
-_SEND_SECONDS = 0.5  # what is logged within this time goes into one request, if it fits
 _LOOK_SECONDS = 1.0  # between two searches for something that is not visible yet
 _REJECTED_TAG = "tracking_callbacks.rejected"
 _RESUMED_AT_TAG = "tracking_callbacks.resumed_at_step"
@@ -49,6 +49,7 @@ class RunDrain:
         folder: The run's folder; the caller holds its drain lock.
         root: The journal root that contains the folder.
         store: The store to deliver to.
+        heavy: Draws pictures.
         watch: Returns the watch over a session's owner, or None if the owner counts as dead.
         sampler: Samples this machine's system metrics for the runs that ask for them.
         progress: Receives what gets on.
@@ -58,7 +59,8 @@ class RunDrain:
         self,
         folder: RunFolder,
         root: JournalRoot,
-        store: MlflowStore,
+        store: Store,
+        heavy: HeavyProcess,
         watch: Callable[[Owner], OwnerWatch | None],
         sampler: SystemSampler,
         progress: Progress,
@@ -70,6 +72,7 @@ class RunDrain:
         self.state.complete = False
         self.sessions: list[SessionJournal] = []
         self._store = store
+        self._heavy = heavy
         self._watch = watch
         self._once = Once(self.state.attempts, self._save)
         self._resolver = RunResolver(root, store, self._once)
@@ -78,6 +81,9 @@ class RunDrain:
         self._lock = threading.Lock()
         self._points_backoff, self._files_backoff = Backoff(), Backoff()
         self._sent = 0.0
+        self._pace = Pace()
+        self._behind = False
+        self._waiting_since: float | None = time.monotonic()
         self._progress = progress
         self._released = False
         self._in_files_lane = threading.Lock()
@@ -103,6 +109,18 @@ class RunDrain:
     def has_writer(self) -> bool:
         """Return whether a process still writes to the run, as of the last look at its journals."""
         return not all(session.known_finished for session in self.sessions)
+
+    def waiting(self, now: float) -> float:
+        """Return the seconds for which a metric, param or tag has waited to be sent; 0 if none does.
+
+        Args:
+            now: Monotonic time.
+        """
+        return 0.0 if self._waiting_since is None else now - self._waiting_since
+
+    def has_files(self) -> bool:
+        """Return whether the journals hold more for the files lane, as of the last look at them."""
+        return any(session.size > session.state.files for session in self.sessions)
 
     def caught_up(self) -> bool:
         """Return whether the store has all that the journals held when this delivery of the run began."""
@@ -143,6 +161,7 @@ class RunDrain:
 
     def _step_points(self) -> bool:
         worked = False
+        self._note_waiting()
         for session in self.sessions:
             if session.state.closed:
                 continue
@@ -162,12 +181,23 @@ class RunDrain:
                 worked = True
         return worked
 
+    def _note_waiting(self) -> None:
+        now = time.monotonic()
+        if not any(session.grew(session.state.points) for session in self.sessions if not session.state.closed):
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = now
+
     def _send_points(self, session: SessionJournal) -> bool:
-        if not session.finished() and time.monotonic() - self._sent < _SEND_SECONDS:
+        began = time.monotonic()
+        if not session.finished() and not self._behind and began - self._sent < self._pace.seconds:
             return False
         chunk = session.read(session.state.points)
         for batch in coalesce(chunk.records):
             self._send(session, batch)
+        self._behind = not chunk.at_end
+        if chunk.at_end:
+            self._waiting_since = began
         with self._lock:
             session.state.points = max(session.state.points, chunk.end)
             session.state.damaged += chunk.damaged
@@ -178,7 +208,9 @@ class RunDrain:
 
     def _send(self, session: SessionJournal, batch: Batch) -> None:
         assert self.state.run_id is not None
+        began = time.monotonic()
         rejected = send_batch(self._store, self.state.run_id, batch) if len(batch) else []
+        self._pace.note(time.monotonic() - began)
         for entry in rejected:
             self._reject(entry)
         refused = count_refused(rejected)
@@ -209,7 +241,7 @@ class RunDrain:
         if opened.resumed and opened.tags:
             self._store.log_batch(self.state.run_id, Batch(tags=dict(opened.tags)))
         elif not opened.resumed and not self._newest(session):  # a later session created the run, without these tags
-            there = self._store.run(self.state.run_id).data.tags
+            there = self._store.run(self.state.run_id).tags
             if missing := {key: text for key, text in opened.tags.items() if key not in there}:
                 self._store.log_batch(self.state.run_id, Batch(tags=missing))
         self._running.add(session.name)
@@ -223,7 +255,7 @@ class RunDrain:
         if ending.status is not None and self._newest(session):
             if ending.status == "FINISHED" and session.opened.resumed:
                 self._store.delete_tag(self.state.run_id, ERROR_TAG)  # an earlier session failed
-            began = self._store.run(self.state.run_id).info.start_time or 0
+            began = self._store.run(self.state.run_id).start_time or 0
             # The clock may have been set back since, or differ from that of the machine where the run began.
             self._store.set_terminated(self.state.run_id, ending.status, max(ending.timestamp, began))
         session.state.closed = True
@@ -236,7 +268,7 @@ class RunDrain:
         mine = session.opened.session
         if any(other.opened.intent == "own" and other.opened.session > mine for other in self.sessions):
             return False
-        there = self._store.run(self.state.run_id).data.tags.get(SESSION_TAG, "")
+        there = self._store.run(self.state.run_id).tags.get(SESSION_TAG, "")
         return not there.isdecimal() or int(there) <= mine
 
     # -- the files lane ----------------------------------------------------------------------------------------------
@@ -285,7 +317,7 @@ class RunDrain:
     def _deliver_file(self, session: SessionJournal, run_id: str, record: FileRecord, end: int) -> None:
         rejected = withdrawn = 0
         try:
-            if not deliver_file(self._store, self._once, run_id, record, self.folder):
+            if not deliver_file(self._store, self._heavy, self._once, run_id, record, self.folder):
                 withdrawn = 1
                 count = withdrawn + sum(one.withdrawn for one in self.state.sessions.values())
                 self._store.log_batch(run_id, Batch(tags={_DROPPED_CHECKPOINTS_TAG: str(count)}))
@@ -325,7 +357,7 @@ class RunDrain:
         except DeliveryError as error:
             hopeless = not isinstance(error, Transient)
             self._show_error(str(error), blocked=hopeless)
-            backoff.fail(slowly=hopeless)
+            backoff.fail(slowly=hopeless, at_least=error.retry_after if isinstance(error, Transient) else 0.0)
             return False
         except Exception as error:  # the only broad except in this process: a bug in one run must not stop the others
             logger.exception("run %s: unexpected error", self.state.run_id or self.folder.run_key)

@@ -10,7 +10,9 @@ DeliveryError
 
 from __future__ import annotations
 
-__all__ = ["Blocked", "DeliveryError", "NotOffered", "NotYetVisible", "Refused", "Transient"]
+__all__ = ["ALREADY_THERE", "Blocked", "DeliveryError", "NotOffered", "NotYetVisible", "Refused", "Transient"]
+
+ALREADY_THERE = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 
 
 class DeliveryError(Exception):
@@ -23,12 +25,16 @@ class Transient(DeliveryError):
     Attributes:
         may_have_committed: The request reached the store, and the store may have carried it out or still do so.
         retry_now: The store is up and not slow, so an immediate retry is worthwhile.
+        retry_after: Seconds that the store asked to wait; 0 if it asked for nothing.
     """
 
-    def __init__(self, message: str, *, may_have_committed: bool = False, retry_now: bool = False) -> None:
+    def __init__(
+        self, message: str, *, may_have_committed: bool = False, retry_now: bool = False, retry_after: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.may_have_committed = may_have_committed
         self.retry_now = retry_now
+        self.retry_after = retry_after
 
 
 class NotYetVisible(Transient):
@@ -40,7 +46,15 @@ class Blocked(DeliveryError):
 
 
 class Refused(DeliveryError):
-    """The store answered that the content of the call is wrong."""
+    """The store answered that the content of the call is wrong.
+
+    Attributes:
+        code: MLflow's error code, as in `ALREADY_THERE`; empty if the store named none.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class NotOffered(Refused):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path, PureWindowsPath
 
 from tracking_callbacks._delivery.failures import Refused
+from tracking_callbacks._delivery.heavy.process import HeavyProcess
 from tracking_callbacks._delivery.models import deliver_model
 from tracking_callbacks._delivery.once import Once
-from tracking_callbacks._delivery.pictures.drawing import deliver_drawing
-from tracking_callbacks._delivery.stores.client import MlflowStore
+from tracking_callbacks._delivery.stores.store import Store
 from tracking_callbacks._journal.checkpoints import claim
 from tracking_callbacks._journal.confined import OutsideError, check_tree, delete, inside, is_key
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder
@@ -21,7 +21,9 @@ __all__ = ["FileRecord", "deliver_file", "discard_staged", "keep_staged"]
 FileRecord = Artifact | Automatic | Dataset | Drawing | Model
 
 
-def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord, folder: RunFolder) -> bool:
+def deliver_file(
+    store: Store, heavy: HeavyProcess, once: Once, run_id: str, record: FileRecord, folder: RunFolder
+) -> bool:
     """Send what `record` describes to the store; harmless when repeated.
 
     Returns:
@@ -37,7 +39,7 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
     _check_place(record)
     if record.staged is None:
         if isinstance(record, Drawing):
-            deliver_drawing(store, run_id, record, None, folder)
+            _deliver_drawing(store, heavy, run_id, record, None, folder)
         return True
     try:
         snapshot = _take(record.staged, record, folder)
@@ -45,7 +47,7 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
     except OutsideError as error:
         raise Refused(str(error)) from error
     if isinstance(record, Drawing):
-        deliver_drawing(store, run_id, record, snapshot, folder)
+        _deliver_drawing(store, heavy, run_id, record, snapshot, folder)
         return True
     if not snapshot.exists():
         if _is_checkpoint(record):
@@ -64,6 +66,14 @@ def deliver_file(store: MlflowStore, once: Once, run_id: str, record: FileRecord
         place = f"{record.artifact_path}/{snapshot.name}" if record.artifact_path else snapshot.name
         store.log_artifacts(run_id, snapshot, place)
     return True
+
+
+def _deliver_drawing(
+    store: Store, heavy: HeavyProcess, run_id: str, record: Drawing, snapshot: Path | None, folder: RunFolder
+) -> None:
+    for path in heavy.draw(run_id, record, snapshot, folder.path):
+        store.log_artifact(run_id, path, record.artifact_path)
+    delete(folder.drawn, within=folder.path)
 
 
 def discard_staged(record: FileRecord, folder: RunFolder) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from tracking_callbacks._delivery.failures import Refused
-from tracking_callbacks._delivery.stores.client import MlflowStore
+from tracking_callbacks._delivery.stores.store import Store
 from tracking_callbacks._journal.confined import OutsideError, delete, inside
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder
 
@@ -16,6 +16,7 @@ __all__ = ["LiveFiles"]
 
 logger = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 1.0
 _UPLOAD_SECONDS = 10.0  # between two uploads of a file, plus the same again for each MB of it
 
 
@@ -31,13 +32,14 @@ class LiveFiles:
         store: The store that has the run.
     """
 
-    def __init__(self, folder: RunFolder, root: JournalRoot, store: MlflowStore) -> None:
+    def __init__(self, folder: RunFolder, root: JournalRoot, store: Store) -> None:
         self._folder = folder
         self._root = root
         self._store = store
         self._sent: dict[Path, tuple[int, int]] = {}  # inode and size
         self._due: dict[Path, float] = {}
         self._refused: set[Path] = set()
+        self._look_at: dict[str, float] = {}
 
     def upload(self, session: str, run_id: str, *, final: bool) -> bool:
         """Upload the files that have grown and are due, or all that have grown if `final`.
@@ -50,6 +52,9 @@ class LiveFiles:
         """
         worked = False
         now = time.monotonic()
+        if not final and now < self._look_at.get(session, 0.0):
+            return False
+        self._look_at[session] = now + _LOOK_SECONDS
         for path in self._unsent(session):
             if final or now >= self._due.get(path, 0.0):
                 self._upload_one(path, self._folder.live(session), run_id, final=final)

@@ -9,19 +9,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import yaml
 
 from tracking_callbacks._delivery.batches import MAX_METRICS, Point
 from tracking_callbacks._delivery.failures import NotOffered, Refused
 from tracking_callbacks._delivery.once import Once
-from tracking_callbacks._delivery.stores.client import RECORD_TAG, MlflowStore
+from tracking_callbacks._delivery.stores.store import RECORD_TAG, Store, StoredModel, StoredRun, StoredVersion
 from tracking_callbacks._journal.records import Model
-
-if TYPE_CHECKING:
-    from mlflow.entities import LoggedModel, Run
-    from mlflow.entities.model_registry import ModelVersion
 
 __all__ = ["deliver_model"]
 
@@ -39,7 +32,7 @@ _CONTEXT_TAGS = (
 _VERSIONS_TAG = "mlflow.modelVersions"  # undocumented: mlflow.utils.mlflow_tags, MLflow 3.17.2
 
 
-def deliver_model(store: MlflowStore, once: Once, run_id: str, record: Model, folder: Path) -> None:
+def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: Path) -> None:
     """Log the model in `folder`, link it to the run and its last metrics, register it and set its aliases.
 
     In a store without logged models (MLflow before 3.0, Azure ML) the folder becomes artifacts of the run, and the
@@ -76,17 +69,17 @@ def deliver_model(store: MlflowStore, once: Once, run_id: str, record: Model, fo
 
 
 def _log_model(
-    store: MlflowStore, once: Once, run: Run, record: Model, folder: Path, description: dict[str, object]
-) -> LoggedModel:
+    store: Store, once: Once, run: StoredRun, record: Model, folder: Path, description: dict[str, object]
+) -> StoredModel:
     """Return the logged model of `record`, with all its files.
 
     Raises:
         NotOffered: The store has no logged models.
         DeliveryError: A step failed.
     """
-    experiment_id, run_id = run.info.experiment_id, run.info.run_id
+    experiment_id, run_id = run.experiment_id, run.run_id
     model_type = description.get("model_type")
-    context = {key: run.data.tags[key] for key in _CONTEXT_TAGS if key in run.data.tags}
+    context = {key: run.tags[key] for key in _CONTEXT_TAGS if key in run.tags}
     model = once.make(
         f"model:{record.record_key}",
         find=lambda: store.find_models(experiment_id, record.record_key),
@@ -95,25 +88,27 @@ def _log_model(
             name=record.name,
             run_id=run_id,
             tags=context | record.tags | {RECORD_TAG: record.record_key},
-            params=dict(run.data.params),
+            params=dict(run.params),
             model_type=model_type if isinstance(model_type, str) else None,
         ),
         discard=lambda twin: store.delete_model(twin.model_id),
         look_first=True,
     )
-    if str(model.status) not in ("READY", "LoggedModelStatus.READY"):
+    if not model.ready:
         identity = {
             "run_id": run_id,
             "model_id": model.model_id,
             "model_uuid": model.model_id,
-            "artifact_path": model.artifact_location,
+            "artifact_path": model.artifact_uri,
         }
         _complete_mlmodel(folder / "MLmodel", description, identity)
-        store.upload_model(model.model_id, folder)
+        store.upload_model(model, folder)
     return model
 
 
 def _read_mlmodel(path: Path) -> dict[str, object]:
+    import yaml
+
     try:
         description = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
@@ -124,30 +119,27 @@ def _read_mlmodel(path: Path) -> dict[str, object]:
 
 
 def _complete_mlmodel(path: Path, description: dict[str, object], identity: dict[str, str]) -> None:
+    import yaml
+
     path.write_text(yaml.safe_dump(description | identity, sort_keys=True, allow_unicode=True), encoding="utf-8")
 
 
-def _last_points(run: Run, step: int | None) -> list[Point]:
+def _last_points(run: StoredRun, step: int | None) -> list[Point]:
     """Return the run's last value of each metric; if `step` is given, only of metrics last logged at that step."""
-    # Run.data.metrics lacks steps and times; the metric objects have them. Undocumented (MLflow 3.17.2).
-    return [
-        Point(metric.key, metric.value, metric.timestamp, metric.step)
-        for metric in run.data._metric_objs
-        if step is None or metric.step == step
-    ]
+    return [point for point in run.metrics if step is None or point.step == step]
 
 
-def _register(store: MlflowStore, once: Once, run_id: str, record: Model, model: LoggedModel | None) -> None:
+def _register(store: Store, once: Once, run_id: str, record: Model, model: StoredModel | None) -> None:
     """Register a logged model, or without one the run's artifacts below the model's name."""
     name = record.registered_model_name
     if name is None:
         return
     tags = record.tags | {RECORD_TAG: record.record_key}
 
-    def create() -> ModelVersion:
+    def create() -> StoredVersion:
         if model is None:
             return store.create_version_of_artifacts(name, run_id=run_id, place=record.name, tags=tags)
-        return store.create_version(name, model_id=model.model_id, run_id=run_id, tags=tags)
+        return store.create_version(name, model=model, run_id=run_id, tags=tags)
 
     store.register_model(name)
     version = once.make(
@@ -159,8 +151,8 @@ def _register(store: MlflowStore, once: Once, run_id: str, record: Model, model:
     )
     if model is not None:
         versions = json.loads(model.tags.get(_VERSIONS_TAG, "[]"))
-        entry = {"name": name, "version": str(version.version)}
+        entry = {"name": name, "version": version.version}
         if entry not in versions:
             store.tag_model(model.model_id, {_VERSIONS_TAG: json.dumps([*versions, entry])})
     for alias in record.aliases:
-        store.set_alias(name, alias, str(version.version))
+        store.set_alias(name, alias, version.version)

@@ -1,58 +1,42 @@
-"""The scheduling priority of the delivery process, which must not slow the training down."""
+"""The scheduling priority of the delivery process: behind the training, but only for as long as nothing waits."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tracking_callbacks._journal.scheduling import BACKGROUND, IDLE, set_session_weight
+from tracking_callbacks._journal.scheduling import BACKGROUND, set_session_weight
 
 __all__ = ["Priority"]
 
 _AUTOGROUP_ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
+# The session's nice value by the seconds for which the oldest undelivered record has waited.
+_BY_AGE = ((1.0, BACKGROUND), (3.0, 5))
+_ORDINARY = 0
 
 
 class Priority:
-    """The priority of this process: lowest while a trainer runs. The trainer has already lowered it at the start.
+    """The priority of this process's session, where the kernel groups by session.
 
-    Busy torch threads wait for each other, so CPU time taken from one is taken from all. Six seconds of training, with
-    delivery importing MLflow meanwhile, took 1.3 to 1.6 times as long at the trainer's priority, and also with a nice
-    value of 10 for the session; about 1.15 times with 19, and 1.07 times with an idle import.
+    Busy torch threads wait for each other, so CPU time taken from one is taken from all; delivery therefore stays
+    behind the training. The longer a record waits, the higher the priority. A session that stayed at nice 19 delivered
+    its first point after a minute next to two busy loops, and not within five minutes next to six.
     """
 
     def __init__(self) -> None:
         self._grouped = _is_grouped()
-        self._set: int | None = None
-        self.step_aside(training=True)
+        self._set = _ORDINARY
 
-    def step_aside(self, *, training: bool) -> None:
-        """Use the lowest priority if a trainer runs, and background priority otherwise."""
-        nice = IDLE if training else BACKGROUND
+    def adapt(self, *, waiting: float, training: bool) -> None:
+        """Choose the priority.
+
+        Args:
+            waiting: Seconds for which the oldest undelivered record has waited; 0 if there is none.
+            training: Whether a process still writes to a run.
+        """
+        nice = next((nice for limit, nice in _BY_AGE if training and waiting < limit), _ORDINARY)
         if self._grouped and nice != self._set and set_session_weight(os.getpid(), nice):
             self._set = nice
-
-    def run_idle(self, work: Callable[[], None]) -> None:
-        """Do `work` in a thread that threads of other processes preempt immediately.
-
-        An ordinary thread, whatever its weight, keeps the core until its time slice of a few milliseconds ends, and a
-        training thread that has just woken up waits for it. This is done only if this session is a scheduling group,
-        which keeps its share even of a permanently busy machine; outside one, an idle thread would get a
-        three-hundredth of a core there.
-        """
-        if not self._grouped:
-            work()
-            return
-
-        def idle() -> None:
-            with contextlib.suppress(OSError):
-                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # for this thread only, permanently
-            work()
-
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="idle") as thread:
-            thread.submit(idle).result()
 
 
 def _is_grouped() -> bool:

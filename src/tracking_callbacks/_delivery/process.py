@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import logging
 import os
 import signal
-import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from tracking_callbacks._delivery.drain import RunDrain
+from tracking_callbacks._delivery.heavy.process import HeavyProcess
+from tracking_callbacks._delivery.log import log_to_stderr
 from tracking_callbacks._delivery.priority import Priority
 from tracking_callbacks._delivery.progress import Progress
 from tracking_callbacks._delivery.renewal import Renewals
-from tracking_callbacks._delivery.stores.client import MlflowStore
+from tracking_callbacks._delivery.stores.choice import store_for
+from tracking_callbacks._delivery.stores.store import Store
 from tracking_callbacks._delivery.system_metrics import SystemSampler
 from tracking_callbacks._journal.confined import delete
 from tracking_callbacks._journal.handover import (
@@ -32,41 +34,31 @@ from tracking_callbacks._journal.layout import JournalRoot, RunFolder, is_held
 from tracking_callbacks._journal.owner import Owner, OwnerWatch
 from tracking_callbacks._journal.pending import read_opened
 from tracking_callbacks._journal.records import SessionOpened
-from tracking_callbacks._values.secrets import mask_text
 
 __all__ = ["DeliveryProcess", "main"]
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.05
+_IDLE_POLL_SECONDS = 0.1
+_FILES_SECONDS = 1.0  # between two looks at the files that grow; a file that was logged is seen at once
 _SCAN_SECONDS = 0.5
-_LINGER_SECONDS = 5.0  # to wait for the next run of a sweep, so that MLflow is not imported again for each
+_LINGER_SECONDS = 5.0  # to wait for the next run of a sweep, so that a process is not started for each
 _KEEP_DELIVERED_SECONDS = 7 * 24 * 3600.0
 
 
 def main(root: Path) -> int:
     """Deliver the runs under `root` that belong to the launching process or to dead processes; return 0."""
-    # MLflow prints progress bars, and a run's URL when the run ends. On a full disk that must not fail the call.
-    sys.stdout = sys.stderr = _Log()
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s {os.getpid()} %(levelname)s %(message)s", stream=sys.stderr
-    )
+    log_to_stderr()
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Slurm and Kubernetes signal every process of a job; what the trainer still logs must be delivered.
         signal.signal(name, signal.SIG_IGN)
     assignment = Assignment.decode(os.environ.pop(DELIVERY_VARIABLE))
-    store = MlflowStore(os.environ[TRACKING_URI_VARIABLE], os.environ.get(REGISTRY_URI_VARIABLE))
-    DeliveryProcess(JournalRoot(root), store, assignment).deliver()
+    progress = Progress()
+    heavy = HeavyProcess(progress.add)
+    store = store_for(os.environ[TRACKING_URI_VARIABLE], os.environ.get(REGISTRY_URI_VARIABLE), heavy)
+    DeliveryProcess(JournalRoot(root), store, heavy, assignment, progress).deliver()
     return 0
-
-
-class _Log(io.TextIOBase):
-    """The process's log, to stderr with secrets masked; a write that fails is dropped silently."""
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            os.write(2, mask_text(text).encode(errors="replace"))
-        return len(text)
 
 
 class DeliveryProcess:
@@ -75,15 +67,20 @@ class DeliveryProcess:
     Args:
         root: The journal root.
         store: The store to deliver to.
+        heavy: Draws pictures.
         assignment: Whose runs to deliver, and for how long. With a ``stall_timeout``, the process delivers every run
             that no other process delivers, up to what its journals hold; owners on other machines or in other
             containers count as dead. It ends once neither its own runs nor those that another process delivers have
             made progress for that long.
+        progress: Receives what gets on.
     """
 
-    def __init__(self, root: JournalRoot, store: MlflowStore, assignment: Assignment) -> None:
+    def __init__(
+        self, root: JournalRoot, store: Store, heavy: HeavyProcess, assignment: Assignment, progress: Progress
+    ) -> None:
         self._root = root
         self._store = store
+        self._heavy = heavy
         self._renewals = Renewals(store.renew)
         self._sampler = SystemSampler()
         self._priority = Priority()
@@ -94,7 +91,9 @@ class DeliveryProcess:
         self._drains: dict[str, tuple[RunDrain, FileLock]] = {}
         self._drains_lock = threading.Lock()
         self._stopping = threading.Event()
-        self._progress = Progress()
+        self._files_thread = threading.Thread(target=self._files_lane, name="files", daemon=True)
+        self._files_wanted = threading.Event()
+        self._progress = progress
         self._elsewhere: dict[str, int] = {}
         self._takeovers: dict[str, FileLock] = {}
         self._caught_up: set[str] = set()
@@ -105,7 +104,8 @@ class DeliveryProcess:
         """Deliver until nothing is left to do or the grace period has ended."""
         self._root.prune(time.time() - _KEEP_DELIVERED_SECONDS)
         self._progress.watch_sending()
-        files = threading.Thread(target=self._files_lane, name="files", daemon=True)
+        loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
+        loaded: Future[None] | None = None
         scanned: float | None = None
         while True:
             now = time.monotonic()
@@ -114,27 +114,45 @@ class DeliveryProcess:
                 self._show_uploading()
                 self._hand_over()
                 self._take_on_runs()
-            if self._drains and not files.is_alive():
-                # Before there are two threads: if both import MLflow at the same time, it stays half imported.
-                self._priority.run_idle(self._store.load)
-                self._progress.finish_step()
-                gc.freeze()
-                gc.enable()
-                files.start()
+            if self._drains and loaded is None:
+                loaded = loader.submit(self._load)
+            self._priority.adapt(
+                waiting=max((drain.waiting(now) for drain in self._current()), default=0.0),
+                training=any(drain.has_writer() for drain in self._current()),
+            )
             self._renew_credentials()
-            worked = [drain.step_points() for drain in self._current()]
-            self._priority.step_aside(training=any(drain.has_writer() for drain in self._current()))
+            worked = loaded is not None and loaded.done() and self._step_points(loaded)
             self._finish_complete()
             if self._done(now):
                 break
-            if not any(worked):
-                time.sleep(_POLL_SECONDS)
+            if not worked:
+                self._pause(loaded)
         self._stopping.set()
+        self._files_wanted.set()
         for lock in (*(lock for _, lock in self._drains.values()), *self._takeovers.values()):
             lock.release()
         if not self._owner_watch.alive():
             self._root.remove_scratch()
         logger.info("delivery ends with %d runs left", len(self._drains))
+
+    def _step_points(self, loaded: Future[None]) -> bool:
+        loaded.result()  # raises what has kept MLflow from being imported
+        if not self._files_thread.is_alive():
+            self._files_thread.start()
+        drains = self._current()
+        worked = [drain.step_points() for drain in drains]
+        if any(drain.has_files() for drain in drains):
+            self._files_wanted.set()
+        return any(worked)
+
+    def _pause(self, loaded: Future[None] | None) -> None:
+        """Wait a moment; a process without undelivered records looks less often."""
+        if loaded is not None and not loaded.done():
+            wait([loaded], timeout=_POLL_SECONDS)
+        elif any(drain.waiting(time.monotonic()) for drain in self._current()):
+            time.sleep(_POLL_SECONDS)
+        else:
+            time.sleep(_IDLE_POLL_SECONDS)
 
     def _renew_credentials(self) -> None:
         if any(drain.state.blocked for drain in self._current()):
@@ -160,11 +178,19 @@ class DeliveryProcess:
             return not self._drains or now - self._died > self._assignment.grace
         return idle > _LINGER_SECONDS
 
+    def _load(self) -> None:
+        self._store.load()  # before several threads use MLflow: it would stay half imported
+        self._progress.finish_step()
+        gc.freeze()
+        gc.enable()
+
     def _files_lane(self) -> None:
         while not self._stopping.is_set():
+            self._files_wanted.clear()
             worked = [drain.step_files() for drain in self._current()]
+            self._heavy.end_if_idle()
             if not any(worked):
-                self._stopping.wait(_POLL_SECONDS)
+                self._files_wanted.wait(_FILES_SECONDS)
 
     def _current(self) -> list[RunDrain]:
         with self._drains_lock:
@@ -191,7 +217,9 @@ class DeliveryProcess:
                 lock.release()
                 delete(folder.path, within=self._root.path)
                 continue
-            drain = RunDrain(folder, self._root, self._store, self._watch_of, self._sampler, self._progress)
+            drain = RunDrain(
+                folder, self._root, self._store, self._heavy, self._watch_of, self._sampler, self._progress
+            )
             with self._drains_lock:
                 self._drains[folder.run_key] = (drain, lock)
         if elsewhere != self._elsewhere:

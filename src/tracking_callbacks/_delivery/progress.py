@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "on_sending"]
 
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -43,24 +44,30 @@ class Progress:
         self.uploading = None
 
     def watch_sending(self) -> None:
-        """Count what this process sends over HTTP from now on, in any thread but the calling one.
-
-        The interpreter raises the audit event ``http.client.send`` once per block of a body:
-        https://docs.python.org/3/library/audit_events.html
-        """
+        """Count what this process sends over HTTP from now on, in any thread but the calling one."""
         here = threading.get_ident()
+        on_sending(lambda size: None if threading.get_ident() == here else self.add(size))
 
-        def count(event: str, arguments: tuple[object, ...]) -> None:
-            if event == "http.client.send" and threading.get_ident() != here:
-                block = arguments[1]
-                self._add(len(block) if isinstance(block, _BYTES) else 0)
-
-        sys.addaudithook(count)
-
-    def _add(self, size: int) -> None:
+    def add(self, size: int) -> None:
+        """Count bytes of the upload that is under way."""
         if (run_key := self.uploading) is None:
             return
         self._sent += size
         if self._sent > self._most.get(run_key, 0):
             self._most[run_key] = self._sent
             self.moved = time.monotonic()
+
+
+def on_sending(sent: Callable[[int], None]) -> None:
+    """Call `sent` from now on with the size of each block that this process sends over HTTP.
+
+    The interpreter raises the audit event ``http.client.send`` once per block of a body:
+    https://docs.python.org/3/library/audit_events.html
+    """
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "http.client.send":
+            block = arguments[1]
+            sent(len(block) if isinstance(block, _BYTES) else 0)
+
+    sys.addaudithook(watch)

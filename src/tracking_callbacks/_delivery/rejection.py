@@ -12,7 +12,7 @@ import msgspec
 
 from tracking_callbacks._delivery.batches import Batch
 from tracking_callbacks._delivery.failures import Refused
-from tracking_callbacks._delivery.stores.client import MlflowStore
+from tracking_callbacks._delivery.stores.store import Store
 
 __all__ = ["SURPLUS_PARAMS", "add_refused", "count_refused", "send_batch"]
 
@@ -26,7 +26,7 @@ _TOO_MANY_PARAMS = re.compile(
 )
 
 
-def send_batch(store: MlflowStore, run_id: str, batch: Batch) -> list[dict[str, Any]]:
+def send_batch(store: Store, run_id: str, batch: Batch) -> list[dict[str, Any]]:
     """Send `batch`; if the store refuses it, halve it until each entry is either delivered or known to be wrong.
 
     Returns:
@@ -42,7 +42,7 @@ def send_batch(store: MlflowStore, run_id: str, batch: Batch) -> list[dict[str, 
     try:
         store.log_batch(run_id, batch)
     except Refused as error:
-        logged = store.check_active(run_id).data.params
+        logged = store.check_active(run_id).params
         drifted = {name: text for name, text in batch.params.items() if logged.get(name, text) != text}
         if drifted:
             # Params are immutable in MLflow: the first value stays, and a tag shows what the later session had.
@@ -88,7 +88,7 @@ class _Surplus(msgspec.Struct):
     params: dict[str, str]
 
 
-def _fill(store: MlflowStore, run_id: str, batch: Batch, reason: str) -> list[dict[str, Any]]:
+def _fill(store: Store, run_id: str, batch: Batch, reason: str) -> list[dict[str, Any]]:
     """Send as many params as the store still takes, in their order; those that are too many become one entry."""
     if len(batch) == 1:
         return [{"record": SURPLUS_PARAMS, "params": dict(batch.params), "reason": reason}]

@@ -6,7 +6,7 @@ import logging
 
 from tracking_callbacks._delivery.failures import NotYetVisible
 from tracking_callbacks._delivery.once import Once
-from tracking_callbacks._delivery.stores.client import RUN_KEY_TAG, SESSION_TAG, MlflowStore
+from tracking_callbacks._delivery.stores.store import RUN_KEY_TAG, SESSION_TAG, Store
 from tracking_callbacks._journal.layout import JournalRoot, RunState
 from tracking_callbacks._journal.records import SessionOpened
 
@@ -20,7 +20,7 @@ PARENT_TAG = "mlflow.parentRunId"
 class RunResolver:
     """Finds the run of one folder by its key, which the run carries as a tag, or creates it."""
 
-    def __init__(self, root: JournalRoot, store: MlflowStore, once: Once) -> None:
+    def __init__(self, root: JournalRoot, store: Store, once: Once) -> None:
         self._root = root
         self._store = store
         self._once = once
@@ -32,7 +32,7 @@ class RunResolver:
             DeliveryError: The store did not answer, or the outcome of an earlier creation is unknown.
         """
         if opened.run_id is not None:
-            state.experiment_id = str(self._store.run(opened.run_id).info.experiment_id)
+            state.experiment_id = str(self._store.run(opened.run_id).experiment_id)
             state.run_id = opened.run_id
             return
         if state.experiment_id is None:

@@ -30,6 +30,9 @@ class SessionJournal:
         state: How far it is delivered; changed in place.
         watch: Watch over the process that writes it. None means that the owner counts as dead; for a process of
             another machine, boot or container only an explicit ``sync`` assumes that.
+
+    Attributes:
+        size: Bytes in the journal as of the last `grew`.
     """
 
     def __init__(self, journal: Path, opened: SessionOpened, state: SessionState, watch: OwnerWatch | None) -> None:
@@ -37,6 +40,7 @@ class SessionJournal:
         self.name = session_name(journal)
         self.opened = opened
         self.state = state
+        self.size = 0
         self._keep_offsets_inside()
         self._watch = watch
         self._dead = watch is None
@@ -92,7 +96,8 @@ class SessionJournal:
 
     def grew(self, offset: int) -> bool:
         """Return whether the journal holds anything beyond `offset`."""
-        return size_of(self.path) > offset
+        self.size = size_of(self.path)
+        return self.size > offset
 
     def exhausted(self) -> bool:
         """Return whether both lanes have reached the end of a journal that no process writes to any more."""

@@ -1,6 +1,6 @@
 """Samples system metrics of this machine, where the trainer runs too, for the runs that ask for them.
 
-The monitors are MLflow's, so the metrics have its names. MLflow's variables set the sampling rate:
+The metrics have MLflow's names. MLflow's variables set the sampling rate:
 ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` (seconds, 10), ``MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING`` (1) and
 ``MLFLOW_SYSTEM_METRICS_NODE_ID``.
 """
@@ -11,13 +11,14 @@ import logging
 import os
 import threading
 import time
-from collections import deque
-from typing import Any, NamedTuple
+from collections import defaultdict, deque
+from typing import NamedTuple
 
 from tracking_callbacks._delivery.batches import MAX_METRICS, Batch, Point
 from tracking_callbacks._delivery.failures import Refused
+from tracking_callbacks._delivery.machine import TOTALS, machine_readers
 from tracking_callbacks._delivery.session_journal import SessionJournal
-from tracking_callbacks._delivery.stores.client import MlflowStore
+from tracking_callbacks._delivery.stores.store import Store
 
 __all__ = ["RunSystemMetrics", "Sample", "SystemSampler"]
 
@@ -30,7 +31,6 @@ NODE_VARIABLE = "MLFLOW_SYSTEM_METRICS_NODE_ID"
 _INTERVAL_SECONDS = 10.0
 _FIRST_SECONDS = 1.0  # so that a short run gets a sample too
 _KEPT_SAMPLES = 8640  # a day at the default rate, in case the store is down
-_SUMS = "network_"  # totals since sampling began
 
 
 class Sample(NamedTuple):
@@ -60,7 +60,7 @@ class SystemSampler:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start sampling if it has not started; MLflow must have been imported."""
+        """Start sampling if it has not started."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._sample, name="system metrics", daemon=True)
             self._thread.start()
@@ -75,46 +75,25 @@ class SystemSampler:
 
     def _sample(self) -> None:
         try:
-            monitors = _monitors()
+            readers = machine_readers()
         except ImportError as error:
             logger.warning("no system metrics: %s", error)
             return
         pause = threading.Event()
         number = 0
         while True:
+            readings = defaultdict[str, list[float]](list)
             for _ in range(self._samples_each):
                 pause.wait(self.seconds if number else min(_FIRST_SECONDS, self.seconds))
-                for monitor in monitors:
-                    monitor.collect_metrics()
-            values: dict[str, float] = {}
-            for monitor in monitors:
-                values |= monitor.aggregate_metrics()
-                monitor.clear_metrics()
-            self._kept.append(Sample(number, time.time_ns() // 1_000_000, values))
+                for read in readers:
+                    for name, value in read():
+                        readings[name].append(value)
+            means = {
+                name: values[-1] if name.startswith(TOTALS) else round(sum(values) / len(values), 1)
+                for name, values in readings.items()
+            }
+            self._kept.append(Sample(number, time.time_ns() // 1_000_000, means))
             number += 1
-
-
-def _monitors() -> list[Any]:
-    try:
-        import psutil
-    except ImportError:
-        raise ImportError("psutil is not installed (pip install 'tracking-callbacks[system]')") from None
-    # Undocumented (MLflow 3.17.2): the documented switch logs to the active run, from the training process.
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-    from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
-
-    psutil.cpu_percent()  # its first answer is always 0
-    always: list[Any] = [CPUMonitor, DiskMonitor, NetworkMonitor]
-    monitors = [kind() for kind in always]
-    for gpu in (GPUMonitor, ROCMMonitor):
-        try:
-            return [*monitors, gpu()]
-        except (ImportError, RuntimeError, OSError) as error:
-            logger.info("%s: %s", gpu.__name__, error)
-    return monitors
 
 
 class RunSystemMetrics:
@@ -125,7 +104,7 @@ class RunSystemMetrics:
     dies are lost, which breaks no promise because no ``log_*`` call had accepted them.
     """
 
-    def __init__(self, sampler: SystemSampler, store: MlflowStore) -> None:
+    def __init__(self, sampler: SystemSampler, store: Store) -> None:
         self._sampler = sampler
         self._store = store
         self._next = 0
@@ -159,7 +138,7 @@ class RunSystemMetrics:
         self._next = samples[-1].number + 1
 
     def _points(self, sample: Sample, session: SessionJournal, last: int, run_id: str) -> list[Point]:
-        sums = {key: value for key, value in sample.values.items() if key.startswith(_SUMS)}
+        sums = {key: value for key, value in sample.values.items() if key.startswith(TOTALS)}
         if not session.opened.timestamp <= sample.timestamp <= last:
             return []
         if not self._sums_before:
@@ -167,7 +146,7 @@ class RunSystemMetrics:
             earlier = [one for one in self._sampler.since(0) if one.timestamp < session.opened.timestamp]
             self._sums_before = {key: earlier[-1].values[key] if earlier else 0.0 for key in sums}
         if self._run_start is None:
-            self._run_start = int(self._store.run(run_id).info.start_time)
+            self._run_start = int(self._store.run(run_id).start_time)
         step = round((sample.timestamp - self._run_start) / 1000 / self._sampler.period())
         return [
             Point(self._prefix + key, value - self._sums_before.get(key, 0.0), sample.timestamp, step)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from tracking_callbacks._journal.owner import Owner
-from tracking_callbacks._journal.records import Store
+from tracking_callbacks._journal.records import StoreAddress
 
 __all__ = ["DELIVERY_VARIABLE", "REGISTRY_URI_VARIABLE", "TRACKING_URI_VARIABLE", "Assignment", "Renewal"]
 
@@ -29,7 +29,7 @@ class Assignment(msgspec.Struct, frozen=True):
             delivers runs which no process writes to any more.
     """
 
-    store: Store
+    store: StoreAddress
     owner: Owner
     grace: float = 0.0
     stall_timeout: float | None = None

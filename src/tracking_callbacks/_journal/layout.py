@@ -113,6 +113,11 @@ class RunFolder:
         """Folder of file snapshots."""
         return self.path / "staged"
 
+    @property
+    def drawn(self) -> Path:
+        """Where pictures lie between being drawn and being uploaded."""
+        return self.path / "drawn"
+
     def live(self, session: str) -> Path:
         """Return the folder of the files that grow while a session lasts."""
         return self.path / "live" / session

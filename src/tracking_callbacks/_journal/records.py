@@ -29,7 +29,7 @@ __all__ = [
     "RunEnded",
     "SessionOpened",
     "Status",
-    "Store",
+    "StoreAddress",
     "Tags",
     "count_entries",
     "decode",
@@ -43,7 +43,7 @@ ERROR_TAG = "tracking_callbacks.error"  # of a run that has failed: the last lin
 DrawingKind = Literal["learning_curves", "confusion_matrix", "episodes", "equity"]
 
 
-class Store(msgspec.Struct, frozen=True, array_like=True):
+class StoreAddress(msgspec.Struct, frozen=True, array_like=True):
     """The store that a run is delivered to.
 
     Attributes:
@@ -56,7 +56,7 @@ class Store(msgspec.Struct, frozen=True, array_like=True):
     working_folder: str
     registry_uri: str | None = None
 
-    def same_as(self, other: Store) -> bool:
+    def same_as(self, other: StoreAddress) -> bool:
         """Return whether one delivery process can serve both."""
         return (self.uri, self.registry_uri) == (other.uri, other.registry_uri)
 
@@ -81,7 +81,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     session: int
     timestamp: int
     owner: Owner
-    store: Store
+    store: StoreAddress
     experiment: str
     intent: Intent = "own"
     run_id: str | None = None

@@ -6,25 +6,24 @@ import contextlib
 import os
 from pathlib import Path
 
-__all__ = ["BACKGROUND", "IDLE", "lower_priority", "set_session_weight"]
+__all__ = ["BACKGROUND", "lower_priority", "set_session_weight"]
 
-_NICE = 10
+# Of the process itself, which counts where sessions are not grouped, as in a container. It cannot be raised again.
+_NICE = 5
 # Nice values of a whole session. They matter where the kernel groups by session and ignores processes' nice values
 # across groups (sched(7), "The autogroup feature"). Unlike a process's own nice value, a session's can be lowered again
 # without privileges.
 BACKGROUND = 10
-IDLE = 19
 
 
 def lower_priority(pid: int) -> None:
-    """Put a newly started child, which has its own session, behind everything else.
+    """Put a newly started child behind the training, where processes are not grouped by session.
 
-    The parent does this right after the start, because a Python child would first run for a tenth of a second at the
-    priority of the training before it could do so itself.
+    The weight of its session stays as it is until the child has started (`Priority`): a start takes a quarter of a
+    second of a core, which stretched to ten seconds when it was behind six busy processes.
     """
     with contextlib.suppress(OSError, AttributeError):  # Windows has no setpriority
         os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + _NICE)
-    set_session_weight(pid, IDLE)
 
 
 def set_session_weight(pid: int, nice: int) -> bool:

@@ -20,7 +20,7 @@ from tracking_callbacks._journal.handover import (
     Assignment,
 )
 from tracking_callbacks._journal.owner import current_owner
-from tracking_callbacks._journal.records import Store
+from tracking_callbacks._journal.records import StoreAddress
 from tracking_callbacks._journal.scheduling import lower_priority
 from tracking_callbacks._values.credentials import credentials_in
 from tracking_callbacks._values.secrets import mask_uri
@@ -104,7 +104,12 @@ class DeliveryLauncher:
 
 
 def start_sync(
-    root: Path, store: Store, uri: str, registry_uri: str | None, stall_timeout: float, withheld: Collection[str] = ()
+    root: Path,
+    store: StoreAddress,
+    uri: str,
+    registry_uri: str | None,
+    stall_timeout: float,
+    withheld: Collection[str] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process that delivers the runs that no other process delivers.
 

@@ -1,4 +1,4 @@
-"""Draws the pictures of a run, in the delivery process, so that the training never waits for them."""
+"""Draws the pictures of a run, in the heavy process, so that neither training nor delivery waits for matplotlib."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import numpy as np
 from tracking_callbacks._delivery import pictures as figures
 from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.pictures.series import envelope
-from tracking_callbacks._delivery.stores.client import MlflowStore
-from tracking_callbacks._journal.confined import delete
+from tracking_callbacks._delivery.stores.store import Store
 from tracking_callbacks._journal.frames import read_chunk
 from tracking_callbacks._journal.layout import RunFolder
 from tracking_callbacks._journal.records import Drawing, Metrics, SessionOpened
@@ -22,37 +21,35 @@ from tracking_callbacks._journal.records import Drawing, Metrics, SessionOpened
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["deliver_drawing", "points_of"]
+__all__ = ["draw", "points_of"]
 
 _NOT_DRAWN = ("system/", "episode/", "rollout/", "time/")
 _MOST_POINTS = 100_000  # of one metric; a picture is some thousand pixels wide
 
 
-def deliver_drawing(store: MlflowStore, run_id: str, record: Drawing, snapshot: Path | None, folder: RunFolder) -> None:
-    """Draw what `record` asks for and upload it; harmless when repeated.
+def draw(record: Drawing, snapshot: Path | None, folder: RunFolder, store: Store, run_id: str) -> list[Path]:
+    """Draw what `record` asks for into the run's folder, and return the files.
 
     Args:
-        store: The MLflow store.
-        run_id: The run.
         record: What to draw.
         snapshot: The file that the picture is drawn from. None means that it is drawn from the run's points.
         folder: The run's folder.
+        store: The store, which has the points of earlier sessions.
+        run_id: The run.
 
     Raises:
         Refused: It cannot be drawn.
-        DeliveryError: The store did not accept it this time.
+        DeliveryError: The store did not give the points of earlier sessions this time.
     """
     points = points_of(folder, store, run_id) if record.kind == "learning_curves" else {}
     try:
         pictures = {name: figures.png(figure) for name, figure in _drawn(record, snapshot, points).items() if figure}
     except Exception as error:  # a bug in a drawing must not affect what the run holds
         raise Refused(f"cannot draw {record.kind}: {type(error).__name__}: {error}") from error
+    folder.drawn.mkdir(exist_ok=True)
     for name, picture in pictures.items():
-        path = folder.path / "drawn" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(picture)
-        store.log_artifact(run_id, path, record.artifact_path)
-    delete(folder.path / "drawn", within=folder.path)
+        (folder.drawn / name).write_bytes(picture)
+    return [folder.drawn / name for name in pictures]
 
 
 def _drawn(record: Drawing, snapshot: Path | None, points: dict[str, Curve]) -> dict[str, Figure | None]:
@@ -108,7 +105,7 @@ class Curve:
             yield int(step), value
 
 
-def points_of(folder: RunFolder, store: MlflowStore, run_id: str) -> dict[str, Curve]:
+def points_of(folder: RunFolder, store: Store, run_id: str) -> dict[str, Curve]:
     """Return the run's points: those that earlier sessions sent to the store, followed by those in its journals."""
     curves: dict[str, Curve] = {}
     for journal in folder.journals():
@@ -130,9 +127,9 @@ def _records(journal: Path) -> Iterator[object]:
         offset, at_end = chunk.end, chunk.at_end or not chunk.records
 
 
-def _stored(store: MlflowStore, run_id: str, *, before: int) -> dict[str, Curve]:
+def _stored(store: Store, run_id: str, *, before: int) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
-    for name in store.run(run_id).data.metrics:
+    for name in {point.key for point in store.run(run_id).metrics}:
         if not name.startswith(_NOT_DRAWN):
             for point in store.history(run_id, name):
                 if point.timestamp < before:

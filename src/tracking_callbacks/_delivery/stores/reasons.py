@@ -66,28 +66,32 @@ def failing_place(error: BaseException, uri: str) -> str:
 
 def why_unreachable(error: BaseException) -> str | None:
     """Return why no answer came from the network; None if `error` has another cause."""
-    import requests
-    from urllib3.exceptions import HTTPError as TransportError
-    from urllib3.exceptions import ProtocolError, ProxyError
-    from urllib3.exceptions import TimeoutError as TransportTimeout
-
     found = list(causes(error))
-    proxy = "proxy: " if any(isinstance(one, (ProxyError, requests.exceptions.ProxyError)) for one in found) else ""
+    proxy = "proxy: " if any(_is(one, "ProxyError") for one in found) else ""
     for one in reversed(found):
         if text := _network_cause(one):
             return proxy + text
-    if any(isinstance(one, (TransportTimeout, requests.Timeout)) for one in found):
+    if any(_is(one, "TimeoutError", "Timeout") for one in found):
         return f"{proxy}timed out"
-    if any(isinstance(one, ProtocolError) for one in found):
+    if any(_is(one, "ProtocolError") for one in found):
         return f"{proxy}the connection broke"
-    if any(isinstance(one, (TransportError, requests.ConnectionError)) for one in found):
+    if any(_is(one, "HTTPError", "ConnectionError") for one in found):
         return proxy + one_line(found[-1])
     return None
 
 
-def _network_cause(error: BaseException) -> str | None:
-    import requests
+def _is(error: BaseException, *names: str) -> bool:
+    """Return whether `error` is an exception of urllib3's or requests' with one of these names.
 
+    They are compared by name because not every process imports requests.
+    """
+    return any(
+        kind.__name__ in names and kind.__module__.split(".")[0] in ("urllib3", "requests")
+        for kind in type(error).__mro__
+    )
+
+
+def _network_cause(error: BaseException) -> str | None:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate verify failed: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
@@ -98,7 +102,7 @@ def _network_cause(error: BaseException) -> str | None:
         return "the connection was closed without an answer"
     if isinstance(error, TimeoutError):
         return "timed out"
-    if isinstance(error, OSError) and not isinstance(error, requests.RequestException) and error.errno:
+    if isinstance(error, OSError) and error.errno:
         network = isinstance(error, ConnectionError) or error.filename is None
         return os.strerror(error.errno).lower() if network else None
     return None

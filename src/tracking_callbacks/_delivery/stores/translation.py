@@ -20,9 +20,8 @@ from tracking_callbacks._delivery.stores.reasons import (
     why_unreachable,
 )
 
-__all__ = ["ALREADY_THERE", "REQUEST_TIMEOUT_VARIABLE", "translate_errors"]
+__all__ = ["REQUEST_TIMEOUT_VARIABLE", "translate_errors"]
 
-ALREADY_THERE = ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 REQUEST_TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 _LONGEST_TIMEOUT_SECONDS = 120
@@ -81,7 +80,7 @@ def _translated(error: Exception, uri: str) -> DeliveryError:
     if status in _NO_SUCH_API and _is_endpoint_missing(origin):
         return NotOffered(_detail(origin))
     if status is not None and 400 <= status < 500 and status not in _BUSY:
-        return Refused(_detail(origin))
+        return Refused(_detail(origin), str(getattr(origin, "error_code", "")))
     if slow:
         _allow_more_time()
         message = f"{place} did not answer in time"

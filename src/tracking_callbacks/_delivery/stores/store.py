@@ -1,0 +1,327 @@
+"""What delivery asks of a store, however it is reached. Every failure leaves a store as a `DeliveryError`."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tracking_callbacks._delivery.batches import Batch, Point
+from tracking_callbacks._delivery.failures import ALREADY_THERE, Blocked, Refused
+from tracking_callbacks._journal.records import Dataset
+
+__all__ = [
+    "CONTEXT_TAG",
+    "RECORD_TAG",
+    "RUN_KEY_TAG",
+    "SESSION_TAG",
+    "Experiment",
+    "Store",
+    "StoredModel",
+    "StoredRun",
+    "StoredVersion",
+    "files_below",
+]
+
+RUN_KEY_TAG = "tracking_callbacks.run_key"
+SESSION_TAG = "tracking_callbacks.session"
+RECORD_TAG = "tracking_callbacks.record"
+# Undocumented: mlflow.utils.mlflow_tags, MLflow 3.17.2.
+TABLES_TAG = "mlflow.loggedArtifacts"
+CONTEXT_TAG = "mlflow.data.context"
+
+
+class Experiment(NamedTuple):
+    """An experiment; `active` is False if it is deleted."""
+
+    experiment_id: str
+    active: bool
+
+
+class StoredRun(NamedTuple):
+    """A run as the store has it.
+
+    Attributes:
+        active: False if the run is deleted.
+        start_time: Milliseconds since the epoch.
+        artifact_uri: Where its artifacts lie.
+        metrics: The last point of each metric.
+        models: Ids of the logged models that are its outputs.
+    """
+
+    run_id: str
+    experiment_id: str
+    active: bool
+    start_time: int
+    artifact_uri: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: list[Point]
+    models: list[str]
+
+
+class StoredModel(NamedTuple):
+    """A logged model; `ready` is True once it has all its files, and `created` is in milliseconds since the epoch."""
+
+    model_id: str
+    ready: bool
+    artifact_uri: str
+    tags: dict[str, str]
+    created: int
+
+
+class StoredVersion(NamedTuple):
+    """A model version of the registry."""
+
+    name: str
+    version: str
+    tags: dict[str, str]
+
+
+class Store(ABC):
+    """One MLflow tracking store with its registry and artifacts. It connects at the first call.
+
+    Calls that are harmless when repeated are repeated at once after a transient failure; the creations of runs, logged
+    models and versions are not, see `Once`.
+
+    Attributes:
+        shown_uri: The tracking URI with its credentials masked.
+    """
+
+    shown_uri: str
+
+    @abstractmethod
+    def load(self) -> None:
+        """Import what the calls need. Call this from one thread before several threads use the store."""
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Use the credentials that the environment holds by now."""
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def find_experiment(self, name: str) -> Experiment | None:
+        """Return the experiment `name`, or None if there is none."""
+
+    @abstractmethod
+    def create_experiment(self, name: str) -> str:
+        """Create an experiment and return its id."""
+
+    @abstractmethod
+    def get_experiment(self, experiment_id: str) -> Experiment:
+        """Return the experiment with this id.
+
+        Raises:
+            Refused: There is none.
+        """
+
+    @abstractmethod
+    def create_run(self, experiment_id: str, *, start_time: int, tags: dict[str, str], run_name: str | None) -> str:
+        """Create a run and return its id."""
+
+    @abstractmethod
+    def find_runs(self, experiment_id: str, run_key: str) -> list[str]:
+        """Return the ids of the active runs that carry `run_key`, oldest first."""
+
+    @abstractmethod
+    def run(self, run_id: str) -> StoredRun:
+        """Return a run with its params, tags and last metrics."""
+
+    @abstractmethod
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run that was created twice."""
+
+    @abstractmethod
+    def set_running(self, run_id: str) -> None:
+        """Make an ended run RUNNING again."""
+
+    @abstractmethod
+    def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
+        """End a run with its true status and end time (ms since the epoch)."""
+
+    @abstractmethod
+    def log_batch(self, run_id: str, batch: Batch) -> None:
+        """Log one batch."""
+
+    @abstractmethod
+    def delete_tag(self, run_id: str, name: str) -> None:
+        """Delete a tag of a run, if it has it."""
+
+    @abstractmethod
+    def history(self, run_id: str, key: str) -> list[Point]:
+        """Return all points of a metric, sorted by time and step."""
+
+    def experiment_id(self, name: str) -> str:
+        """Return the id of the experiment `name`, and create it if it does not exist.
+
+        Raises:
+            Blocked: The experiment is deleted.
+        """
+        experiment = self.find_experiment(name)
+        if experiment is None:
+            try:
+                return self.create_experiment(name)
+            except Refused as error:
+                experiment = self.find_experiment(name)
+                if error.code not in ALREADY_THERE or experiment is None:
+                    raise  # otherwise another trainer has just created it
+        if not experiment.active:
+            raise Blocked(f"experiment {name!r} is deleted; restore it (mlflow experiments restore) to go on")
+        return experiment.experiment_id
+
+    def check_experiment(self, experiment_id: str) -> str:
+        """Return `experiment_id` if the store has an experiment of this id.
+
+        Raises:
+            Blocked: It has none.
+        """
+        try:
+            self.get_experiment(experiment_id)
+        except Refused as error:
+            raise Blocked(
+                f"there is no experiment with the id {experiment_id!r}, which mlflow.set_experiment or "
+                f"MLFLOW_EXPERIMENT_ID has chosen ({error})"
+            ) from error
+        return experiment_id
+
+    def check_active(self, run_id: str) -> StoredRun:
+        """Return the run if it can be written to.
+
+        Raises:
+            Blocked: The run was deleted. The store answers a write to it with the same status as a bad name.
+        """
+        run = self.run(run_id)
+        if not run.active:
+            raise Blocked(f"run {run_id} is deleted; restore it (mlflow runs restore) to go on")
+        return run
+
+    def last_step(self, run_id: str) -> int:
+        """Return the highest step of the run's metrics, those of the system apart; 0 if there are none."""
+        latest = self.run(run_id).metrics
+        return max((point.step for point in latest if not point.key.startswith("system/")), default=0)
+
+    # -- files and datasets ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def log_artifact(self, run_id: str, path: Path, artifact_path: str | None) -> None:
+        """Upload a file."""
+
+    @abstractmethod
+    def log_artifacts(self, run_id: str, folder: Path, artifact_path: str | None) -> None:
+        """Upload the content of a folder."""
+
+    @abstractmethod
+    def log_dataset(self, run_id: str, dataset: Dataset) -> None:
+        """Record a dataset as an input of the run; a replay changes nothing."""
+
+    def declare_table(self, run_id: str, place: str) -> None:
+        """Make the UI show a file as a table, as ``mlflow.log_table`` does; a replay changes nothing."""
+        try:
+            tables = json.loads(self.run(run_id).tags.get(TABLES_TAG, "[]"))
+        except ValueError as error:
+            raise Refused(f"the run's tag {TABLES_TAG} is not valid JSON") from error
+        table = {"path": place, "type": "table"}
+        if table not in tables:
+            self.log_batch(run_id, Batch(tags={TABLES_TAG: json.dumps([*tables, table])}))
+
+    # -- models ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def find_models(self, experiment_id: str, record_key: str) -> list[StoredModel]:
+        """Return the logged models that former attempts made for this record, oldest first.
+
+        Raises:
+            NotOffered: The store has no logged models.
+        """
+
+    @abstractmethod
+    def delete_model(self, model_id: str) -> None:
+        """Delete a logged model that was created twice."""
+
+    @abstractmethod
+    def create_model(
+        self,
+        experiment_id: str,
+        *,
+        name: str,
+        run_id: str,
+        tags: dict[str, str],
+        params: dict[str, str],
+        model_type: str | None,
+    ) -> StoredModel:
+        """Create a logged model that is not ready.
+
+        Raises:
+            NotOffered: The store has no logged models.
+        """
+
+    @abstractmethod
+    def upload_model(self, model: StoredModel, folder: Path) -> None:
+        """Upload a logged model's files and mark it ready."""
+
+    @abstractmethod
+    def add_output(self, run_id: str, model_id: str, step: int) -> None:
+        """Record a logged model as an output of the run. A store refuses to do so twice."""
+
+    @abstractmethod
+    def link_metrics(self, run_id: str, model_id: str, points: Sequence[Point]) -> None:
+        """Link points that the run already has to a model, by sending them again with the model's id."""
+
+    @abstractmethod
+    def tag_model(self, model_id: str, tags: dict[str, str]) -> None:
+        """Set tags of a logged model."""
+
+    def link_model(self, run_id: str, model_id: str, step: int) -> None:
+        """Record a logged model as an output of the run; a replay changes nothing."""
+        if model_id in self.run(run_id).models:
+            return
+        try:
+            self.add_output(run_id, model_id, step)
+        except Refused:  # the store answers a second link with 400, IntegrityError; the first may have arrived late
+            if model_id not in self.run(run_id).models:
+                raise
+
+    # -- the registry ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def create_registered_model(self, name: str) -> None:
+        """Create a registered model."""
+
+    @abstractmethod
+    def find_versions(self, name: str, run_id: str, record_key: str) -> list[StoredVersion]:
+        """Return the model versions that former attempts made for this record, oldest first."""
+
+    @abstractmethod
+    def delete_version(self, name: str, version: str) -> None:
+        """Delete a model version that was created twice."""
+
+    @abstractmethod
+    def create_version(self, name: str, *, model: StoredModel, run_id: str, tags: dict[str, str]) -> StoredVersion:
+        """Create a model version from a logged model."""
+
+    @abstractmethod
+    def create_version_of_artifacts(self, name: str, *, run_id: str, place: str, tags: dict[str, str]) -> StoredVersion:
+        """Create a model version from the folder `place` of a run's artifacts, as ``runs:/<run id>/<place>`` does."""
+
+    @abstractmethod
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Point `alias` of a registered model at `version`."""
+
+    def register_model(self, name: str) -> None:
+        """Create a registered model unless one of that name exists."""
+        try:
+            self.create_registered_model(name)
+        except Refused as error:
+            if error.code not in ALREADY_THERE:
+                raise
+
+
+def files_below(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each file at any depth with its ``/``-separated parent folder, which is empty for `folder` itself."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            place = path.parent.relative_to(folder).as_posix()
+            yield path, "" if place == "." else place
