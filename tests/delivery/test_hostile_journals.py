@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tracking_callbacks._delivery.drain import RunDrain
+from tracking_callbacks._delivery.heavy.process import HeavyProcess
 from tracking_callbacks._delivery.progress import Progress
 from tracking_callbacks._delivery.stores.client import MlflowStore
 from tracking_callbacks._delivery.system_metrics import SystemSampler
@@ -111,9 +112,19 @@ def store(place: Path, monkeypatch) -> Iterator[MlflowStore]:
     monkeypatch.setattr(registry, "_registry_uri", None)
     monkeypatch.chdir(place)
     before = dict(os.environ)
-    yield MlflowStore(f"sqlite:///{place}/mlflow.db")
+    uri = f"sqlite:///{place}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # the heavy process reads it
+    yield MlflowStore(uri)
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
+
+
+@pytest.fixture
+def heavy(store: MlflowStore) -> Iterator[HeavyProcess]:
+    """Draws the pictures that records ask for."""
+    process = HeavyProcess(lambda size: None)
+    yield process
+    process.end()
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -173,7 +184,7 @@ def header(place: Path, key: str) -> records.SessionOpened:
     return records.SessionOpened(key, 1, 1_700_000_000_000, DEAD, where, "experiment")
 
 
-def deliver(place: Path, store: MlflowStore, folder: RunFolder) -> RunState:
+def deliver(place: Path, store: MlflowStore, heavy: HeavyProcess, folder: RunFolder) -> RunState:
     """Do what a ``sync`` does for one run, until nothing moves any more; return its last state."""
     root = JournalRoot(place / "root")
     unreadable_folders(root)
@@ -181,7 +192,7 @@ def deliver(place: Path, store: MlflowStore, folder: RunFolder) -> RunState:
     folder.remove_planted()
     if not any(read_opened(journal) for journal in folder.journals()):
         return RunState()
-    drain = RunDrain(folder, root, store, lambda _: None, SystemSampler(), Progress())
+    drain = RunDrain(folder, root, store, heavy, lambda _: None, SystemSampler(), Progress())
     for _ in range(MOST_STEPS):
         worked = [drain.step_points(), drain.step_files()]
         if drain.complete():
@@ -216,19 +227,19 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_known_way_out_of_a_runs_folder_is_open(place, store, kind) -> None:
+def test_no_known_way_out_of_a_runs_folder_is_open(place, store, heavy, kind) -> None:
     key = f"run{next(keys)}"
     with untouched(place):
         found = [KINDS[kind](path) for path in PATHS]
         state = deliver(
-            place, store, make_run(place, [*found, records.RunEnded(1, "FINISHED")], header(place, key), key)
+            place, store, heavy, make_run(place, [*found, records.RunEnded(1, "FINISHED")], header(place, key), key)
         )
 
         assert state.complete
 
 
 @pytest.mark.parametrize("link", LINKS)
-def test_a_link_where_delivery_reads_or_writes_is_not_followed(place, store, link) -> None:
+def test_a_link_where_delivery_reads_or_writes_is_not_followed(place, store, heavy, link) -> None:
     key = f"run{next(keys)}"
     with untouched(place):
         learned = records.Drawing("learning_curves", "figures")
@@ -237,18 +248,18 @@ def test_a_link_where_delivery_reads_or_writes_is_not_followed(place, store, lin
         folder = make_run(place, found, header(place, key), key)
         plant(place, folder, [link])
 
-        assert deliver(place, store, folder).complete
+        assert deliver(place, store, heavy, folder).complete
 
 
 @given(found=st.lists(hostile_records, min_size=1, max_size=4))
 @settings(max_examples=350, suppress_health_check=list(HealthCheck))
-def test_records_that_lead_elsewhere_are_refused_and_the_rest_arrives(place, store, found) -> None:
+def test_records_that_lead_elsewhere_are_refused_and_the_rest_arrives(place, store, heavy, found) -> None:
     key = f"run{next(keys)}"
     with untouched(place):
         good = records.Params({"the last": "arrives"})
         ended = records.RunEnded(1_700_000_001_000, "FINISHED")
         folder = make_run(place, [*found, good, ended], header(place, key), key)
-        state = deliver(place, store, folder)
+        state = deliver(place, store, heavy, folder)
 
         assert state.run_id is not None
         run = store.run(state.run_id)
@@ -272,7 +283,7 @@ def test_records_that_lead_elsewhere_are_refused_and_the_rest_arrives(place, sto
 )  # fmt: skip
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
 def test_headers_states_and_links_that_lead_elsewhere_are_harmless(
-    place, store, opened, keeps, keeps_names, found, state, links
+    place, store, heavy, opened, keeps, keeps_names, found, state, links
 ) -> None:
     key = f"run{next(keys)}"
     with untouched(place):
@@ -284,4 +295,4 @@ def test_headers_states_and_links_that_lead_elsewhere_are_harmless(
             with contextlib.suppress(ValueError):
                 folder.write_state(state)
         plant(place, folder, links)
-        deliver(place, store, folder)
+        deliver(place, store, heavy, folder)

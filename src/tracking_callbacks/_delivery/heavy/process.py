@@ -77,8 +77,12 @@ class HeavyProcess(DirectFiles):
     def end_if_idle(self) -> None:
         """End the process if it has had nothing to do for a while."""
         if self._process is not None and time.monotonic() - self._used > _LINGER_SECONDS:
-            with self._lock:
-                self._end()
+            self.end()
+
+    def end(self) -> None:
+        """End the process, if it runs; another task starts another one."""
+        with self._lock:
+            self._end()
 
     def _do(self, task: Task) -> Done:
         with self._lock:
