@@ -12,7 +12,7 @@ INSTALL := -m pip install --quiet -c $(LOCK) --build-constraint $(LOCK)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test faults soak check format bench lock newest clean
+.PHONY: help setup demo test faults soak servers check format bench lock newest clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -40,6 +40,9 @@ soak: $(READY) ## ten minutes of random kills, then count every point; then the 
 	$(BIN)/python tests/faults/soak.py
 	SOAK=1 $(BIN)/python -m pytest tests/faults/test_processes_killed.py tests/faults/test_processes_together.py \
 		tests/faults/test_damaged_journals.py
+
+servers: $(READY) ## deliver to MLflow servers of other versions: 2.22, 3.0 and the newest
+	$(BIN)/python scripts/other_servers.py
 
 check: $(READY) ## lint, format check, types, import contracts
 	$(BIN)/ruff check .
@@ -73,4 +76,4 @@ newest: ## run the tests on the newest version of everything, and say which vers
 	$(NEWEST)/bin/python -m pytest -m alone
 
 clean: ## remove the environments and caches
-	rm -rf $(VENV) $(BENCH) $(NEWEST) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(BENCH) $(NEWEST) .venv-servers .mypy_cache .ruff_cache .pytest_cache

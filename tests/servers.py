@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from processes import wait_for
+from processes import free_port, wait_for
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,24 @@ class Server:
     process: subprocess.Popen[bytes]
 
 
-def start_server(folder: Path, port: int) -> Server:
-    """Start an MLflow server with a SQLite store and proxied artifacts, and wait until it answers."""
+def start_server(
+    folder: Path, port: int, *, python: Path | str = sys.executable, store: str | None = None, workers: int = 1
+) -> Server:
+    """Start an MLflow server with proxied artifacts, and wait until it answers.
+
+    Args:
+        folder: Where it keeps everything.
+        port: Where it listens.
+        python: The interpreter of the environment that MLflow is installed in.
+        store: URI of its database; None means SQLite in `folder`.
+        workers: Number of its processes.
+    """
     uri = f"http://127.0.0.1:{port}"
     with open(folder / "server.log", "ab") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-                *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1"),
+                *(str(python), "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+                *("--backend-store-uri", store or f"sqlite:///{folder / 'server.db'}", "--workers", str(workers)),
                 *("--artifacts-destination", str(folder / "artifacts")),
             ],
             cwd=folder,
@@ -51,6 +65,31 @@ def start_server(folder: Path, port: int) -> Server:
 
     wait_for(answers, "the MLflow server answers", seconds=90)
     return Server(uri, folder, process)
+
+
+@contextmanager
+def running_postgres(folder: Path) -> Iterator[str]:
+    """Run a PostgreSQL server below `folder` until the block exits, and yield the URI of its database.
+
+    PostgreSQL refuses to run as root, so root runs it as the user ``postgres``.
+    """
+    found = shutil.which("initdb") or next(iter(sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"), reverse=True)))
+    programs, data, port = Path(found).parent, folder / "postgres", free_port()
+    data.mkdir(mode=0o700)
+    prefix: list[str] = []
+    if os.getuid() == 0:
+        prefix = ["runuser", "-u", "postgres", "--"]
+        shutil.chown(data, "postgres", "postgres")
+        folder.chmod(0o755)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/"}
+    subprocess.run([*prefix, programs / "initdb", "-D", data, "-U", "mlflow", "-A", "trust"], check=True, **quiet)
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=200"
+    control = [*prefix, programs / "pg_ctl", "-D", data, "-w"]
+    subprocess.run([*control, "-l", data / "log", "-o", options, "start"], check=True, **quiet)
+    try:
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], check=True, **quiet)
 
 
 def stop_server(server: Server) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from faults.proxy import Fault, running_proxy
 from processes import artifacts, run_script, wait_for
 from tracking_callbacks import ConfigError, Delivery, InputError, MLflowTracker
 from tracking_callbacks._journal.checkpoints import WaitingCheckpoints, claim
+from tracking_callbacks._writing.snapshots import hold
 
 DROPPED_TAG = "tracking_callbacks.dropped_checkpoints"
 
@@ -179,3 +182,105 @@ def test_a_missing_checkpoint_is_named(tmp_path) -> None:
 def test_an_invalid_max_checkpoint_bytes_is_named(value) -> None:
     with pytest.raises(ConfigError, match="max_checkpoint_bytes: expected a number of bytes, 0 or more"):
         MLflowTracker(delivery=Delivery(max_checkpoint_bytes=value))
+
+
+# -- large files, which are held by hard links
+
+LARGE = 3_000_000
+
+
+def large_checkpoint(folder: Path, content: bytes = b"a") -> Path:
+    checkpoint = folder / "checkpoint-7"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / "model.bin").write_bytes(content * LARGE)  # in place, if it is there
+    (checkpoint / "state.json").write_text("{}")
+    return checkpoint
+
+
+def stored_bytes(client, run_id: str, folder: Path) -> set[bytes]:
+    content = Path(client.download_artifacts(run_id, "checkpoints/checkpoint-7/model.bin", str(folder))).read_bytes()
+    assert len(content) == LARGE
+    return {content[:1], content[-1:]}
+
+
+def test_a_large_file_is_not_copied_and_survives_its_deletion(server, client, tmp_path) -> None:
+    with running_proxy(server.uri) as proxy:
+        proxy.fault(Fault("answer", statuses=(503,)))
+        delivery = Delivery(journal_root=tmp_path / "journal")
+        run = MLflowTracker(proxy.uri, tmp_path.name, record=False, delivery=delivery).start_run()
+        checkpoint = large_checkpoint(tmp_path)
+        run.log_checkpoint(checkpoint)
+        (linked,) = (tmp_path / "journal" / run.run_key / "staged").glob("*/*/model.bin")
+        assert linked.stat().st_ino == (checkpoint / "model.bin").stat().st_ino
+        (small,) = (tmp_path / "journal" / run.run_key / "staged").glob("*/*/state.json")
+        assert small.stat().st_ino != (checkpoint / "state.json").stat().st_ino
+        shutil.rmtree(checkpoint)
+        proxy.fault()
+        run.end()
+
+        assert run.flush().complete
+    assert stored_bytes(client, run.run_id, tmp_path) == {b"a"}
+
+
+def test_a_file_that_is_replaced_after_it_was_logged_arrives_as_it_was(server, client, tmp_path) -> None:
+    with running_proxy(server.uri) as proxy:
+        proxy.fault(Fault("answer", statuses=(503,)))
+        delivery = Delivery(journal_root=tmp_path / "journal")
+        run = MLflowTracker(proxy.uri, tmp_path.name, record=False, delivery=delivery).start_run()
+        checkpoint = large_checkpoint(tmp_path)
+        run.log_checkpoint(checkpoint)
+        (checkpoint / "new").write_bytes(b"b" * LARGE)
+        os.replace(checkpoint / "new", checkpoint / "model.bin")
+        proxy.fault()
+        run.end()
+
+        assert run.flush().complete
+    assert stored_bytes(client, run.run_id, tmp_path) == {b"a"}
+
+
+def test_a_file_that_is_written_into_before_it_is_sent_is_refused_and_the_next_one_is_copied(
+    server, client, tmp_path
+) -> None:
+    with running_proxy(server.uri) as proxy:
+        proxy.fault(Fault("answer", statuses=(503,)))
+        delivery = Delivery(journal_root=tmp_path / "journal")
+        run = MLflowTracker(proxy.uri, tmp_path.name, record=False, delivery=delivery).start_run()
+        run.log_checkpoint(large_checkpoint(tmp_path))
+        run.log_checkpoint(large_checkpoint(tmp_path, b"b"))
+        large_checkpoint(tmp_path, b"c")
+        proxy.fault()
+        run.end()
+        report = run.flush()
+
+    assert (report.complete, report.rejected, report.delivered) == (True, 1, 1)
+    assert stored_bytes(client, run.run_id, tmp_path) == {b"b"}
+    told = Path(client.download_artifacts(run.run_id, "tracking_callbacks/rejected.jsonl", str(tmp_path))).read_text()
+    assert "model.bin was overwritten after it was logged and before it was sent" in told
+
+
+def test_a_file_that_is_written_into_while_it_is_sent_arrives_as_it_was(server, client, tmp_path) -> None:
+    with running_proxy(server.uri) as proxy:
+        delivery = Delivery(journal_root=tmp_path / "journal")
+        run = MLflowTracker(proxy.uri, tmp_path.name, record=False, delivery=delivery).start_run()
+        proxy.fault(Fault("hang", paths=("model.bin",)))
+        run.log_checkpoint(large_checkpoint(tmp_path))
+        wait_for(lambda: proxy.struck["hang"], "the checkpoint is on its way")
+        large_checkpoint(tmp_path, b"b")
+        proxy.fault()
+        run.end()
+
+        assert run.flush().complete
+    assert stored_bytes(client, run.run_id, tmp_path) == {b"a"}
+
+
+def test_what_cannot_be_linked_is_copied(tmp_path, monkeypatch) -> None:
+    source, target = large_checkpoint(tmp_path), tmp_path / "held" / "checkpoint-7"
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+    assert hold(source, target) == {}
+    assert (target / "model.bin").read_bytes() == (source / "model.bin").read_bytes()
+    assert (target / "model.bin").stat().st_nlink == 1

@@ -181,7 +181,12 @@ def test_every_setting_reaches_joined_runs_trials_and_trackers_of_a_run(tmp_path
         pictures=False, reports=False, system_metrics=True, datasets=False, sample_rows=True, models=False,
     )  # fmt: skip
     delivery = Delivery(
-        journal_root=tmp_path / "elsewhere", offline=True, flush_timeout=3, grace=4, max_checkpoint_bytes=5
+        journal_root=tmp_path / "elsewhere",
+        offline=True,
+        flush_timeout=3,
+        wait_at_end=2,
+        grace=4,
+        max_checkpoint_bytes=5,
     )
     tracker = MLflowTracker(
         "sqlite:///mine.db",

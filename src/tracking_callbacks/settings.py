@@ -118,6 +118,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             Default ``.tracking_callbacks`` at the project root.
         offline: Keep everything in the journal until ``tracking-callbacks sync``. Default False.
         flush_timeout: Seconds that `Run.flush` and the interpreter's exit wait for delivery at most. Default 60.
+        wait_at_end: Seconds that ``train()`` and ``learn()`` wait at most until the model that they register is
+            registered. They do not wait for a store that does not answer. Default 30.
         grace: Seconds that delivery goes on trying after the training process has ended. Default 600.
         max_checkpoint_bytes: Bytes that the waiting checkpoints of a run may take on the disk; beyond it the oldest
             are dropped (`Run.log_checkpoint`). Default half of the room that the disk has for them.
@@ -129,6 +131,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     journal_root: PathText = _NOT_GIVEN
     offline: Flag = _NOT_GIVEN
     flush_timeout: Seconds = _NOT_GIVEN
+    wait_at_end: Seconds = _NOT_GIVEN
     grace: Seconds = _NOT_GIVEN
     max_checkpoint_bytes: Bytes | None = None
 
@@ -158,7 +161,7 @@ _NOTHING = Recording(
     config=False, config_files=(), source=False, environment=False, python_logging=False, pictures=False,
     reports=False, system_metrics=False, datasets=False, sample_rows=False, models=False,
 )  # fmt: skip
-_DELIVERY = Delivery(offline=False, flush_timeout=60.0, grace=600.0)
+_DELIVERY = Delivery(offline=False, flush_timeout=60.0, wait_at_end=30.0, grace=600.0)
 
 
 @dataclass(frozen=True, slots=True)

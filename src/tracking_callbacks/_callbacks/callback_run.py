@@ -196,6 +196,16 @@ class CallbackRun:
         if self.training and self.run is not None:
             self.training = False
             self._end(self.run, status)
+            call = current_call()
+            if call is None:
+                self._wait_for_registration(None)
+            else:
+                call.on_end(self._wait_for_registration)  # after the hooks of the user's other callbacks
+
+    @never_in_the_way
+    def _wait_for_registration(self, error: BaseException | None) -> None:
+        if error is None and self.run is not None:
+            self.run.wait_for_registration()
 
     @property
     def settings(self) -> Settings:

@@ -317,7 +317,10 @@ class RunDrain:
     def _deliver_file(self, session: SessionJournal, run_id: str, record: FileRecord, end: int) -> None:
         rejected = withdrawn = 0
         try:
-            if not deliver_file(self._store, self._heavy, self._once, run_id, record, self.folder):
+            delivered = deliver_file(
+                self._store, self._heavy, self._once, run_id, record, self.folder, self.state.versions
+            )
+            if not delivered:
                 withdrawn = 1
                 count = withdrawn + sum(one.withdrawn for one in self.state.sessions.values())
                 self._store.log_batch(run_id, Batch(tags={_DROPPED_CHECKPOINTS_TAG: str(count)}))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path, PureWindowsPath
 
-from tracking_callbacks._delivery.failures import Refused
+from tracking_callbacks._delivery.failures import Refused, Transient
 from tracking_callbacks._delivery.heavy.process import HeavyProcess
 from tracking_callbacks._delivery.models import deliver_model
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.stores.store import Store
-from tracking_callbacks._journal.checkpoints import claim
+from tracking_callbacks._journal.checkpoints import OverwrittenError, claim, secure
 from tracking_callbacks._journal.confined import OutsideError, check_tree, delete, inside, is_key
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder
 from tracking_callbacks._journal.records import Artifact, Automatic, Dataset, Drawing, Model
@@ -22,9 +22,24 @@ FileRecord = Artifact | Automatic | Dataset | Drawing | Model
 
 
 def deliver_file(
-    store: Store, heavy: HeavyProcess, once: Once, run_id: str, record: FileRecord, folder: RunFolder
+    store: Store,
+    heavy: HeavyProcess,
+    once: Once,
+    run_id: str,
+    record: FileRecord,
+    folder: RunFolder,
+    versions: dict[str, str],
 ) -> bool:
     """Send what `record` describes to the store; harmless when repeated.
+
+    Args:
+        store: The store.
+        heavy: Draws pictures.
+        once: Prevents a model or version from being created twice.
+        run_id: The run.
+        record: What to send.
+        folder: The run's folder.
+        versions: Receives the version of a registered model by the record's key.
 
     Returns:
         False if the record is a checkpoint that was dropped to make room for later ones.
@@ -53,8 +68,11 @@ def deliver_file(
         if _is_checkpoint(record):
             return False
         raise Refused(f"the snapshot {record.staged} is gone")
+    if isinstance(record, Artifact) and record.held:
+        _secure(snapshot, record)
     if isinstance(record, Model):
-        deliver_model(store, once, run_id, record, snapshot)
+        if (version := deliver_model(store, once, run_id, record, snapshot)) is not None:
+            versions[record.record_key] = version
     elif not snapshot.is_dir():
         store.log_artifact(run_id, snapshot, record.artifact_path)
         if isinstance(record, Artifact) and record.table:
@@ -66,6 +84,17 @@ def deliver_file(
         place = f"{record.artifact_path}/{snapshot.name}" if record.artifact_path else snapshot.name
         store.log_artifacts(run_id, snapshot, place)
     return True
+
+
+def _secure(snapshot: Path, record: Artifact) -> None:
+    try:
+        secure(snapshot, record.held)
+    except (OverwrittenError, OutsideError) as error:
+        raise Refused(str(error)) from error
+    except FileNotFoundError as error:
+        raise Refused(f"the snapshot {record.staged} is incomplete: {error}") from error
+    except OSError as error:
+        raise Transient(f"cannot copy the checkpoint {record.staged} before it is sent: {error}") from error
 
 
 def _deliver_drawing(

@@ -32,7 +32,7 @@ _CONTEXT_TAGS = (
 _VERSIONS_TAG = "mlflow.modelVersions"  # undocumented: mlflow.utils.mlflow_tags, MLflow 3.17.2
 
 
-def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: Path) -> None:
+def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: Path) -> str | None:
     """Log the model in `folder`, link it to the run and its last metrics, register it and set its aliases.
 
     In a store without logged models (MLflow before 3.0, Azure ML) the folder becomes artifacts of the run, and the
@@ -44,6 +44,9 @@ def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: 
         run_id: The run that produced the model; all its points must have been delivered.
         record: What the user asked for.
         folder: Snapshot of the MLmodel folder; its ``MLmodel`` file is completed in place.
+
+    Returns:
+        The model's version in the registry; None if it is not registered.
 
     Raises:
         Refused: `folder` is no model, or the store will never accept it.
@@ -58,14 +61,13 @@ def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: 
         identity = {"run_id": run_id, "artifact_path": record.name}
         _complete_mlmodel(folder / "MLmodel", description, identity)
         store.log_artifacts(run_id, folder, record.name)
-        _register(store, once, run_id, record, None)
-        return
+        return _register(store, once, run_id, record, None)
     last = _last_points(run, record.step)
     step = record.step if record.step is not None else max((point.step for point in last), default=0)
     store.link_model(run_id, model.model_id, step)
     for first in range(0, len(last), MAX_METRICS):
-        store.link_metrics(run_id, model.model_id, last[first : first + MAX_METRICS])
-    _register(store, once, run_id, record, model)
+        _link_metrics(store, run_id, model.model_id, last[first : first + MAX_METRICS])
+    return _register(store, once, run_id, record, model)
 
 
 def _log_model(
@@ -129,11 +131,25 @@ def _last_points(run: StoredRun, step: int | None) -> list[Point]:
     return [point for point in run.metrics if step is None or point.step == step]
 
 
-def _register(store: Store, once: Once, run_id: str, record: Model, model: StoredModel | None) -> None:
+def _link_metrics(store: Store, run_id: str, model_id: str, points: list[Point]) -> None:
+    """Link points to a model, apart from those that the store refuses: MLflow 3.0 does not find a NaN again."""
+    try:
+        store.link_metrics(run_id, model_id, points)
+    except Refused as error:
+        store.check_active(run_id)
+        if len(points) == 1:
+            logger.warning("run %s: %s is not linked to its model: %s", run_id, points[0].key, error)
+            return
+        middle = len(points) // 2
+        _link_metrics(store, run_id, model_id, points[:middle])
+        _link_metrics(store, run_id, model_id, points[middle:])
+
+
+def _register(store: Store, once: Once, run_id: str, record: Model, model: StoredModel | None) -> str | None:
     """Register a logged model, or without one the run's artifacts below the model's name."""
     name = record.registered_model_name
     if name is None:
-        return
+        return None
     tags = record.tags | {RECORD_TAG: record.record_key}
 
     def create() -> StoredVersion:
@@ -156,3 +172,4 @@ def _register(store: Store, once: Once, run_id: str, record: Model, model: Store
             store.tag_model(model.model_id, {_VERSIONS_TAG: json.dumps([*versions, entry])})
     for alias in record.aliases:
         store.set_alias(name, alias, version.version)
+    return version.version

@@ -40,7 +40,8 @@ __all__ = ["DeliveryProcess", "main"]
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
-_IDLE_POLL_SECONDS = 0.1
+_IDLE_POLL_SECONDS = 0.2
+_IDLE_AFTER_SECONDS = 1.0
 _FILES_SECONDS = 1.0  # between two looks at the files that grow; a file that was logged is seen at once
 _SCAN_SECONDS = 0.5
 _LINGER_SECONDS = 5.0  # to wait for the next run of a sweep, so that a process is not started for each
@@ -98,6 +99,7 @@ class DeliveryProcess:
         self._takeovers: dict[str, FileLock] = {}
         self._caught_up: set[str] = set()
         self._died: float | None = None
+        self._busy_at = time.monotonic()
         self._idle_since: float | None = None
 
     def deliver(self) -> None:
@@ -149,10 +151,11 @@ class DeliveryProcess:
         """Wait a moment; a process without undelivered records looks less often."""
         if loaded is not None and not loaded.done():
             wait([loaded], timeout=_POLL_SECONDS)
-        elif any(drain.waiting(time.monotonic()) for drain in self._current()):
-            time.sleep(_POLL_SECONDS)
-        else:
-            time.sleep(_IDLE_POLL_SECONDS)
+            return
+        now = time.monotonic()
+        if loaded is None or any(drain.waiting(now) for drain in self._current()):
+            self._busy_at = now
+        time.sleep(_POLL_SECONDS if now - self._busy_at < _IDLE_AFTER_SECONDS else _IDLE_POLL_SECONDS)
 
     def _renew_credentials(self) -> None:
         if any(drain.state.blocked for drain in self._current()):

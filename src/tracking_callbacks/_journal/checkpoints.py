@@ -9,11 +9,12 @@ import contextlib
 import os
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
-from tracking_callbacks._journal.confined import delete
+from tracking_callbacks._journal.confined import delete, inside
 
-__all__ = ["WaitingCheckpoints", "claim"]
+__all__ = ["OverwrittenError", "WaitingCheckpoints", "claim", "secure"]
 
 
 class WaitingCheckpoints:
@@ -69,6 +70,38 @@ def claim(snapshot: Path) -> Path:
     with contextlib.suppress(FileNotFoundError):  # claimed by an earlier attempt, or dropped
         os.replace(snapshot.parent, claimed.parent)
     return claimed
+
+
+class OverwrittenError(Exception):
+    """The content of a snapshot has changed since it was logged."""
+
+
+def secure(snapshot: Path, held: Mapping[str, tuple[int, int]]) -> None:
+    """Make the hard links of a claimed snapshot independent of the files that training may write into.
+
+    Args:
+        snapshot: The snapshot, alone in its folder.
+        held: As `_writing.snapshots.hold` returned it.
+
+    Raises:
+        OverwrittenError: A file has been written into.
+        OSError: There is no room for a copy.
+    """
+    for name, known in held.items():
+        path = inside(snapshot.parent, name)
+        _check_unchanged(path, known)
+        if path.lstat().st_nlink > 1:  # otherwise training has deleted its own name of the file
+            copy = path.with_name(f".{path.name}.copy")
+            shutil.copyfile(path, copy, follow_symlinks=False)
+            _check_unchanged(path, known)
+            os.utime(copy, ns=(known[1], known[1]))
+            os.replace(copy, path)
+
+
+def _check_unchanged(path: Path, known: tuple[int, int]) -> None:
+    found = path.lstat()
+    if (found.st_size, found.st_mtime_ns) != tuple(known):
+        raise OverwrittenError(f"{path.name} was overwritten after it was logged and before it was sent")
 
 
 def _claimed(snapshot: Path) -> Path:

@@ -86,6 +86,7 @@ class RunState(msgspec.Struct):
         last_error: What currently stops delivery; empty when nothing does.
         blocked: The error will not go away by itself: wrong credentials, a deleted run.
         complete: Everything is delivered and the status is set.
+        versions: The version that the registry gave to each model, by the key of its record.
     """
 
     run_id: str | None = None
@@ -95,6 +96,7 @@ class RunState(msgspec.Struct):
     last_error: str = ""
     blocked: bool = False
     complete: bool = False
+    versions: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,12 +123,15 @@ class Artifact(msgspec.Struct, frozen=True, array_like=True, tag="artifact"):
         artifact_path: Folder within the run's artifacts. None means their root.
         table: The UI should show the file as a table.
         checkpoint: The snapshot may have been dropped to make room for later ones, see `checkpoints`.
+        held: Files of the snapshot that are hard links, by their paths relative to its holder: size in bytes and time
+            of the last change (ns since the epoch) when they were logged.
     """
 
     staged: str
     artifact_path: str | None = None
     table: bool = False
     checkpoint: bool = False
+    held: dict[str, tuple[int, int]] = {}
 
 
 class Dataset(msgspec.Struct, frozen=True, array_like=True, tag="dataset"):

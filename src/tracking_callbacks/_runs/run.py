@@ -38,12 +38,12 @@ from tracking_callbacks._values.names import (
     safe_name,
 )
 from tracking_callbacks._values.secrets import mask_text
-from tracking_callbacks._writing.flushing import wait_for_delivery
+from tracking_callbacks._writing.flushing import wait_for_delivery, wait_for_registration
 from tracking_callbacks._writing.launch import DeliveryLauncher
 from tracking_callbacks._writing.report import DeliveryReport
 from tracking_callbacks._writing.session import RunJournal
 from tracking_callbacks._writing.silent import SilentJournal
-from tracking_callbacks._writing.snapshots import size_of, snapshot
+from tracking_callbacks._writing.snapshots import hold, size_of, snapshot
 from tracking_callbacks.errors import InputError, InvalidNameError, TrackingError
 from tracking_callbacks.settings import Settings
 
@@ -95,9 +95,12 @@ class Run:
         self.status_at_exit: records.Status = "KILLED"
         self._metric_names, self._param_names, self._tag_names = SafeNames(), SafeNames(), SafeNames()
         self._checkpoints = WaitingCheckpoints(settings.delivery.max_checkpoint_bytes)
+        self._checkpoint_sources: set[Path] = set()
         self._lock = threading.RLock()
         self._modules = exits.modules_on_stack()
         self._contents = ContentsRecorder(settings, self.journal, opened)
+        self._registering: list[records.Model] = []
+        self._status: records.Status | None = None
 
     # -- what can be logged ------------------------------------------------------------------------------------------
 
@@ -189,6 +192,10 @@ class Run:
     def log_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Log a checkpoint, a file or a folder, as it is now, under ``checkpoints/``.
 
+        Its large files are held by hard links, so the call takes no time. The checkpoint may be deleted or replaced. If
+        the same files are written into before delivery has copied them, the checkpoint is refused, and the report and
+        ``rejected.jsonl`` say so; from then on a checkpoint at the same path is copied at once.
+
         A store that is away, or slower than training, must not fill the disk: where the checkpoints that wait for
         delivery would take more than the tracker's `max_checkpoint_bytes`, the oldest of them are dropped. The report
         and the run's tag ``tracking_callbacks.dropped_checkpoints`` count them. The latest always stays.
@@ -211,11 +218,20 @@ class Run:
             logger.warning(
                 "too many checkpoints wait for delivery (max_checkpoint_bytes): dropped the oldest %d", dropped
             )
+        held: dict[str, tuple[int, int]] = {}
+
+        def write(target: Path) -> None:
+            if source in self._checkpoint_sources:  # it is written over, so a link to it would change
+                snapshot(source, target)
+            else:
+                held.update(hold(source, target))
+
         staged = self.journal.stage(
             source.name or source.resolve().name,
-            lambda target: snapshot(source, target),
-            lambda staged: records.Artifact(staged, "checkpoints", checkpoint=True),
+            write,
+            lambda staged: records.Artifact(staged, "checkpoints", checkpoint=True, held=held),
         )
+        self._checkpoint_sources.add(source)
         if staged is not None:
             self._checkpoints.add(staged, size)
 
@@ -335,7 +351,7 @@ class Run:
         if not (source / "MLmodel").is_file():
             raise InputError(f"log_model: expected a folder with an MLmodel file, got {str(mlmodel_folder)!r}")
         record = _model_record(name, registered_model_name, aliases, step, tags)
-        self.journal.stage("model", lambda target: snapshot(source, target), record)
+        self._stage_model(lambda target: snapshot(source, target), record)
 
     def save_model(
         self,
@@ -371,7 +387,17 @@ class Run:
             if not (target / "MLmodel").is_file():
                 raise TrackingError("the model cannot be logged: saving it left no MLmodel file")
 
-        self.journal.stage("model", write, record)
+        self._stage_model(write, record)
+
+    def wait_for_registration(self) -> None:
+        """Wait until the models that were logged since the last call and name a registered model are registered.
+
+        The wait ends after `Delivery.wait_at_end` seconds, and at once where the store does not answer or nothing is
+        delivered. One line on stderr says what came of it.
+        """
+        models, self._registering = self._registering, []
+        if models and not self.journal.offline:
+            wait_for_registration(self.journal, models, self.settings.delivery.wait_at_end, self._described)
 
     def record(self, part: Part, write: Callable[[], object]) -> None:
         """Call `write`, which logs to this run, unless the tracker's `Recording` switches that part off.
@@ -432,6 +458,7 @@ class Run:
             if not self.ended:
                 self._contents.end()
                 self.ended = True
+                self._status = None if self.joined else status
                 self.journal.seal(None if self.joined else status)
 
     def fail(self, error: BaseException) -> None:
@@ -543,6 +570,20 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.run_key} at {self.settings.masked_uri}{', ended' if self.ended else ''}>"
+
+    def _described(self) -> str:
+        status = f" ({self._status})" if self._status else ""
+        return f"run {self.url or self.run_id}{status}"
+
+    def _stage_model(self, write: Callable[[Path], object], record: Callable[[str], records.Model]) -> None:
+        made: list[records.Model] = []
+
+        def kept(staged: str) -> records.Model:
+            made.append(record(staged))
+            return made[-1]
+
+        if self.journal.stage("model", write, kept) is not None and made[-1].registered_model_name is not None:
+            self._registering.append(made[-1])
 
     def _log_file(self, artifact_file: str, write: Callable[[Path], object], *, table: bool = False) -> None:
         if not isinstance(artifact_file, str) or not artifact_file.strip("/ "):

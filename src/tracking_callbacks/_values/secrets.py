@@ -64,6 +64,12 @@ _LITERAL = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'")
 _PLACEHOLDER = re.compile(r"\$?\{[^{}]*\}|%(\(\w+\))?[sdr]|<[\w \-]+>")
 _NUMBER = re.compile(r"[+\-]?\d+(\.\d*)?([eE][+\-]?\d+)?")
 _NOTHING = frozenset({"none", "null", "true", "false", MASK})
+# In lower case: every text that a pattern above could mask holds one of these, or is masked as a URI with credentials.
+_HINTS = (
+    "passw", "passphrase", "pwd", "secret", "credential", "key", "token", "authorization", "cookie", "bearer", "basic",
+    "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-", "akia", "asia", "aiza", "xox",
+    "npm_", "pypi-", "dapi", "eyj",
+)  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
@@ -90,6 +96,8 @@ def mask_text(text: str, *, code: bool = False) -> str:
         text: Anything: a log line, a settings file, a traceback, a diff.
         code: The text is source code, in which only literals are secrets: ``token = arguments.token`` reveals nothing.
     """
+    if not _may_hold_secret(text):
+        return text
     if "PRIVATE KEY" in text:
         text = _PRIVATE_KEY.sub(MASK, text)
     if "://" in text:
@@ -103,6 +111,15 @@ def mask_text(text: str, *, code: bool = False) -> str:
     else:
         text = _LITERAL.sub(_masked_in_literal, text)
     return _mask_assigned(text, literals_only=code) if ":" in text or "=" in text else text
+
+
+def _may_hold_secret(text: str) -> bool:
+    """Return False for a text without any secret, as most are: this takes a tenth of the time of the patterns."""
+    lowered = text.lower()
+    for hint in _HINTS:
+        if hint in lowered:
+            return True
+    return "://" in text and ("@" in text or "sig" in lowered)
 
 
 def _masked_in_literal(match: re.Match[str]) -> str:

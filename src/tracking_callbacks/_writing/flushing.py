@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from tracking_callbacks._journal.records import Model
 from tracking_callbacks._writing.launch import detach_all
 from tracking_callbacks._writing.report import DeliveryReport
 
 if TYPE_CHECKING:
     from tracking_callbacks._writing.session import RunJournal
 
-__all__ = ["drain_at_exit", "wait_for_delivery"]
+__all__ = ["drain_at_exit", "wait_for_delivery", "wait_for_registration"]
 
 _POLL_SECONDS = 0.05
 _QUIET_SECONDS = 2.0
@@ -32,6 +33,8 @@ def wait_for_delivery(journals: Sequence[RunJournal], timeout: float) -> list[De
                 journal.warn_if_blocked()  # a short training run ends before it could have warned
             break
         if now - started >= timeout:
+            for journal in journals:
+                journal.waited += timeout
             _print_line(f"{_remaining(reports)} not delivered after {timeout:.0f} s{_reason(reports)}")
             break
         for journal in journals:
@@ -43,11 +46,44 @@ def wait_for_delivery(journals: Sequence[RunJournal], timeout: float) -> list[De
     return reports
 
 
+def wait_for_registration(journal: RunJournal, models: Sequence[Model], timeout: float, run: Callable[[], str]) -> None:
+    """Wait at most `timeout` seconds until `models` are registered, as long as the store answers; print the outcome.
+
+    Args:
+        journal: The journal that holds their records.
+        models: Records of models that name a registered model.
+        timeout: Seconds.
+        run: Returns how to speak of the run, with its status and link.
+    """
+    started = time.monotonic()
+    while True:
+        state, report = journal.state(), journal.report()
+        waits = [model for model in models if model.record_key not in state.versions]
+        stopped = report.complete or bool(state.last_error)
+        if not waits or stopped or time.monotonic() - started >= timeout:
+            break
+        journal.ensure_delivery()
+        time.sleep(_POLL_SECONDS)
+    if waits and not stopped:
+        journal.waited += timeout
+    for model in models:
+        version = state.versions.get(model.record_key)
+        aliases = "".join(f" @{alias}" for alias in model.aliases)
+        if version is not None:
+            _print_line(f"{model.registered_model_name} version {version}{aliases} from {run()}")
+        elif report.complete:
+            _print_line(f"{model.registered_model_name} is not registered; the store refused it (see rejected.jsonl)")
+        else:
+            why = f" ({state.last_error})" if state.last_error else f" after {timeout:.0f} s"
+            _print_line(f"{model.registered_model_name} is not registered yet{why}; delivery goes on in the background")
+
+
 def drain_at_exit(journals: Sequence[RunJournal]) -> None:
     """Wait for the delivery of all journals that are not offline, then let the delivery process go on by itself."""
     waiting = [journal for journal in journals if not journal.offline and not journal.report().complete]
     if waiting:
-        reports = wait_for_delivery(waiting, max(journal.flush_timeout for journal in waiting))
+        timeout = max(journal.flush_timeout - journal.waited for journal in waiting)
+        reports = wait_for_delivery(waiting, max(timeout, 0.0))
         if not all(report.complete for report in reports):
             _print_line(
                 f"delivery goes on in the background; if this machine stops before it ends, "

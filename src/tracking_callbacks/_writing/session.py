@@ -113,7 +113,10 @@ class RunJournal:
     Attributes:
         root: The journal root that holds the run's folder.
         flush_timeout: Seconds that the interpreter's exit waits for delivery at most.
+        waited: Seconds that earlier waits have spent without seeing the end of delivery.
     """
+
+    waited: float = 0.0
 
     def __init__(
         self,

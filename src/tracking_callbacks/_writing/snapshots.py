@@ -7,10 +7,12 @@ import errno
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["size_of", "snapshot"]
+__all__ = ["hold", "size_of", "snapshot"]
 
+_COPIED_BYTES = 256 * 1024  # smaller files are copied even where they could be linked
 _FICLONE = 0x40049409  # ioctl of linux/fs.h: share the blocks of a file (btrfs, xfs), copy on write
 
 
@@ -20,15 +22,46 @@ def snapshot(source: Path, target: Path) -> None:
     Raises:
         OSError: The source cannot be read, or the target cannot be written.
     """
+    _each_file(source, target, _snapshot_file)
+
+
+def _each_file(source: Path, target: Path, take: Callable[[Path, Path], object]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if not source.is_dir():
-        _snapshot_file(source, target)
+        take(source, target)
         return
     for folder, _, names in os.walk(source):
         inner = target / Path(folder).relative_to(source)
         inner.mkdir(parents=True, exist_ok=True)
         for name in names:
-            _snapshot_file(Path(folder) / name, inner / name)
+            take(Path(folder) / name, inner / name)
+
+
+def hold(source: Path, target: Path) -> dict[str, tuple[int, int]]:
+    """Make `target` a snapshot of `source` whose large files are hard links, which takes no time whatever their size.
+
+    Deleting or replacing the source leaves a link as it is. Writing into the source changes both, so delivery compares
+    the links with what this returns before it sends them (`_journal.checkpoints.secure`).
+
+    Returns:
+        Size in bytes and time of the last change (ns since the epoch) of each linked file, by its path relative to
+        `target`'s folder. Files that share blocks or had to be copied are left out.
+
+    Raises:
+        OSError: The source cannot be read, or the target cannot be written.
+    """
+    held: dict[str, tuple[int, int]] = {}
+
+    def take(original: Path, copy: Path) -> None:
+        size = original.stat().st_size
+        if size >= _COPIED_BYTES and not _reflink(original, copy) and _link(original, copy):
+            found = copy.stat()
+            held[copy.relative_to(target.parent).as_posix()] = (found.st_size, found.st_mtime_ns)
+        elif size < _COPIED_BYTES or not copy.exists():
+            _snapshot_file(original, copy)
+
+    _each_file(source, target, take)
+    return held
 
 
 def size_of(source: Path) -> int:
@@ -42,9 +75,18 @@ def size_of(source: Path) -> int:
 
 
 def _snapshot_file(source: Path, target: Path) -> None:
-    # Never a hard link: torch.save, shutil.copyfile and safetensors before 0.8 write into the file that is there.
+    # Not a hard link: torch.save, shutil.copyfile and safetensors before 0.8 write into the file that is there.
     if not _reflink(source, target):
         shutil.copyfile(source, target)
+
+
+def _link(source: Path, target: Path) -> bool:
+    target.unlink(missing_ok=True)  # an attempt to share blocks has created it
+    try:
+        os.link(source, target, follow_symlinks=True)
+    except OSError:  # another file system, or one without hard links
+        return False
+    return True
 
 
 def _reflink(source: Path, target: Path) -> bool:

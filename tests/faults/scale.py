@@ -1,0 +1,197 @@
+"""Many trainers at once against one server with PostgreSQL: ``python tests/faults/scale.py [TRAINERS …]``.
+
+Each trainer is a process that logs ten records a second, of five metrics each, for half a minute. All share one journal
+root. It prints one line per number of trainers, and fails where a point is lost or doubled, a run is not FINISHED, the
+server was asked in vain more than it had to be, or a trainer opened more than two connections.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+import psutil
+from mlflow import MlflowClient
+
+from processes import delivery_processes, free_port
+from servers import Server, running_postgres, start_server, stop_server
+from tracking_callbacks._delivery.batches import MAX_METRICS, Batch, Point
+from tracking_callbacks._delivery.stores.connection import Connection
+from tracking_callbacks._delivery.stores.rest import RestStore
+
+RECORDS, METRICS, SECONDS = 300, 5, 30.0
+MOST_CONNECTIONS = 2
+MOST_MEMORY_MB = 40.0
+
+TRAINER = """
+    import sys, time
+    from tracking_callbacks import Delivery, MLflowTracker
+    uri, experiment, journal, number = sys.argv[1:]
+    run = MLflowTracker(uri, experiment, record=False, delivery=Delivery(journal_root=journal)).start_run(number)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    spent, begun = [], time.perf_counter()
+    for record in range({records}):
+        due = begun + record * {seconds} / {records}
+        time.sleep(max(0.0, due - time.perf_counter()))
+        metrics = {{f"metric_{{n}}": record + n / 10 for n in range({metrics})}}
+        before = time.perf_counter()
+        run.log_metrics(metrics, step=record)
+        spent.append(time.perf_counter() - before)
+    run.end()
+    ended = time.time()
+    report = run.flush(600)
+    spent.sort()
+    lost = report.rejected + report.dropped
+    print(run.run_id, report.complete, lost, spent[int(0.99 * len(spent))], ended, time.time())
+"""
+
+
+def main(counts: list[int]) -> int:
+    """Run the sweep and return 0 if every bar was met."""
+    print(
+        f"{RECORDS} records of {METRICS} metrics from each trainer in {SECONDS:.0f} s; PostgreSQL, two server workers"
+    )
+    print(
+        "| trainers | points | lost or doubled | not FINISHED | log_metrics p99, µs | delivery, MB | connections each "
+        "| requests | repeated | raw log_batch, s | flushed after the end, s | server CPU, s |"
+    )
+    print("| --- " * 12 + "|")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scale-")))
+        uri = stack.enter_context(running_postgres(folder))
+        server = start_server(folder, free_port(), store=uri, workers=2)
+        stack.callback(stop_server, server)
+        return 1 if [count for count in counts if not measure(server, folder, count)] else 0
+
+
+def measure(server: Server, folder: Path, count: int) -> bool:
+    """Run `count` trainers, print their line, and return whether the bars were met."""
+    raw = send_raw(server.uri, count)
+    experiment, journal = f"scale {count}", folder / f"journal-{count}"
+    code = textwrap.dedent(TRAINER).format(records=RECORDS, metrics=METRICS, seconds=SECONDS)
+    log = folder / "server.log"
+    logged, cpu = log.stat().st_size, server_cpu(server)
+    trainers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, server.uri, experiment, str(journal), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    try:
+        for trainer in trainers:
+            assert trainer.stdout is not None
+            assert trainer.stdout.readline() == "ready\n"
+        watch = Watch(journal, server)
+        for trainer in trainers:
+            assert trainer.stdin is not None
+            trainer.stdin.write("\n")
+            trainer.stdin.flush()
+        told = [trainer.communicate(timeout=900)[0].split() for trainer in trainers]
+    finally:
+        for trainer in trainers:
+            trainer.kill()
+    watch.stop()
+    client = MlflowClient(server.uri, server.uri)
+    wrong = sum(points_wrong(client, run_id) for run_id, *_ in told)
+    unfinished = sum(client.get_run(run_id).info.status != "FINISHED" for run_id, *_ in told)
+    incomplete = sum(complete != "True" or lost != "0" for _, complete, lost, *_ in told)
+    flushed = max(float(one[5]) for one in told) - max(float(one[4]) for one in told)
+    with open(log, "rb") as content:
+        content.seek(logged)
+        answers = Counter(re.findall(r'" (\d{3})', content.read().decode(errors="replace")))
+    requests, repeated = answers.total(), sum(times for status, times in answers.items() if status >= "429")
+    p99 = max(float(one[3]) for one in told) * 1e6
+    print(
+        f"| {count} | {count * RECORDS * METRICS} | {wrong} | {unfinished + incomplete} | {p99:.0f} "
+        f"| {watch.memory / 1e6:.0f} | {watch.connections} | {requests} | {repeated} | {raw:.1f} | {flushed:.1f} "
+        f"| {server_cpu(server) - cpu:.0f} |",
+        flush=True,
+    )
+    return (
+        not (wrong or unfinished or incomplete)
+        and watch.memory / 1e6 <= MOST_MEMORY_MB
+        and watch.connections <= MOST_CONNECTIONS
+        and repeated <= count
+        and flushed <= 1.5 * raw
+    )
+
+
+def send_raw(uri: str, count: int) -> float:
+    """Return the seconds that the same points take in full batches, one after the other, from one process."""
+    store = RestStore.__new__(RestStore)
+    store._server = Connection(uri)
+    run_id = store.create_run(store.experiment_id("raw"), start_time=0, tags={}, run_name=f"raw {count}")
+    points = [
+        Point(f"metric_{n}", record + n / 10, 1_700_000_000_000 + record, record)
+        for record in range(RECORDS * count)
+        for n in range(METRICS)
+    ]
+    began = time.perf_counter()
+    for first in range(0, len(points), MAX_METRICS):
+        store.log_batch(run_id, Batch(metrics=points[first : first + MAX_METRICS]))
+    return time.perf_counter() - began
+
+
+def points_wrong(client: MlflowClient, run_id: str) -> int:
+    """Return how many points of a run are missing, doubled or different."""
+    wrong = 0
+    for n in range(METRICS):
+        expected = Counter((record, record + n / 10) for record in range(RECORDS))
+        found = Counter((point.step, point.value) for point in client.get_metric_history(run_id, f"metric_{n}"))
+        wrong += ((expected - found) + (found - expected)).total()
+    return wrong
+
+
+def server_cpu(server: Server) -> float:
+    """Return the CPU seconds that the server's processes have used so far; those of the database are its own."""
+    family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in family)
+
+
+class Watch:
+    """Looks every second at the delivery processes of a journal root: their memory, their connections."""
+
+    def __init__(self, journal: Path, server: Server) -> None:
+        self.memory = 0
+        self.connections = 0
+        self._journal, self._port = journal, int(server.uri.rpartition(":")[2])
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._stopped.wait(1.0):
+            for process in delivery_processes(self._journal):
+                try:
+                    open_ = [
+                        one for one in process.net_connections("tcp") if one.raddr and one.raddr.port == self._port
+                    ]
+                    self.connections = max(self.connections, len(open_))
+                    self.memory = max(self.memory, process.memory_info().rss)
+                except psutil.NoSuchProcess:
+                    continue
+
+
+if __name__ == "__main__":
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    sys.exit(main([int(count) for count in sys.argv[1:]] or [1, 4, 16, 64]))

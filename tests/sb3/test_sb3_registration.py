@@ -1,0 +1,76 @@
+"""``learn()`` returns when the model that it registers is registered, and does not wait in vain."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from markets import TINY, Store, callback_for, market
+from stable_baselines3 import PPO
+
+from faults.proxy import Fault, running_proxy
+from processes import free_port, run_script
+from tracking_callbacks import Delivery, MLflowTracker
+from tracking_callbacks.sb3 import MLflowSB3Callback
+
+
+def test_the_model_can_be_loaded_on_the_line_after_learn(store: Store, tmp_path, capsys) -> None:
+    name = f"desk-{tmp_path.name}"
+    callback = callback_for(store, log_model=True, registered_model_name=name, aliases=["champion", "latest-desk"])
+    PPO("MlpPolicy", market(), **TINY).learn(64, callback=callback)
+    version = store.client.get_model_version_by_alias(name, "champion")
+    printed = capsys.readouterr().err
+
+    assert str(version.version) == "1"
+    assert store.client.get_model_version_by_alias(name, "latest-desk").run_id == version.run_id
+    assert (
+        f"tracking_callbacks: {name} version 1 @champion @latest-desk from run {callback.run.url} (FINISHED)" in printed
+    )
+
+
+def test_training_without_a_registered_model_says_and_waits_for_nothing(store: Store, capsys) -> None:
+    with running_proxy(store.tracker.settings.tracking_uri) as proxy:
+        callback = MLflowSB3Callback(MLflowTracker(proxy.uri, "unregistered", delivery=store.tracker.settings.delivery))
+        proxy.fault(Fault("hang"))
+        PPO("MlpPolicy", market(), **TINY).learn(64, callback=callback)
+
+        assert callback.run.report().pending
+        assert "tracking_callbacks:" not in capsys.readouterr().err
+        proxy.fault()
+        store.delivered(callback.run)
+
+
+@pytest.mark.parametrize("answer", ["absent", "refusing"])
+def test_a_store_that_does_not_answer_is_not_waited_for(answer: str, store: Store, tmp_path, capsys) -> None:
+    with running_proxy(store.tracker.settings.tracking_uri) as proxy:
+        proxy.fault(Fault("answer", statuses=(503,)))
+        uri = proxy.uri if answer == "refusing" else f"http://127.0.0.1:{free_port()}"
+        delivery = Delivery(journal_root=tmp_path / "journal", wait_at_end=100)
+        callback = MLflowSB3Callback(
+            MLflowTracker(uri, "absent", delivery=delivery), registered_model_name="desk", aliases=["champion"]
+        )
+        began = time.monotonic()
+        PPO("MlpPolicy", market(), **TINY).learn(64, callback=callback)
+
+        assert time.monotonic() - began < 60
+        assert "desk is not registered yet (" in capsys.readouterr().err
+
+
+def test_a_wait_that_timed_out_is_not_repeated_at_exit(tmp_path) -> None:
+    done = run_script(
+        f"""
+        import time
+        from tracking_callbacks import Delivery, MLflowTracker
+        delivery = Delivery(flush_timeout=6, grace=0)
+        with MLflowTracker("http://127.0.0.1:{free_port()}", delivery=delivery).start_run() as run:
+            run.log_metrics({{"loss": 1.0}})
+        run.flush()
+        print(time.time())
+        """,
+        cwd=tmp_path,
+    )
+    lasted = time.time() - float(done.stdout)
+
+    assert done.stderr.count("not delivered after 6 s") == 1
+    assert "delivery goes on in the background" in done.stderr
+    assert lasted < 5, "the exit waited again"
