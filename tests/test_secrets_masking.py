@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import time
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from tracking_callbacks._values.conversion import to_jsonable
-from tracking_callbacks._values.secrets import is_secret, mask_command, mask_text, mask_uri, without_credentials
+from tracking_callbacks._values.secrets import (
+    _mask_patterns,
+    is_secret,
+    mask_command,
+    mask_text,
+    mask_uri,
+    without_credentials,
+)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +134,23 @@ def test_masking_takes_linear_time(unit: str) -> None:
     mask_text(unit * (200_000 // len(unit)), code=True)
 
     assert time.process_time() - began < 2  # linear time takes 0.1 s; quadratic time would take 20 s and more
+
+
+PIECES = st.sampled_from(
+    [
+        "password=", "pwd: ", "--api-key ", "passphrase", "client_secret", "credentials", "Cookie:",
+        "Authorization: ",
+        "Bearer ", "Basic ", "Token ", "://", "@", "sig=", "hf_", "ghp_", "github_pat_", "glpat-", "sk-", "AKIA",
+        "AIza", "0123456789abcdef",
+        "xoxb-", "npm_", "pypi-", "dapi", "eyJ", "-----BEGIN RSA PRIVATE KEY-----", "abcdefgh12345678",
+        ".", " ", "\n", "'", '"', "loss: 0.5", "step", "ü", "=", ":", "_", "-", "[", "]", "{", "}",
+    ]
+)  # fmt: skip
+
+
+@hypothesis.given(st.lists(PIECES | st.text(max_size=5), max_size=8), st.booleans())
+@hypothesis.settings(max_examples=500)
+def test_the_quick_look_misses_nothing_that_the_patterns_mask(pieces: list[str], code: bool) -> None:
+    text = "".join(pieces)
+
+    assert mask_text(text, code=code) == _mask_patterns(text, code=code)

@@ -64,12 +64,12 @@ _LITERAL = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'")
 _PLACEHOLDER = re.compile(r"\$?\{[^{}]*\}|%(\(\w+\))?[sdr]|<[\w \-]+>")
 _NUMBER = re.compile(r"[+\-]?\d+(\.\d*)?([eE][+\-]?\d+)?")
 _NOTHING = frozenset({"none", "null", "true", "false", MASK})
-# In lower case: every text that a pattern above could mask holds one of these, or is masked as a URI with credentials.
-_HINTS = (
-    "passw", "passphrase", "pwd", "secret", "credential", "key", "token", "authorization", "cookie", "bearer", "basic",
-    "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-", "akia", "asia", "aiza", "xox",
-    "npm_", "pypi-", "dapi", "eyj",
-)  # fmt: skip
+# In lower case. Every text that a pattern above could mask holds one of these words, or a long run of the characters of
+# known forms, or is a URI.
+_WORDS = ("pass", "pwd", "secret", "credential", "key", "token", "authorization", "cookie", "bearer", "basic")
+_FORM_CHARACTERS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.")
+_FORMS_AS_X = bytes(ord("x") if code in _FORM_CHARACTERS or code >= 0x80 else ord(" ") for code in range(256))
+_SHORTEST_FORM = b"x" * 15  # xoxb- and ten more
 
 
 @functools.lru_cache(maxsize=4096)
@@ -96,8 +96,10 @@ def mask_text(text: str, *, code: bool = False) -> str:
         text: Anything: a log line, a settings file, a traceback, a diff.
         code: The text is source code, in which only literals are secrets: ``token = arguments.token`` reveals nothing.
     """
-    if not _may_hold_secret(text):
-        return text
+    return _mask_patterns(text, code=code) if _may_hold_secret(text) else text
+
+
+def _mask_patterns(text: str, *, code: bool) -> str:
     if "PRIVATE KEY" in text:
         text = _PRIVATE_KEY.sub(MASK, text)
     if "://" in text:
@@ -114,12 +116,16 @@ def mask_text(text: str, *, code: bool = False) -> str:
 
 
 def _may_hold_secret(text: str) -> bool:
-    """Return False for a text without any secret, as most are: this takes a tenth of the time of the patterns."""
+    """Return False for a text that holds no secret, as most do not: this takes a tenth of the time of the patterns."""
     lowered = text.lower()
-    for hint in _HINTS:
-        if hint in lowered:
+    for word in _WORDS:
+        if word in lowered:
             return True
-    return "://" in text and ("@" in text or "sig" in lowered)
+    if "://" in text and ("@" in text or "sig" in lowered):
+        return True
+    if _SHORTEST_FORM not in text.encode(errors="replace").translate(_FORMS_AS_X):
+        return False
+    return _KNOWN_FORMS.search(text) is not None
 
 
 def _masked_in_literal(match: re.Match[str]) -> str:

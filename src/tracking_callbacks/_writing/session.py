@@ -29,6 +29,7 @@ from tracking_callbacks._journal.records import (
 from tracking_callbacks._writing.clock import MetricClock
 from tracking_callbacks._writing.forks import ForkedCount
 from tracking_callbacks._writing.launch import DeliveryLauncher
+from tracking_callbacks._writing.lookout import look_after
 from tracking_callbacks._writing.report import DeliveryReport
 from tracking_callbacks.settings import Settings
 
@@ -37,7 +38,6 @@ __all__ = ["RunJournal", "Session", "writable_root"]
 logger = logging.getLogger(__name__)
 
 _DROPPED_IN_FORKS_TAG = "tracking_callbacks.dropped_in_forks"
-_CHECK_DELIVERY_NS = 1_000_000_000
 _POLL_SECONDS = 0.05
 _LOOK_SECONDS = 0.1  # the training thread may be the one that looks
 
@@ -142,7 +142,6 @@ class RunJournal:
         self._warned = False
         self._dropped_in_forks = ForkedCount()
         self._warned_pid = self._pid
-        self._checked_delivery = 0
         self._run_id = opened.run_id
         self._last_state = RunState()
         self._sessions: list[Session] = []
@@ -176,8 +175,6 @@ class RunJournal:
         with self._lock:  # in the order of their stamps
             session = self._writable_session() if self._session.closed else self._session
             session.append(Metrics(self._clock.stamp(step, points), step, points))
-        if time.monotonic_ns() - self._checked_delivery > _CHECK_DELIVERY_NS:  # not every step pays for the call
-            self._check_delivery()
 
     def append(self, record: Record) -> None:
         """Write a record, to a new session where the run has ended."""
@@ -186,7 +183,6 @@ class RunJournal:
             return
         with self._lock:
             self._writable_session().append(record)
-        self._check_delivery()
 
     def stage(self, name: str, write: Callable[[Path], object], record: Callable[[str], Record]) -> Path | None:
         """Write files under the run's folder, then the record that names them.
@@ -226,7 +222,6 @@ class RunJournal:
                 self._all_staged.notify_all()
             if not written:
                 delete(session.folder.path / holder, within=session.folder.path)
-        self._check_delivery()
         return target if written else None
 
     def drop_in_fork(self, count: int) -> None:
@@ -375,13 +370,13 @@ class RunJournal:
         here = threading.current_thread()  # an exception may have stopped it just before its clean-up
         return any(thread is not here and thread.is_alive() for thread in self._staging)
 
-    def _check_delivery(self) -> None:
-        """Look after delivery, at most once a second."""
-        now = time.monotonic_ns()
-        if now - self._checked_delivery > _CHECK_DELIVERY_NS:
-            self._checked_delivery = now
-            self.ensure_delivery()
-            self.warn_if_blocked()
+    def attend(self) -> bool:
+        """Keep delivery running and warn about what needs the user; return False once no session is open."""
+        if self.inert or self._session.closed:
+            return False
+        self.ensure_delivery()
+        self.warn_if_blocked()
+        return True
 
     def _writable_session(self) -> Session:
         if self._session.closed:
@@ -394,6 +389,8 @@ class RunJournal:
         self._sessions.append(session)
         self._on_open()
         self.ensure_delivery()
+        if self._launcher is not None:
+            look_after(self)
         return session
 
 
