@@ -28,7 +28,14 @@ class Server:
 
 
 def start_server(
-    folder: Path, port: int, *, python: Path | str = sys.executable, store: str | None = None, workers: int = 1
+    folder: Path,
+    port: int,
+    *,
+    python: Path | str = sys.executable,
+    store: str | None = None,
+    workers: int = 1,
+    artifacts: str | None = None,
+    proxied: bool = True,
 ) -> Server:
     """Start an MLflow server with proxied artifacts, and wait until it answers.
 
@@ -38,6 +45,8 @@ def start_server(
         python: The interpreter of the environment that MLflow is installed in.
         store: URI of its database; None means SQLite in `folder`.
         workers: Number of its processes.
+        artifacts: Where artifacts lie; None means in `folder`.
+        proxied: The server passes artifacts on; otherwise clients reach their place themselves.
     """
     uri = f"http://127.0.0.1:{port}"
     with open(folder / "server.log", "ab") as log:
@@ -45,7 +54,8 @@ def start_server(
             [
                 *(str(python), "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
                 *("--backend-store-uri", store or f"sqlite:///{folder / 'server.db'}", "--workers", str(workers)),
-                *("--artifacts-destination", str(folder / "artifacts")),
+                *(["--artifacts-destination"] if proxied else ["--no-serve-artifacts", "--default-artifact-root"]),
+                artifacts or str(folder / "artifacts"),
             ],
             cwd=folder,
             # Its job workers start late and would look like processes that a test left behind.

@@ -19,10 +19,12 @@ from tracking_callbacks._delivery.live_files import LiveFiles
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.progress import Progress
 from tracking_callbacks._delivery.rejection import SURPLUS_PARAMS, add_refused, count_refused, send_batch
+from tracking_callbacks._delivery.replay import delivered_before
 from tracking_callbacks._delivery.run_resolver import RunResolver
 from tracking_callbacks._delivery.session_journal import SessionJournal, size_of
 from tracking_callbacks._delivery.stores.store import SESSION_TAG, Store
 from tracking_callbacks._delivery.system_metrics import RunSystemMetrics, SystemSampler
+from tracking_callbacks._journal.frames import read_records
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
 from tracking_callbacks._journal.owner import Owner, OwnerWatch
 from tracking_callbacks._journal.pending import read_opened
@@ -32,6 +34,7 @@ __all__ = ["RunDrain"]
 
 logger = logging.getLogger(__name__)
 
+_ASKING_BYTES = 256 * 1024  # of a journal, above which the store is asked what it has of it
 _LOOK_SECONDS = 1.0  # between two searches for something that is not visible yet
 _REJECTED_TAG = "tracking_callbacks.rejected"
 _RESUMED_AT_TAG = "tracking_callbacks.resumed_at_step"
@@ -233,6 +236,8 @@ class RunDrain:
     def _open_session(self, session: SessionJournal) -> None:
         opened = session.opened
         assert self.state.run_id is not None
+        if session.grew(session.state.points + _ASKING_BYTES):
+            self._skip_delivered(session, self.state.run_id)
         if opened.resumed_at is not None and opened.resumed_at < self._store.last_step(self.state.run_id):
             self._store.log_batch(self.state.run_id, Batch(tags={_RESUMED_AT_TAG: str(opened.resumed_at)}))
         if opened.intent == "own" and opened.resumed and self._newest(session):
@@ -245,6 +250,22 @@ class RunDrain:
             if missing := {key: text for key, text in opened.tags.items() if key not in there}:
                 self._store.log_batch(self.state.run_id, Batch(tags=missing))
         self._running.add(session.name)
+
+    def _skip_delivered(self, session: SessionJournal, run_id: str) -> None:
+        """Pass over what the store has although the state does not say so."""
+        if not (latest := self._store.run(run_id).metrics):
+            return
+        found = delivered_before(
+            lambda: read_records(session.path, session.state.points),
+            latest,
+            lambda key: self._store.history(run_id, key, whole=False),
+        )
+        if found is not None:
+            logger.info("run %s: the store has the first %d entries already", run_id, found.entries)
+            with self._lock:
+                session.state.points = found.end
+                session.state.delivered += found.entries
+            self._save()
 
     def _close_session(self, session: SessionJournal) -> None:
         ending = session.ending()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
@@ -22,7 +23,7 @@ import msgspec
 from tracking_callbacks._journal.confined import open_own, read_own
 from tracking_callbacks._journal.records import Record, decode, encode
 
-__all__ = ["MAX_RECORD_BYTES", "Chunk", "JournalWriter", "read_chunk", "read_last_words"]
+__all__ = ["MAX_RECORD_BYTES", "Chunk", "JournalWriter", "read_chunk", "read_last_words", "read_records"]
 
 MARKER = b"\xf5TC\x9e"  # 0xf5 never occurs in UTF-8, so no text in a payload holds the marker
 MAX_RECORD_BYTES = 64 * 1024 * 1024
@@ -184,6 +185,15 @@ def read_chunk(path: Path, offset: int, *, complete: bool, limit: int = _CHUNK_B
             chunk.damaged += 1
             chunk.end = size
         return chunk
+
+
+def read_records(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
+    """Yield what a journal holds from `offset` on, as far as it is written, each record with the offset of its end."""
+    at_end = False
+    while not at_end:
+        chunk = read_chunk(path, offset, complete=False)
+        yield from chunk.records
+        offset, at_end = chunk.end, chunk.at_end or not chunk.records
 
 
 class _Window:

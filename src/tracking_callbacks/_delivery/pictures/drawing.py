@@ -14,7 +14,7 @@ from tracking_callbacks._delivery import pictures as figures
 from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.pictures.series import envelope
 from tracking_callbacks._delivery.stores.store import Store
-from tracking_callbacks._journal.frames import read_chunk
+from tracking_callbacks._journal.frames import read_records
 from tracking_callbacks._journal.layout import RunFolder
 from tracking_callbacks._journal.records import Drawing, Metrics, SessionOpened
 
@@ -109,7 +109,7 @@ def points_of(folder: RunFolder, store: Store, run_id: str) -> dict[str, Curve]:
     """Return the run's points: those that earlier sessions sent to the store, followed by those in its journals."""
     curves: dict[str, Curve] = {}
     for journal in folder.journals():
-        for record in _records(journal):
+        for record, _ in read_records(journal):
             if isinstance(record, SessionOpened) and record.resumed and not curves:
                 curves = _stored(store, run_id, before=record.timestamp)
             elif isinstance(record, Metrics):
@@ -117,14 +117,6 @@ def points_of(folder: RunFolder, store: Store, run_id: str) -> dict[str, Curve]:
                     if not name.startswith(_NOT_DRAWN):
                         curves.setdefault(name, Curve()).add(record.step, value)
     return curves
-
-
-def _records(journal: Path) -> Iterator[object]:
-    offset, at_end = 0, False
-    while not at_end:
-        chunk = read_chunk(journal, offset, complete=False)
-        yield from (record for record, _ in chunk.records)
-        offset, at_end = chunk.end, chunk.at_end or not chunk.records
 
 
 def _stored(store: Store, run_id: str, *, before: int) -> dict[str, Curve]:

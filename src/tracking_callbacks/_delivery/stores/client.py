@@ -154,7 +154,7 @@ class MlflowStore(Store, DirectFiles):
                 self._client().delete_tag(run_id, name)
 
     @retry_transient
-    def history(self, run_id: str, key: str) -> list[Point]:
+    def history(self, run_id: str, key: str, *, whole: bool = True) -> list[Point]:  # noqa: ARG002 - one call brings all
         with translate_errors(self.shown_uri):
             found = self._client().get_metric_history(run_id, key)
             return sorted((Point(one.key, one.value, one.timestamp, one.step) for one in found), key=_time_and_step)

@@ -140,13 +140,13 @@ class RestStore(Store):
         if name in self.run(run_id).tags:
             self._server.repeat("POST", "runs/delete-tag", _Nothing, {"run_id": run_id, "key": name})
 
-    def history(self, run_id: str, key: str) -> list[Point]:
+    def history(self, run_id: str, key: str, *, whole: bool = True) -> list[Point]:
         points: list[Point] = []
         query = {"run_id": run_id, "run_uuid": run_id, "metric_key": key, "max_results": "25000"}
         while True:
             page = self._server.get("metrics/get-history", _History, **query)
             points += [metric.point() for metric in page.metrics]
-            if not page.next_page_token:
+            if not page.next_page_token or not whole:
                 return sorted(points, key=lambda point: (point.timestamp, point.step))
             query["page_token"] = page.next_page_token
 

@@ -151,8 +151,8 @@ class Store(ABC):
         """Delete a tag of a run, if it has it."""
 
     @abstractmethod
-    def history(self, run_id: str, key: str) -> list[Point]:
-        """Return all points of a metric, sorted by time and step."""
+    def history(self, run_id: str, key: str, *, whole: bool = True) -> list[Point]:
+        """Return the points of a metric, sorted by time and step: all of them, or the first that one request brings."""
 
     def experiment_id(self, name: str) -> str:
         """Return the id of the experiment `name`, and create it if it does not exist.

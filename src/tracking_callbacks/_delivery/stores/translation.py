@@ -142,8 +142,13 @@ def _origin(error: BaseException) -> BaseException:
     import requests
     from mlflow.exceptions import MlflowException
 
-    known = (MlflowException, requests.RequestException, *cloud_errors())
-    while not _was_answered(error) and (cause := error.__cause__) is not None and isinstance(cause, known):
+    clouds = cloud_errors()
+    known = (MlflowException, requests.RequestException, *clouds)
+    while not _was_answered(error):
+        # boto3 raises S3UploadFailedError while it handles S3's answer, without naming that as the cause.
+        cause = error.__cause__ or (error.__context__ if isinstance(error, clouds) else None)
+        if cause is None or not isinstance(cause, known):
+            break
         error = cause
     return error
 
