@@ -12,7 +12,7 @@ INSTALL := -m pip install --quiet -c $(LOCK) --build-constraint $(LOCK)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test faults soak servers check format bench lock newest clean
+.PHONY: help setup demo test faults soak scale servers check format bench lock newest clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -36,10 +36,14 @@ faults: $(READY) ## run the fault matrix alone: killed processes, broken servers
 	$(BIN)/python -m pytest tests/faults -n 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest tests/faults -m alone
 
-soak: $(READY) ## ten minutes of random kills, then count every point; then the large rows of the fault matrix
+soak: $(READY) ## ten minutes of random kills, then count every point; 64 trainers at once; the large rows of the fault matrix
 	$(BIN)/python tests/faults/soak.py
+	$(BIN)/python tests/faults/scale.py 16 64
 	SOAK=1 $(BIN)/python -m pytest tests/faults/test_processes_killed.py tests/faults/test_processes_together.py \
 		tests/faults/test_damaged_journals.py
+
+scale: $(READY) ## 1, 4, 16 and 64 trainers at once against one server with PostgreSQL
+	$(BIN)/python tests/faults/scale.py
 
 servers: $(READY) ## deliver to MLflow servers of other versions: 2.22, 3.0 and the newest
 	$(BIN)/python scripts/other_servers.py

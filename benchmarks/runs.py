@@ -125,7 +125,9 @@ def grow_delivered(uri: str, records: int) -> dict[str, Any]:
         say(trainer_before_mb=began, trainer_after_mb=_resident_mb(), delivered=report.delivered)
 
 
-def log_at_pace(uri: str, seconds: float, hertz: float, busy: bool = False, checkpoint: str = "") -> dict[str, Any]:
+def log_at_pace(
+    uri: str, seconds: float, hertz: float, busy: bool = False, checkpoint: str = "", copied: bool = False
+) -> dict[str, Any]:
     """Log a point several times per second, and a checkpoint after the first three seconds.
 
     Args:
@@ -134,15 +136,14 @@ def log_at_pace(uri: str, seconds: float, hertz: float, busy: bool = False, chec
         hertz: Points per second.
         busy: Keep every core busy between the points.
         checkpoint: A file to log.
+        copied: Log it as an artifact, which is copied.
     """
     from tracking_callbacks import MLflowTracker
 
     run = MLflowTracker(uri, PROJECT).start_run()
-    run.log_metrics({"value": -1.0}, -1)
-    _arrived(run)
+    work = _matrices() if busy else None
     run_id = run.run_id
     say(run_id=run_id)
-    work = _matrices() if busy else None
     began = time.perf_counter()
     hook: dict[str, float] = {}
     for step in range(int(seconds * hertz)):
@@ -151,7 +152,7 @@ def log_at_pace(uri: str, seconds: float, hertz: float, busy: bool = False, chec
         if checkpoint and not hook and time.perf_counter() - began > 3:
             logged = time.time_ns() // 1_000_000
             spent, started = time.thread_time(), time.perf_counter()
-            run.log_artifact(checkpoint)
+            (run.log_artifact if copied else run.log_checkpoint)(checkpoint)
             took, cpu = time.perf_counter() - started, time.thread_time() - spent
             hook = {"hook_ms": 1000 * took, "hook_cpu_ms": 1000 * cpu}
             say(run_id=run_id, logged=logged)
@@ -170,6 +171,29 @@ def _matrices() -> Any:
 
     left, right = torch.rand(600, 600), torch.rand(600, 600)
     return lambda: left @ right
+
+
+def time_logging(uri: str, size: int, calls: int) -> dict[str, Any]:
+    """Time calls of `logging` with lines of `size` characters; a run records them where there is a `uri`."""
+    import logging
+
+    from tracking_callbacks import MLflowTracker
+
+    run = MLflowTracker(uri, PROJECT).start_run() if uri else None
+    logger = logging.getLogger("training")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(logging.NullHandler())
+    message = ("the loss went down to 0.123 after the step, " * (size // 44 + 1))[:size] + " %d"
+    spent = []
+    for number in range(calls):
+        before = time.perf_counter()
+        logger.info(message, number)
+        spent.append(1e6 * (time.perf_counter() - before))
+    if run is not None:
+        run.end()
+        run.flush(600)
+    return {"p50_us": percentile(spent, 50), "p99_us": percentile(spent, 99)}
 
 
 def write_checkpoint(path: str, megabytes: int) -> dict[str, Any]:

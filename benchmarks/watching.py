@@ -39,7 +39,7 @@ def watch(bench: Bench, store: Store, seconds: int, hertz: int, **settings: obje
             if checkpoint and uploaded is None and _arrived(store, checkpoint):
                 uploaded = now
             time.sleep(_POLL_SECONDS)
-    return child, seen[1:], uploaded  # the first was logged before delivery was up
+    return child, seen, uploaded
 
 
 def freshness(seen: Seen) -> Figures:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ def start_server(
     workers: int = 1,
     artifacts: str | None = None,
     proxied: bool = True,
+    options: Sequence[str] = (),
 ) -> Server:
     """Start an MLflow server with proxied artifacts, and wait until it answers.
 
@@ -47,6 +48,7 @@ def start_server(
         workers: Number of its processes.
         artifacts: Where artifacts lie; None means in `folder`.
         proxied: The server passes artifacts on; otherwise clients reach their place themselves.
+        options: Further options of ``mlflow server``.
     """
     uri = f"http://127.0.0.1:{port}"
     with open(folder / "server.log", "ab") as log:
@@ -56,6 +58,7 @@ def start_server(
                 *("--backend-store-uri", store or f"sqlite:///{folder / 'server.db'}", "--workers", str(workers)),
                 *(["--artifacts-destination"] if proxied else ["--no-serve-artifacts", "--default-artifact-root"]),
                 artifacts or str(folder / "artifacts"),
+                *options,
             ],
             cwd=folder,
             # Its job workers start late and would look like processes that a test left behind.

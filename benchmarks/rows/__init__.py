@@ -9,6 +9,7 @@ from benchmarks.rows import (
     growth,
     idle,
     log_metrics,
+    logging_calls,
     ppo_training,
     replay,
     start,
@@ -30,6 +31,7 @@ ROWS: dict[str, Row] = {
         freshness,
         artifacts,
         replay,
+        logging_calls,
         idle,
     )
 }

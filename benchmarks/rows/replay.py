@@ -9,7 +9,7 @@ from benchmarks.journals import Delivery, waiting_journal
 __all__ = ["ROW"]
 
 FIRST = "first delivery"
-REPLAY = "delivery of all of it, when the store has half"
+REPLAY = "delivery, when the store has half"
 
 
 def _deliver(bench: Bench, *, crash: bool) -> Figures:
@@ -42,9 +42,9 @@ ROW = Row(
     title="200 000 points sent again after a crash",
     method=(
         "Delivery is killed (SIGKILL) when half of the points are acknowledged, and the file that says so is deleted: "
-        "the next delivery process finds the run by its key and sends everything again. The time is that process's "
-        "whole life, compared with a first delivery of another journal of the same size. The points are counted in the "
-        "store."
+        "the next delivery process finds the run by its key, asks the store what it has, and sends the rest. The time "
+        "is that process's whole life, compared with a first delivery of another journal of the same size. The points "
+        "are counted in the store."
     ),
     groups=(
         Group(
@@ -63,7 +63,7 @@ ROW = Row(
             bars=(
                 Bar("no doubled point", lambda of: of.worst(REPLAY, "doubled"), 0),
                 Bar("no missing point", lambda of: of.worst(REPLAY, "missing"), 0),
-                Bar("time compared with a first delivery", lambda of: of.ratio("whole_s", REPLAY, FIRST)),
+                Bar("time ≤ 3 × a first delivery", lambda of: of.ratio("whole_s", REPLAY, FIRST), 3),
             ),
         ),
     ),

@@ -7,6 +7,7 @@ import datetime
 import ipaddress
 import ssl
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from mlflow import MlflowClient
 
 from faults.proxy import Fault, Proxy, running_proxy
+from processes import free_port
+from servers import start_server, stop_server
 from tracking_callbacks._delivery.batches import Batch, Point
 from tracking_callbacks._delivery.failures import Blocked, NotOffered, Transient
 from tracking_callbacks._delivery.stores.choice import store_for
@@ -105,6 +109,31 @@ def test_a_workspace_is_named_in_each_request_and_must_be_known(proxy: Proxy, mo
         store_at(proxy.uri).experiment_id("of a team")
 
     assert proxy.headers[-1]["X-MLFLOW-WORKSPACE"] == "team-a"
+
+
+def test_a_run_arrives_in_its_workspace_and_in_no_other(tmp_path: Path, monkeypatch) -> None:
+    server = start_server(tmp_path, free_port(), options=["--enable-workspaces"])
+    try:
+        made = urllib.request.Request(
+            f"{server.uri}/api/3.0/mlflow/workspaces",
+            data=b'{"name": "team-a"}',
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(made) as answer:
+            assert answer.status in (200, 201)
+        monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+        store = store_at(server.uri)
+        (tmp_path / "file.txt").write_text("content")
+        run_id = store.create_run(store.experiment_id("of a team"), start_time=1, tags={}, run_name=None)
+        store.log_artifact(run_id, tmp_path / "file.txt", None)
+        client = MlflowClient(server.uri)
+
+        assert client.get_experiment_by_name("of a team") is not None
+        assert [found.path for found in client.list_artifacts(run_id)] == ["file.txt"]
+        monkeypatch.delenv("MLFLOW_WORKSPACE")
+        assert store_at(server.uri).find_experiment("of a team") is None
+    finally:
+        stop_server(server)
 
 
 def test_a_proxy_of_the_environment_is_used_unless_the_host_is_excluded(proxy: Proxy, server, monkeypatch) -> None:
