@@ -16,14 +16,13 @@ _PLUGIN_GROUPS = ("mlflow.request_header_provider", "mlflow.request_auth_provide
 _OFF = ("", "false", "0")
 
 
-def store_for(uri: str, registry_uri: str | None, direct: DirectFiles, *, stored_credentials: bool = True) -> Store:
+def store_for(uri: str, registry_uri: str | None, direct: DirectFiles) -> Store:
     """Return the store at `uri`.
 
     Args:
         uri: Tracking URI, with its credentials.
         registry_uri: URI of the model registry, with its credentials. None means the tracking store's registry.
         direct: Uploads to artifact roots that a server does not proxy.
-        stored_credentials: Whether credentials that are kept in files may be sent to the host of `uri`.
     """
     if needs_mlflow(uri, registry_uri):
         from tracking_callbacks._delivery.stores.client import MlflowStore
@@ -31,7 +30,7 @@ def store_for(uri: str, registry_uri: str | None, direct: DirectFiles, *, stored
         return MlflowStore(uri, registry_uri)
     from tracking_callbacks._delivery.stores.rest import RestStore
 
-    return RestStore(uri, registry_uri, direct, stored_credentials=stored_credentials)
+    return RestStore(uri, registry_uri, direct)
 
 
 def needs_mlflow(uri: str, registry_uri: str | None) -> bool:

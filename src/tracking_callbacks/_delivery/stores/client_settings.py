@@ -34,22 +34,18 @@ def workspace() -> str:
     return os.environ.get("MLFLOW_WORKSPACE", "").strip()
 
 
-def authorization(uri: str, *, stored: bool) -> str | None:
+def authorization(uri: str) -> str | None:
     """Return the ``Authorization`` header for the server at `uri`; None means none.
 
     The first of these counts: the entry of ``~/.netrc`` for the host, the URI, user and password of MLflow's variables
     or of ``~/.mlflow/credentials``, ``MLFLOW_TRACKING_TOKEN``.
-
-    Args:
-        uri: The server.
-        stored: Whether to read ``~/.mlflow/credentials``, which names no host.
     """
     parts = urlsplit(uri)
     if (found := _netrc_entry(parts.hostname or "")) is not None:
         return _basic(*found)
     if parts.username or parts.password:
         return _basic(unquote(parts.username or ""), unquote(parts.password or ""))
-    kept = _kept_credentials() if stored else {}
+    kept = _kept_credentials()
     user = os.environ.get("MLFLOW_TRACKING_USERNAME") or kept.get("mlflow_tracking_username")
     password = os.environ.get("MLFLOW_TRACKING_PASSWORD") or kept.get("mlflow_tracking_password")
     if user and password:

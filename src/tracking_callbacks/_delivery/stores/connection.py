@@ -49,15 +49,13 @@ class Connection:
 
     Args:
         uri: The server, with a path prefix where it has one, and with credentials or not.
-        stored_credentials: Whether credentials that are kept in files may be sent to this host.
 
     Attributes:
         shown_uri: The URI with its credentials masked.
     """
 
-    def __init__(self, uri: str, *, stored_credentials: bool = True) -> None:
+    def __init__(self, uri: str) -> None:
         self.shown_uri = mask_uri(uri)
-        self._stored_credentials = stored_credentials
         self._timeout = request_timeout()
         self._lock = threading.Lock()
         self._pool: urllib3.PoolManager | None = None
@@ -188,7 +186,7 @@ class Connection:
         with self._lock:
             if self._pool is None:
                 self._headers = {"User-Agent": "tracking-callbacks"}
-                if text := authorization(self._uri, stored=self._stored_credentials):
+                if text := authorization(self._uri):
                     self._headers["Authorization"] = text
                 self._pool = _new_pool(url)
                 self._info = None

@@ -40,16 +40,13 @@ class RestStore(Store):
         uri: The tracking server, with its credentials.
         registry_uri: The server of the model registry, with its credentials. None means the same one.
         direct: Uploads files to places that the server does not proxy.
-        stored_credentials: Whether credentials that are kept in files may be sent to this host.
     """
 
-    def __init__(
-        self, uri: str, registry_uri: str | None, direct: DirectFiles, *, stored_credentials: bool = True
-    ) -> None:
-        self._server = Connection(uri, stored_credentials=stored_credentials)
+    def __init__(self, uri: str, registry_uri: str | None, direct: DirectFiles) -> None:
+        self._server = Connection(uri)
         self._registry = self._server
         if registry_uri is not None and registry_uri != uri:
-            self._registry = Connection(registry_uri, stored_credentials=stored_credentials)
+            self._registry = Connection(registry_uri)
         self._registry_uri = registry_uri or uri
         self._direct = direct
         self._artifact_uris: dict[str, str] = {}
