@@ -16,7 +16,14 @@ from urllib.request import getproxies, proxy_bypass
 
 from tracking_callbacks._delivery.failures import Blocked
 
-__all__ = ["authorization", "certificates", "proxy_for", "request_timeout", "workspace"]
+__all__ = [
+    "authorization",
+    "certificates",
+    "cloud_certificates",
+    "proxy_for",
+    "request_timeout",
+    "workspace",
+]
 
 _TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _TIMEOUT_SECONDS = 30.0
@@ -102,15 +109,27 @@ def certificates(uri: str) -> dict[str, Any]:
     if ours := os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
         settings["cert_file"] = _existing(ours, "MLFLOW_TRACKING_CLIENT_CERT_PATH")
     if insecure:
-        import urllib3
+        return settings | _unchecked()
+    return settings | _checked(_existing(bundle, "MLFLOW_TRACKING_SERVER_CERT_PATH") if bundle else _default_bundle())
 
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        return settings | {"cert_reqs": "CERT_NONE", "assert_hostname": False}
-    if bundle:
-        place = _existing(bundle, "MLFLOW_TRACKING_SERVER_CERT_PATH")
-    else:
-        place = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or _default_bundle()
-    return settings | {"cert_reqs": "CERT_REQUIRED", "ca_cert_dir" if os.path.isdir(place) else "ca_certs": place}
+
+def cloud_certificates(uri: str) -> dict[str, Any]:
+    """Return urllib3's settings for TLS to a cloud store that a server sends its clients to."""
+    if urlsplit(uri).scheme != "https":
+        return {}
+    insecure = os.environ.get("MLFLOW_S3_IGNORE_TLS", "").lower() in _TRUE
+    return _unchecked() if insecure else _checked(_default_bundle())
+
+
+def _unchecked() -> dict[str, Any]:
+    import urllib3
+
+    urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+    return {"cert_reqs": "CERT_NONE", "assert_hostname": False}
+
+
+def _checked(bundle: str) -> dict[str, Any]:
+    return {"cert_reqs": "CERT_REQUIRED", "ca_cert_dir" if os.path.isdir(bundle) else "ca_certs": bundle}
 
 
 def _existing(place: str, variable: str) -> str:
@@ -120,6 +139,8 @@ def _existing(place: str, variable: str) -> str:
 
 
 def _default_bundle() -> str:
+    if bundle := os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE"):
+        return bundle
     import certifi
 
     return certifi.where()

@@ -20,6 +20,7 @@ from tracking_callbacks._delivery.failures import Blocked, DeliveryError, NotOff
 from tracking_callbacks._delivery.stores.client_settings import (
     authorization,
     certificates,
+    cloud_certificates,
     proxy_for,
     request_timeout,
     workspace,
@@ -59,6 +60,7 @@ class Connection:
         self._timeout = request_timeout()
         self._lock = threading.Lock()
         self._pool: urllib3.PoolManager | None = None
+        self._parts: urllib3.PoolManager | None = None
         self._headers: dict[str, str] = {}
         self._info: dict[str, Any] | None = None
         self.renew(uri)
@@ -69,7 +71,7 @@ class Connection:
         host = parts.netloc.rpartition("@")[2]
         with self._lock:
             self._uri, self._base = uri, f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
-            self._pool = None
+            self._pool = self._parts = None
 
     # -- calls of the API --------------------------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ class Connection:
     def put_part(self, url: str, headers: Mapping[str, str], content: BinaryIO, size: int) -> str:
         """Upload one part of a file to a presigned URL, with no credentials of the server's, and return its ETag."""
         with self._translated_errors(urlsplit(url)._replace(query="").geturl()):
-            response = self._pooled(url)[0].request(
+            response = self._pool_of_parts(url).request(
                 "PUT",
                 url,
                 body=content,
@@ -188,11 +190,18 @@ class Connection:
                 self._headers = {"User-Agent": "tracking-callbacks"}
                 if text := authorization(self._uri):
                     self._headers["Authorization"] = text
-                self._pool = _new_pool(url)
+                self._pool = _new_pool(url, certificates(url))
                 self._info = None
                 if name := workspace():
                     self._headers["X-MLFLOW-WORKSPACE"] = name
             return self._pool, self._headers
+
+    def _pool_of_parts(self, url: str) -> urllib3.PoolManager:
+        """Return the connections to a cloud store, which knows neither our certificate nor the server's authority."""
+        with self._lock:
+            if self._parts is None:
+                self._parts = _new_pool(url, cloud_certificates(url))
+            return self._parts
 
     def check_workspace(self) -> None:
         """Check that the server knows workspaces if ``MLFLOW_WORKSPACE`` names one; others ignore it silently.
@@ -279,9 +288,9 @@ def _follows_redirects() -> bool:
     return os.environ.get("MLFLOW_ALLOW_HTTP_REDIRECTS", "true").lower() in ("true", "1")
 
 
-def _new_pool(url: str) -> urllib3.PoolManager:
+def _new_pool(url: str, tls: dict[str, Any]) -> urllib3.PoolManager:
     # One connection for each of the two lanes.
-    settings: dict[str, Any] = {"num_pools": 4, "maxsize": 2, "block": True} | certificates(url)
+    settings: dict[str, Any] = {"num_pools": 4, "maxsize": 2, "block": True} | tls
     proxy = proxy_for(url)
     if proxy is None:
         return urllib3.PoolManager(**settings)
