@@ -239,7 +239,7 @@ def test_sync_waits_for_what_another_process_delivers(server, client, tmp_path) 
     (run,) = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
     assert run.info.status == "FINISHED"
     assert len(client.get_metric_history(run.info.run_id, "loss")) == 100
-    assert (tmp_path / ".tracking_callbacks" / "delivery.log").read_text().count(" closed, status") == 1
+    assert (tmp_path / ".tracking_callbacks" / "delivery.log").read_text().count(" ended, status") == 1
 
 
 def test_wrong_use_exits_with_2(tmp_path) -> None:

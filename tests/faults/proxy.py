@@ -60,7 +60,7 @@ class Proxy:
     Attributes:
         uri: Where it listens; stays the same through `refuse` and `accept`.
         struck: How often each kind of fault has struck, and each kind on each of the named paths.
-        late: How many answers a fault has held back for all of its seconds.
+        late: How many answers a fault has held back for all of its seconds, and how many requests came late.
         refused: The requests that the server itself answered with an error.
         max_params: How many params a run may have, as at Azure; None means any number.
         absent: APIs that are missing, by a part of their paths, each with the body of its 404.
@@ -249,6 +249,7 @@ class _Passage(http.server.BaseHTTPRequestHandler):
         elif fault.kind == "late":
             changed.wait(fault.seconds)
             self._ask(body)
+            proxy.late += 1
         elif fault.kind == "slow":
             answer = self._ask(body)
             proxy.late += not changed.wait(fault.seconds)

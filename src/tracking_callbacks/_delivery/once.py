@@ -13,13 +13,13 @@ from typing import TypeVar
 from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible, Transient
 from tracking_callbacks._journal.records import now_ms
 
-__all__ = ["Once"]
+__all__ = ["LATE_COMMIT_MS", "Once"]
 
 T = TypeVar("T")
 
 # A create call that timed out at the client after 1 s and was committed after 3 s led to two runs, because delivery
 # searched in between and then repeated it. Servers give up on a request within this time.
-_LATE_COMMIT_MS = 20_000
+LATE_COMMIT_MS = 20_000
 _OUTCOME_KNOWN = 0
 
 
@@ -62,7 +62,7 @@ class Once:
         if before is not None or look_first:
             if found := find():
                 return _keep_oldest(found, discard)
-            if before is not None and 0 <= now_ms() - before < _LATE_COMMIT_MS:
+            if before is not None and 0 <= now_ms() - before < LATE_COMMIT_MS:
                 raise NotYetVisible(
                     f"the answer to the creation of the {name.partition(':')[0]} was lost; looking for it"
                 )

@@ -82,7 +82,7 @@ class RunState(msgspec.Struct):
     """What delivery knows about a run. The training process reads it; only delivery writes it.
 
     Attributes:
-        attempts: Creations whose outcome may be unknown, see `_delivery.once.Once`.
+        attempts: Requests whose outcome may be unknown, with their times: creations (`_delivery.once.Once`), tags.
         last_error: What currently stops delivery; empty when nothing does.
         blocked: The error will not go away by itself: wrong credentials, a deleted run.
         complete: Everything is delivered and the status is set.

@@ -43,6 +43,7 @@ class DeliveryLauncher:
         self._root = journal_root
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._failed: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._pause = _FIRST_PAUSE
         self._warned = False
@@ -55,7 +56,9 @@ class DeliveryLauncher:
             now = time.monotonic()
             if self._process is not None and self._process.returncode != 0:
                 lived = now - self._started
-                self._pause = _FIRST_PAUSE if lived > _LONGEST_PAUSE else min(self._pause * 2, _LONGEST_PAUSE)
+                if self._process is not self._failed:  # the pause grows once for each process, not for each look at it
+                    self._failed = self._process
+                    self._pause = _FIRST_PAUSE if lived > _LONGEST_PAUSE else min(self._pause * 2, _LONGEST_PAUSE)
                 if lived < self._pause:
                     return
                 self._warn(f"delivery process ended with exit code {self._process.returncode}; starting another")

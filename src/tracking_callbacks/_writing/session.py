@@ -371,11 +371,12 @@ class RunJournal:
         return any(thread is not here and thread.is_alive() for thread in self._staging)
 
     def attend(self) -> bool:
-        """Keep delivery running and warn about what needs the user; return False once no session is open."""
-        if self.inert or self._session.closed:
+        """Keep delivery running and warn about what needs the user; return False once everything is delivered."""
+        if self.inert or (self._session.closed and not self._session.folder.path.exists()):
             return False
         self.ensure_delivery()
-        self.warn_if_blocked()
+        if not self._session.closed:
+            self.warn_if_blocked()
         return True
 
     def _writable_session(self) -> Session:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tracking_callbacks._journal.confined import delete
+
 __all__ = ["hold", "size_of", "snapshot"]
 
 _COPIED_BYTES = 256 * 1024  # smaller files are copied even where they could be linked
@@ -81,7 +83,7 @@ def _snapshot_file(source: Path, target: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> bool:
-    target.unlink(missing_ok=True)  # an attempt to share blocks has created it
+    delete(target, within=target.parent)  # an attempt to share blocks has created it
     try:
         os.link(source, target, follow_symlinks=True)
     except OSError:  # another file system, or one without hard links
