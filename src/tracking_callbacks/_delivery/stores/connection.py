@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import msgspec
 import urllib3
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError, ReadTimeoutError, SSLError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError, ReadTimeoutError
 from urllib3.exceptions import HTTPError as TransportError
 
 from tracking_callbacks._delivery.backoff import retry_transient
@@ -36,6 +37,7 @@ _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts"
 _SERVER_INFO = "/api/3.0/mlflow/server-info"
 _LONGEST_TIMEOUT_SECONDS = 120.0
+_LONGEST_PAUSE_SECONDS = 600.0  # that a server may ask for
 _SLOWEST_UPLOAD = 1_000_000  # bytes a second: a server answers only when it has passed the file on to its own store
 _REDIRECTS = urllib3.Retry(total=None, connect=0, read=0, redirect=5, status=0, other=0, raise_on_redirect=False)
 _NO_SUCH_API = (404, 405, 501)
@@ -216,7 +218,7 @@ class Connection:
         return urllib3.Timeout(connect=self._timeout, read=self._timeout + size / _SLOWEST_UPLOAD)
 
     @contextlib.contextmanager
-    def _translated_errors(self, place: str) -> Any:
+    def _translated_errors(self, place: str) -> Iterator[None]:
         try:
             yield
         except DeliveryError:
@@ -224,7 +226,7 @@ class Connection:
         except (TransportError, OSError) as error:
             slow = any(isinstance(one, ReadTimeoutError) for one in causes(error))
             unsent = any(
-                isinstance(one, (ConnectTimeoutError, NewConnectionError, ProxyError, SSLError))
+                isinstance(one, (ConnectTimeoutError, NewConnectionError, ProxyError, ssl.SSLCertVerificationError))
                 for one in causes(error)
             )
             if slow:  # a server that always needs longer would otherwise never get to answer
@@ -261,8 +263,9 @@ def _failed(response: urllib3.BaseHTTPResponse, place: str) -> DeliveryError:
     except msgspec.MsgspecError:
         complaint = _Complaint()
     code = complaint.error_code
-    said = complaint.message or one_line(ValueError(response.data.decode(errors="replace")))
-    said = "" if said == "ValueError" else one_line(ValueError(said))
+    said = one_line(ValueError(complaint.message or response.data.decode(errors="replace")))
+    if said == ValueError.__name__:  # there are no words in it
+        said = ""
     detail = f"{code}: {said}" if code else said
     if status in (401, 403):
         return Blocked(f"the store refuses the credentials ({status}): {detail}")
@@ -280,7 +283,7 @@ def _failed(response: urllib3.BaseHTTPResponse, place: str) -> DeliveryError:
 
 def _retry_after(response: urllib3.BaseHTTPResponse) -> float:
     with contextlib.suppress(ValueError, TransportError):
-        return _REDIRECTS.get_retry_after(response) or 0.0
+        return min(_REDIRECTS.get_retry_after(response) or 0.0, _LONGEST_PAUSE_SECONDS)
     return 0.0
 
 
