@@ -85,13 +85,24 @@ def run_script(
 
 
 def delivery_processes(folder: Path) -> list[psutil.Process]:
-    """Return the delivery processes that serve a journal root at or below `folder`."""
+    """Return the delivery processes that serve a journal root at or below `folder`.
+
+    A process that one of them is about to turn into another program still has its name, and is left out.
+    """
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
         if any(part.endswith("_delivery/__main__.py") for part in line) and Path(line[-1]).is_relative_to(folder):
             found.append(process)
-    return found
+    pids = {process.pid for process in found}
+    return [process for process in found if _parent(process) not in pids]
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def stop_delivery(folder: Path) -> None:
