@@ -1,6 +1,6 @@
 """Deliver to MLflow servers of other versions: ``python scripts/other_servers.py [VERSION …]``.
 
-Each version gets an environment of its own below ``.venv-servers``, which the next call uses again.
+Each version gets a separate environment below ``.venv-servers``, which the next call uses again.
 """
 
 from __future__ import annotations

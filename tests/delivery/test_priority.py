@@ -34,4 +34,4 @@ def test_delivery_is_behind_training_until_a_record_has_waited_too_long(server, 
         wait_for(lambda: is_at(10), "delivery steps back")
         run.end()
         assert run.flush().complete
-        wait_for(lambda: is_at(0), "nobody trains any more")
+        wait_for(lambda: is_at(0), "delivery has ordinary weight once training has ended")
