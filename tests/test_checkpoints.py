@@ -14,7 +14,7 @@ import pytest
 from faults.proxy import Fault, running_proxy
 from processes import artifacts, run_script, wait_for
 from tracking_callbacks import ConfigError, Delivery, InputError, MLflowTracker
-from tracking_callbacks._journal.checkpoints import WaitingCheckpoints, claim
+from tracking_callbacks._journal.checkpoints import WaitingCheckpoints, claim, secure
 from tracking_callbacks._writing.snapshots import hold
 
 DROPPED_TAG = "tracking_callbacks.dropped_checkpoints"
@@ -284,3 +284,17 @@ def test_what_cannot_be_linked_is_copied(tmp_path, monkeypatch) -> None:
     assert hold(source, target) == {}
     assert (target / "model.bin").read_bytes() == (source / "model.bin").read_bytes()
     assert (target / "model.bin").stat().st_nlink == 1
+
+
+def test_a_copy_that_was_cut_off_is_not_sent_and_a_planted_link_is_not_followed(tmp_path) -> None:
+    source, snapshot = large_checkpoint(tmp_path), tmp_path / "holder" / "checkpoint-7"
+    held = hold(source, snapshot)
+    (tmp_path / "bystander").write_text("mine")
+    (snapshot / ".model.bin.copy").symlink_to(tmp_path / "bystander")
+    secure(snapshot, held)
+
+    assert (tmp_path / "bystander").read_text() == "mine"
+    assert (snapshot / "model.bin").stat().st_nlink == 1
+    (snapshot / ".model.bin.copy").write_text("half of it")
+    secure(snapshot, held)
+    assert sorted(path.name for path in snapshot.iterdir()) == ["model.bin", "state.json"]

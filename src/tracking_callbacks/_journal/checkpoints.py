@@ -89,9 +89,10 @@ def secure(snapshot: Path, held: Mapping[str, tuple[int, int]]) -> None:
     """
     for name, known in held.items():
         path = inside(snapshot.parent, name)
+        copy = path.with_name(f".{path.name}.copy")
+        delete(copy, within=snapshot.parent)  # left over from a copy that was cut off, or a planted link
         _check_unchanged(path, known)
         if path.lstat().st_nlink > 1:  # otherwise training has deleted its own name of the file
-            copy = path.with_name(f".{path.name}.copy")
             shutil.copyfile(path, copy, follow_symlinks=False)
             _check_unchanged(path, known)
             os.utime(copy, ns=(known[1], known[1]))

@@ -55,12 +55,15 @@ def hold(source: Path, target: Path) -> dict[str, tuple[int, int]]:
     held: dict[str, tuple[int, int]] = {}
 
     def take(original: Path, copy: Path) -> None:
-        size = original.stat().st_size
-        if size >= _COPIED_BYTES and not _reflink(original, copy) and _link(original, copy):
+        if original.stat().st_size < _COPIED_BYTES:
+            _snapshot_file(original, copy)
+        elif _reflink(original, copy):
+            return
+        elif _link(original, copy):
             found = copy.stat()
             held[copy.relative_to(target.parent).as_posix()] = (found.st_size, found.st_mtime_ns)
-        elif size < _COPIED_BYTES or not copy.exists():
-            _snapshot_file(original, copy)
+        else:
+            shutil.copyfile(original, copy)
 
     _each_file(source, target, take)
     return held
