@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from processes import own_artifacts, run_script
+from processes import own_artifacts, run_script, wait_for
 from tracking_callbacks import Delivery, MLflowTracker, Recording
 
 EPISODES = "timestep,reward,length,sharpe_ratio\n" + "".join(f"{10 * n},{n},10,{n / 10}\n" for n in range(1, 40))
@@ -91,3 +91,14 @@ def test_a_continued_run_is_drawn_from_its_beginning(server, tmp_path: Path) -> 
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"train/loss": [[step, step / 7] for step in range(20)]}
+
+
+def test_what_an_upload_lacks_is_named_and_the_file_is_kept(server, client, tmp_path: Path) -> None:
+    client.create_experiment(tmp_path.name, artifact_location="gs://no-such-bucket/here")  # wants google-cloud-storage
+    delivery = Delivery(journal_root=tmp_path / "journal")
+    run = MLflowTracker(server.uri, tmp_path.name, record=False, delivery=delivery).start_run()
+    run.log_text("content", "a.txt")
+    wait_for(lambda: "google" in run.report().last_error, "the missing library is named", seconds=60)
+
+    assert run.report().rejected == 0
+    assert run.report().pending == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -34,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _ENTRY = Path(__file__).with_name("__main__.py")
 _LINGER_SECONDS = 5.0  # so that the pictures at a run's end share one import of matplotlib
-_MOST_DEATHS = 3  # in a row: what it cannot do without dying is refused
+_MOST_DEATHS = 3  # in a row: a picture that it cannot draw without dying is refused, an upload is tried again
 
 
 class HeavyProcess(DirectFiles):
@@ -94,7 +93,7 @@ class HeavyProcess(DirectFiles):
         if answer is None:
             self._deaths += 1
             message = f"the process that does this ended before it was done ({type(task).__name__})"
-            if self._deaths >= _MOST_DEATHS:
+            if isinstance(task, Draw) and self._deaths >= _MOST_DEATHS:
                 self._deaths = 0
                 raise Refused(message)
             raise Transient(message, may_have_committed=True)
@@ -129,7 +128,6 @@ class HeavyProcess(DirectFiles):
                     [sys.executable, "-P", str(_ENTRY)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    env=dict(os.environ),
                 )
             except OSError as error:
                 raise Transient(f"cannot start a process for pictures and uploads: {error}") from error

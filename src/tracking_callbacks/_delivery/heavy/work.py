@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
@@ -33,6 +34,8 @@ from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING
 from tracking_callbacks._journal.layout import RunFolder
 
 __all__ = ["main"]
+
+logger = logging.getLogger(__name__)
 
 _REPORT_SECONDS = 0.5
 
@@ -113,4 +116,10 @@ class _Work:
                     )
         except DeliveryError as error:
             return Failed.because(error)
+        except Exception as error:  # the only broad except in this process, which goes on with the next task
+            logger.exception("unexpected error in %s", type(task).__name__)
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(task, Draw):
+                return Failed("Refused", f"cannot draw {task.record.kind}: {what}")
+            return Failed("Transient", what, may_have_committed=True)
         return Done()

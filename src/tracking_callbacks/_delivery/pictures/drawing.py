@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tracking_callbacks._delivery import pictures as figures
-from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.pictures.series import envelope
 from tracking_callbacks._delivery.stores.store import Store
 from tracking_callbacks._journal.frames import read_records
@@ -38,14 +37,11 @@ def draw(record: Drawing, snapshot: Path | None, folder: RunFolder, store: Store
         run_id: The run.
 
     Raises:
-        Refused: It cannot be drawn.
+        Exception: It cannot be drawn.
         DeliveryError: The store did not give the points of earlier sessions this time.
     """
     points = points_of(folder, store, run_id) if record.kind == "learning_curves" else {}
-    try:
-        pictures = {name: figures.png(figure) for name, figure in _drawn(record, snapshot, points).items() if figure}
-    except Exception as error:  # a bug in a drawing must not affect what the run holds
-        raise Refused(f"cannot draw {record.kind}: {type(error).__name__}: {error}") from error
+    pictures = {name: figures.png(figure) for name, figure in _drawn(record, snapshot, points).items() if figure}
     folder.drawn.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         (folder.drawn / name).write_bytes(picture)
