@@ -105,3 +105,15 @@ def test_the_end_of_a_long_log_is_kept(log, tmp_path, monkeypatch) -> None:
     assert files == ["train.1.log", "train.log"]
     assert all((tmp_path / "live" / name).stat().st_size <= 2000 for name in files)
     assert lines(tmp_path)[-1].endswith("line 199")
+
+
+@pytest.mark.parametrize("created", [1_700_000_000.9997, 1_700_000_000.0, 1_700_000_059.1234])
+def test_a_line_reads_as_logging_itself_formats_it(tmp_path: Path, created: float) -> None:
+    record = logging.LogRecord("a.b", logging.INFO, "file.py", 1, "step %d of %s", (3, "ü"), None)
+    record.created, record.msecs = created, created % 1 * 1000
+    log = TrainLog(tmp_path)
+    log.take(record)
+    log.close()
+    usual = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s").format(record)
+
+    assert (tmp_path / "train.log").read_text(encoding="utf-8") == f"{usual}\n"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from processes import delivery_processes, stop_delivery, wait_for
 from tracking_callbacks import Delivery, MLflowTracker
-from tracking_callbacks._delivery.batches import Point, coalesce, entries_of
+from tracking_callbacks._delivery.batches import Point, coalesce
 from tracking_callbacks._delivery.replay import delivered_before
-from tracking_callbacks._journal.records import Metrics, Params, Record, Tags
+from tracking_callbacks._journal.records import Metrics, Params, Record, Tags, count_entries
 
 
 class Stored:
@@ -60,7 +60,7 @@ def test_nothing_is_passed_over_that_the_store_lacks(count: int, keys: int, deli
 
     if found is not None:
         assert found.end <= sent
-        assert found.entries == sum(entries_of(record) for record, end in records if end <= found.end)
+        assert found.entries == sum(count_entries(record) for record, end in records if end <= found.end)
     if not others and len(batches) > 2 and count > 1000:
         assert found is not None
         assert sent - found.end <= 10 * (2 * 1000 // keys + 2), "more than two batches are sent again"

@@ -88,7 +88,7 @@ class TrainLog:
         second = int(record.created)
         if second != self._second:
             self._second, self._stamp = second, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-        return f"{self._stamp},{record.msecs:03.0f} {record.levelname} {record.name}: {record.getMessage()}"
+        return f"{self._stamp},{int(record.msecs):03d} {record.levelname} {record.name}: {record.getMessage()}"
 
     def close(self) -> None:
         """Stop logging and close the file."""

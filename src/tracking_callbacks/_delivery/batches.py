@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tracking_callbacks._journal.records import Automatic, Metrics, Params, Record, Tags
 
-__all__ = ["MAX_METRICS", "Batch", "Point", "coalesce", "entries_of"]
+__all__ = ["MAX_METRICS", "Batch", "Point", "coalesce"]
 
 # mlflow.utils.validation: MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH, MAX_ENTITIES_PER_BATCH. MAX_BYTES leaves
 # room for JSON's overhead below MLflow's limit of 1 MB per request.
@@ -88,17 +88,6 @@ def coalesce(records: Iterable[tuple[Record, int]]) -> Iterator[Batch]:
         batch.end = end
     if batch.end is not None or len(batch):
         yield batch
-
-
-def entries_of(record: Record) -> int:
-    """Return how many of the user's entries batches carry for a record."""
-    match record:
-        case Metrics(metrics=values):
-            return len(values)
-        case Params(params=texts) | Tags(tags=texts):
-            return len(texts)
-        case _:
-            return 0
 
 
 def _entities(record: Record) -> Iterator[Point | tuple[str, str, str]]:

@@ -12,8 +12,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tracking_callbacks._delivery.batches import MAX_METRICS, Point, entries_of
-from tracking_callbacks._journal.records import Metrics, Record
+from tracking_callbacks._delivery.batches import MAX_METRICS, Point
+from tracking_callbacks._journal.records import Metrics, Params, Record, Tags, count_entries
 
 __all__ = ["Delivered", "delivered_before"]
 
@@ -61,7 +61,9 @@ def delivered_before(
             for key, value in record.metrics.items():
                 if _identity(Point(key, value, record.timestamp, record.step)) in known:
                     found = len(ends), key
-        number += entries_of(record)
+        number += (
+            count_entries(record) if isinstance(record, Metrics | Params | Tags) else 0
+        )  # files have their own lane
         ends.append(end)
         entries.append(number)
         counts.append(points)

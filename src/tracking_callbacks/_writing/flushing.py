@@ -57,21 +57,23 @@ def wait_for_registration(journal: RunJournal, models: Sequence[Model], timeout:
     """
     started = time.monotonic()
     while True:
-        state, report = journal.state(), journal.report()
-        waits = [model for model in models if model.record_key not in state.versions]
-        stopped = report.complete or bool(state.last_error)
-        if not waits or stopped or time.monotonic() - started >= timeout:
+        state = journal.state()
+        if all(model.record_key in state.versions for model in models) or state.last_error:
+            break
+        if journal.report().complete:
+            state = journal.state()
+            break
+        if time.monotonic() - started >= timeout:
+            journal.waited += timeout
             break
         journal.ensure_delivery()
         time.sleep(_POLL_SECONDS)
-    if waits and not stopped:
-        journal.waited += timeout
     for model in models:
         version = state.versions.get(model.record_key)
         aliases = "".join(f" @{alias}" for alias in model.aliases)
         if version is not None:
             _print_line(f"{model.registered_model_name} version {version}{aliases} from {run()}")
-        elif report.complete:
+        elif journal.report().complete:
             _print_line(f"{model.registered_model_name} is not registered; the store refused it (see rejected.jsonl)")
         else:
             why = f" ({state.last_error})" if state.last_error else f" after {timeout:.0f} s"
