@@ -95,7 +95,7 @@ def test_a_continued_run_is_drawn_from_its_beginning(server, tmp_path: Path) -> 
 
 def test_what_an_upload_lacks_is_named_and_the_file_is_kept(server, client, tmp_path: Path) -> None:
     client.create_experiment(tmp_path.name, artifact_location="gs://no-such-bucket/here")  # wants google-cloud-storage
-    delivery = Delivery(journal_root=tmp_path / "journal")
+    delivery = Delivery(journal_root=tmp_path / "journal", flush_timeout=1, grace=0)
     run = MLflowTracker(server.uri, tmp_path.name, record=False, delivery=delivery).start_run()
     run.log_text("content", "a.txt")
     wait_for(lambda: "google" in run.report().last_error, "the missing library is named", seconds=60)

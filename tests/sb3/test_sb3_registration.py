@@ -45,7 +45,7 @@ def test_a_store_that_does_not_answer_is_not_waited_for(answer: str, store: Stor
     with running_proxy(store.tracker.settings.tracking_uri) as proxy:
         proxy.fault(Fault("answer", statuses=(503,)))
         uri = proxy.uri if answer == "refusing" else f"http://127.0.0.1:{free_port()}"
-        delivery = Delivery(journal_root=tmp_path / "journal", wait_at_end=100)
+        delivery = Delivery(journal_root=tmp_path / "journal", wait_at_end=100, flush_timeout=1, grace=0)
         callback = MLflowSB3Callback(
             MLflowTracker(uri, "absent", delivery=delivery), registered_model_name="desk", aliases=["champion"]
         )
