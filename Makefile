@@ -42,8 +42,9 @@ soak: $(READY) ## ten minutes of random kills, then count every point; 64 traine
 	SOAK=1 $(BIN)/python -m pytest tests/faults/test_processes_killed.py tests/faults/test_processes_together.py \
 		tests/faults/test_damaged_journals.py
 
-scale: $(READY) ## 1, 4, 16 and 64 trainers at once against one server with PostgreSQL
+scale: $(READY) ## 1, 4, 16 and 64 trainers at once against one server with PostgreSQL; 1 and 8 on local SQLite
 	$(BIN)/python tests/faults/scale.py
+	$(BIN)/python tests/faults/scale.py --sqlite
 
 servers: $(READY) ## deliver to MLflow servers of other versions: 2.22, 3.0 and the newest
 	$(BIN)/python scripts/other_servers.py

@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _QUICK_PAUSES = (0.1, 0.2, 0.4, 0.8)
-_SHORTEST_PACE, _LONGEST_PACE = 0.25, 4.0
+_SHORTEST_PACE, _LONGEST_PACE = 0.25, 10.0
 _WEIGHT_OF_LAST = 0.3
 
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from tracking_callbacks._delivery.batches import Batch, coalesce
 from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible, Refused, Transient
 from tracking_callbacks._delivery.files import FileRecord, deliver_file, discard_staged, keep_staged
 from tracking_callbacks._delivery.heavy.process import HeavyProcess
+from tracking_callbacks._delivery.late_tags import LateTags
 from tracking_callbacks._delivery.live_files import LiveFiles
-from tracking_callbacks._delivery.once import LATE_COMMIT_MS, Once
+from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.progress import Progress
 from tracking_callbacks._delivery.rejection import SURPLUS_PARAMS, add_refused, count_refused, send_batch
 from tracking_callbacks._delivery.replay import delivered_before
@@ -35,9 +36,7 @@ from tracking_callbacks._journal.records import (
     Dataset,
     Drawing,
     Model,
-    Tags,
     count_entries,
-    now_ms,
 )
 
 __all__ = ["RunDrain"]
@@ -46,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 _ASKING_BYTES = 256 * 1024  # of a journal, above which the store is asked what it has of it
 _LOOK_SECONDS = 1.0  # between two searches for something that is not visible yet
-_TAGS = "tags"  # in `RunState.attempts`: the last request that sets tags and has no answer
 _REJECTED_TAG = "tracking_callbacks.rejected"
 _RESUMED_AT_TAG = "tracking_callbacks.resumed_at_step"
 _DROPPED_CHECKPOINTS_TAG = "tracking_callbacks.dropped_checkpoints"
@@ -90,6 +88,7 @@ class RunDrain:
         self._watch = watch
         self._once = Once(self.state.attempts, self._save)
         self._resolver = RunResolver(root, store, self._once)
+        self._late_tags = LateTags(self.state.attempts, store, self._save)
         self._live = LiveFiles(folder, root, store)
         self._system = RunSystemMetrics(sampler, store)
         self._lock = threading.Lock()
@@ -224,7 +223,7 @@ class RunDrain:
     def _send(self, session: SessionJournal, batch: Batch) -> None:
         assert self.state.run_id is not None
         began = time.monotonic()
-        with self._noted_tags(batch):
+        with self._late_tags.noted(batch):
             rejected = send_batch(self._store, self.state.run_id, batch) if len(batch) else []
         self._pace.note(time.monotonic() - began)
         for entry in rejected:
@@ -238,30 +237,6 @@ class RunDrain:
                 session.state.points = batch.end
         self._points_backoff.succeed()
         self._save()
-
-    @contextlib.contextmanager
-    def _noted_tags(self, batch: Batch) -> Iterator[None]:
-        """Note in the state that tags are on their way, until their outcome is known."""
-        if not batch.tags:
-            yield
-            return
-        unknown = self.state.attempts.get(_TAGS)
-        self.state.attempts[_TAGS] = now_ms()
-        self._save()
-        try:
-            yield
-        except DeliveryError as error:
-            if isinstance(error, Transient) and error.may_have_committed:
-                raise
-            self._note_tags(unknown)
-            raise
-        self._note_tags(unknown)
-
-    def _note_tags(self, unknown: int | None) -> None:
-        if unknown is None:
-            self.state.attempts.pop(_TAGS, None)
-        else:
-            self.state.attempts[_TAGS] = unknown
 
     def _unsent_before(self, session: SessionJournal) -> bool:
         """Return whether a resumed session must wait, because its step is compared with the points before it."""
@@ -308,33 +283,11 @@ class RunDrain:
         if session.name not in self._ended:
             self._end_session(session)
             self._ended.add(session.name)
-        self._outlast_late_tags()
+        assert self.state.run_id is not None
+        self._late_tags.outlast(self.state.run_id, self.sessions)
         session.state.closed = True
         logger.info("run %s: session %s closed", self.state.run_id, session.name)
         self._save()
-
-    def _outlast_late_tags(self) -> None:
-        """Make sure that the tags are the last ones of the journals.
-
-        A request whose answer was lost, because it timed out or its delivery process was killed, may be carried out
-        after later ones. Points and params do not change by that, but a tag would go back to an earlier text.
-
-        Raises:
-            NotYetVisible: Such a request may still be carried out.
-        """
-        if (since := self.state.attempts.get(_TAGS)) is None:
-            return
-        if 0 <= now_ms() - since < LATE_COMMIT_MS:
-            raise NotYetVisible("the answer to a request that sets tags was lost; it may still be carried out")
-        texts: dict[str, str] = {}
-        for session in sorted(self.sessions, key=lambda one: one.opened.session):
-            for record, _ in read_records(session.path):
-                if isinstance(record, Tags | Automatic):
-                    texts |= record.tags
-        assert self.state.run_id is not None
-        for batch in coalesce([(Tags(texts), 0)]):
-            send_batch(self._store, self.state.run_id, batch)
-        del self.state.attempts[_TAGS]
 
     def _end_session(self, session: SessionJournal) -> None:
         ending = session.ending()

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from tracking_callbacks._delivery.drain import RunDrain
 from tracking_callbacks._delivery.heavy.process import HeavyProcess
+from tracking_callbacks._delivery.lead import Lead
 from tracking_callbacks._delivery.log import log_to_stderr
 from tracking_callbacks._delivery.priority import Priority
 from tracking_callbacks._delivery.progress import Progress
@@ -65,6 +66,8 @@ def main(root: Path) -> int:
 class DeliveryProcess:
     """Delivers the runs of one owner to one store, and the runs that dead owners have left behind.
 
+    On a local store, one process leads and delivers for all (`Lead`).
+
     Args:
         root: The journal root.
         store: The store to deliver to.
@@ -97,6 +100,7 @@ class DeliveryProcess:
         self._progress = progress
         self._elsewhere: dict[str, int] = {}
         self._takeovers: dict[str, FileLock] = {}
+        self._lead = Lead(root, assignment.store)
         self._caught_up: set[str] = set()
         self._died: float | None = None
         self._busy_at = time.monotonic()
@@ -133,6 +137,7 @@ class DeliveryProcess:
         self._files_wanted.set()
         for lock in (*(lock for _, lock in self._drains.values()), *self._takeovers.values()):
             lock.release()
+        self._lead.release()
         if not self._owner_watch.alive():
             self._root.remove_scratch()
         logger.info("delivery ends with %d runs left", len(self._drains))
@@ -153,7 +158,7 @@ class DeliveryProcess:
             wait([loaded], timeout=_POLL_SECONDS)
             return
         now = time.monotonic()
-        if loaded is None or any(drain.waiting(now) for drain in self._current()):
+        if (loaded is None and not self._elsewhere) or any(drain.waiting(now) for drain in self._current()):
             self._busy_at = now
         time.sleep(_POLL_SECONDS if now - self._busy_at < _IDLE_AFTER_SECONDS else _IDLE_POLL_SECONDS)
 
@@ -178,7 +183,7 @@ class DeliveryProcess:
             if self._died is None:
                 self._died = now
                 self._take_on_runs()  # runs that it began since the last scan, perhaps its only one
-            return not self._drains or now - self._died > self._assignment.grace
+            return not (self._drains or self._elsewhere) or now - self._died > self._assignment.grace
         return idle > _LINGER_SECONDS
 
     def _load(self) -> None:
@@ -203,11 +208,17 @@ class DeliveryProcess:
         for drain in self._current():
             drain.discover_sessions()
         elsewhere: dict[str, int] = {}
+        leads = self._syncs or not self._lead.shared or self._lead.taken()
         for folder in self._root.runs():
             if folder.run_key in self._drains or not self._is_ours(folder):
                 continue
-            if not self._syncs and is_held(folder.takeover_lock):
-                continue
+            if folder.run_key not in self._takeovers:
+                if not leads:
+                    if self._leave(folder):
+                        elsewhere[folder.run_key] = folder.state_written()
+                    continue
+                if not self._syncs and is_held(folder.takeover_lock):
+                    continue
             folder.remove_planted()
             lock = FileLock(folder.drain_lock, blocking=False)
             try:
@@ -237,15 +248,24 @@ class DeliveryProcess:
     def _waits_for(self, folder: RunFolder) -> bool:
         """Return whether we stay while another process delivers this run; one that cannot is asked to leave it to us.
 
-        A delivery process whose trainer lives is not waited for, because it may go on for days.
+        A ``sync`` does not wait for a delivery process whose trainer lives, because it may go on for days.
         """
         if not self._syncs:
-            return False
+            return self._lead.shared and self._is_of_owner(folder)
         if (state := folder.read_state()) is not None and state.last_error:
             self._ask_for(folder)
             return True
         watches = [self._watch_of(header.owner) for header in self._headers_of(folder)]
         return all(watch is None or not watch.alive() for watch in watches)
+
+    def _leave(self, folder: RunFolder) -> bool:
+        """Leave a run of our owner to the process that leads, unless that fails; return False for others' runs."""
+        if not self._is_of_owner(folder):
+            return False
+        if (state := folder.read_state()) is not None and state.last_error:
+            self._ask_for(folder)  # our environment may hold what that process lacks
+        folder.share()
+        return True
 
     def _ask_for(self, folder: RunFolder) -> None:
         if folder.run_key not in self._takeovers:
@@ -276,15 +296,22 @@ class DeliveryProcess:
     def _is_ours(self, folder: RunFolder) -> bool:
         """Return whether we deliver this run: it is for our store, and it is our owner's or all its owners are dead.
 
-        A ``sync`` delivers what it finds, whether its owner lives or not; a run's lock says who else delivers it.
+        A ``sync`` delivers what it finds, whether its owner lives or not; a run's lock says who else delivers it. The
+        process that leads delivers what others leave to it.
         """
         opened = self._headers_of(folder)
         if not opened or any(not header.store.same_as(self._assignment.store) for header in opened):
             return False
         if self._syncs:
             return folder.run_key not in self._caught_up
-        owners = {header.owner for header in opened}
-        return self._assignment.owner in owners or all(self._known_dead(owner) for owner in owners)
+        if self._is_of_owner(folder) or all(self._known_dead(header.owner) for header in opened):
+            return True
+        return folder.shared and all(
+            header.store == self._assignment.store and header.owner.is_local() for header in opened
+        )
+
+    def _is_of_owner(self, folder: RunFolder) -> bool:
+        return any(header.owner == self._assignment.owner for header in self._headers_of(folder))
 
     def _known_dead(self, owner: Owner) -> bool:
         # We cannot tell whether a process on another machine or in another container is alive.

@@ -6,6 +6,7 @@
       .gitignore
       delivery.log               the log of the delivery processes
       .lock                      held briefly while a session opens or a delivered run is removed
+      .lead-<store>.lock         held by the process that delivers to a local store for all training processes
       .scratch-<process>-…       files of a training process that only it needs
       delivered/<run key>.json   the final state of delivered runs
       rejected/<run key>/…       files that the store refused and that may exist nowhere else; nothing deletes them
@@ -17,6 +18,8 @@
         uploading/…              copies of the live files that are being uploaded
         state.json               what delivery knows and has done
         drain.lock               held by the process that delivers the run
+        takeover.lock            held by a process that asks that one to leave the run to it
+        shared                   the run is left to the process that delivers for all
         rejected.jsonl           records that were refused, with the reason
 """
 
@@ -37,7 +40,7 @@ import msgspec
 from tracking_callbacks._journal.confined import OutsideError, delete, inside, is_key, open_own, read_own
 from tracking_callbacks._journal.owner import Owner, current_owner, started_at
 from tracking_callbacks._journal.private import check_private
-from tracking_callbacks._journal.records import Status
+from tracking_callbacks._journal.records import Status, StoreAddress
 
 __all__ = ["JournalRoot", "RunFolder", "RunState", "SessionState", "is_held", "session_name"]
 
@@ -47,7 +50,7 @@ _DELIVERED = "delivered"
 _SCRATCH = ".scratch-"
 _REJECTED = "rejected"
 # What this package writes in a run's folder under a fixed name: files, then folders.
-_RUN_FILES = ("state.json", "rejected.jsonl", "drain.lock", "takeover.lock")
+_RUN_FILES = ("state.json", "rejected.jsonl", "drain.lock", "takeover.lock", "shared")
 _RUN_FOLDERS = ("uploading", "drawn")
 
 
@@ -131,8 +134,19 @@ class RunFolder:
 
     @property
     def takeover_lock(self) -> Path:
-        """Lock file of a ``sync`` that asks a delivery process to leave the run to it."""
+        """Lock file of a process that asks another to leave the run to it."""
         return self.path / "takeover.lock"
+
+    @property
+    def shared(self) -> bool:
+        """Whether the owner's delivery process leaves the run to the one that leads."""
+        return (self.path / "shared").exists()
+
+    def share(self) -> None:
+        """Leave the run to the delivery process that leads."""
+        if not self.shared:
+            with contextlib.suppress(OSError):  # a full disk: the owner's process delivers it once that one has ended
+                os.close(open_own(self.path / "shared", os.O_WRONLY | os.O_CREAT))
 
     @property
     def rejected(self) -> Path:
@@ -247,6 +261,10 @@ class JournalRoot:
             return Path(tempfile.mkdtemp(prefix=prefix, dir=self.path))
         except OSError:  # the disk is full
             return Path(tempfile.mkdtemp(prefix="tracking_callbacks-"))
+
+    def lead_lock(self, store: StoreAddress) -> Path:
+        """Return the lock file of the process that delivers to a store for all training processes of this machine."""
+        return self.path / f".lead-{_machine(current_owner())}-{crc32(msgspec.json.encode(store)):08x}.lock"
 
     def runs(self) -> list[RunFolder]:
         """Return the folders of all runs that are not delivered yet."""
