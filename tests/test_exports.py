@@ -64,9 +64,10 @@ def test_signatures_are_those_of_the_design() -> None:
     ]
     assert keywords(tracking_callbacks.MLflowTracker.start_run) == ["run_name", "tags", "parent", "run_id"]
     assert keywords(MLflowTrainerCallback) == [
-        *("tracker", "run_name", "tags", "log_model", "registered_model_name", "aliases", "log_checkpoints"),
+        *("tracker", "run_name", "tags", "log_model", "registered_model_name", "aliases"),
+        *("code_paths", "register_trials", "log_checkpoints"),
     ]
     assert keywords(MLflowSB3Callback) == [
-        *("tracker", "run_name", "tags", "log_model", "registered_model_name", "aliases"),
-        *("returns", "periods_per_year", "verbose"),
+        *("tracker", "run_name", "tags", "log_model", "log_model_every", "registered_model_name", "aliases"),
+        *("code_paths", "register_trials", "returns", "periods_per_year", "verbose"),
     ]

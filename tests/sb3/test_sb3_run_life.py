@@ -132,7 +132,10 @@ def test_the_status_is_correct_when_other_code_announces_the_end(store: Store, t
     run = store.delivered(callback.run)
 
     assert run.info.status == status
-    assert len(run.outputs.model_outputs) == (1 if status == "FINISHED" else 0)
+    (model,) = run.outputs.model_outputs
+    tags = store.client.get_logged_model(model.model_id).tags
+    stopped_by = {"FINISHED": None, "KILLED": "KeyboardInterrupt", "FAILED": "RuntimeError"}
+    assert tags.get("tracking_callbacks.interrupted") == stopped_by[status]
     if status == "FAILED":
         assert run.data.tags["tracking_callbacks.error"] == "RuntimeError: burst"
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tracking_callbacks._callbacks.searches import Trial, current_trial
 from tracking_callbacks._callbacks.training_watch import current_call
 from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.records import Status
-from tracking_callbacks._runs.run import Run, active_runs
+from tracking_callbacks._runs.run import Run, active_runs, is_pruned
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.settings import Settings, is_switched_on
@@ -27,6 +29,19 @@ NESTED_VARIABLE = "MLFLOW_NESTED_RUN"
 # Runs of the user that a training run of this process has written to: the identity of each by `Run.run_key`, as
 # checkpoints name it. The next training run is nested, so that the folds of a cross-validation are not poured into one.
 _trained_in: dict[str, str] = {}
+
+# The run of each study whose trials train in this process, by what identifies the study.
+_studies: dict[tuple[str, ...], Run] = {}
+_studies_lock = threading.Lock()
+
+
+def _end_studies() -> None:
+    """End the runs of studies: training that is no trial has begun."""
+    with _studies_lock:
+        for run in _studies.values():
+            if not run.joined and run.status_at_exit == "FINISHED" and run not in active_runs.get():
+                run.end()
+        _studies.clear()
 
 
 def run_reference(run: Run) -> dict[str, str]:
@@ -73,11 +88,13 @@ class _UsersRun:
         identity: Its `Run.run_key` where the user has entered it here, otherwise the server's id.
         tracker: Where runs that are nested under it go.
         entered: The run, if the user has entered it here.
+        began: When it began, in milliseconds since the epoch; 0 if that is unknown.
     """
 
     identity: str
     tracker: MLflowTracker
     entered: Run | None = None
+    began: int = 0
 
 
 class CallbackRun:
@@ -95,11 +112,15 @@ class CallbackRun:
         run_name: Name of runs that are started.
         tags: Tags of runs that are started.
         wind_up: Logs what the callback still holds; called before training that raised an exception ends.
+        keep_model: Logs the model of training that an exception has stopped; called after `wind_up` with the exception,
+            but not for a trial that a search has pruned.
 
     Attributes:
         run: The run that is written to; None before the first event.
         training: Training has begun and has not ended.
         search: The run that a search's trials are nested under; None outside a search.
+        in_trial: The training is a trial of a study that the user's own code runs.
+        run_name: Name of runs that are started; None means that MLflow makes one up.
     """
 
     def __init__(
@@ -109,14 +130,17 @@ class CallbackRun:
         run_name: str | None = None,
         tags: Mapping[str, Any] | None = None,
         wind_up: Callable[[], object] | None = None,
+        keep_model: Callable[[BaseException], object] | None = None,
     ) -> None:
         self.tracker = tracker
         self.run: Run | None = None
         self.training = False
         self.search: Run | None = None
-        self._run_name = run_name
+        self.run_name = run_name
+        self.in_trial = False
         self._tags = dict(tags or {})
         self._wind_up = wind_up
+        self._keep_model = keep_model
         self._trained = False
         self._borrowed: Run | None = None
 
@@ -139,6 +163,9 @@ class CallbackRun:
         """
         self._close_interrupted()
         self._end_search()
+        if resume_key is None and not continues and (trial := self._trial()) is not None:
+            return self._begin_trial_of(trial)
+        _end_studies()
         run = self.run
         if run is None or not self._may_continue(run, resume_key, continues):
             if run is not None and not self._trained and not self._user_owns(run):
@@ -152,6 +179,7 @@ class CallbackRun:
             _trained_in[run.run_key] = _identity(run)
         run.status_at_exit = "KILLED"
         self.run = run
+        self.in_trial = False
         self.training = self._trained = True
         if (call := current_call()) is not None:
             call.on_end(self._on_call_end)
@@ -180,6 +208,30 @@ class CallbackRun:
         self.run.status_at_exit = "FAILED"  # the search has caught what stopped its last trial
         self.training = self._trained = True
         return self.run, self.search
+
+    def _begin_trial_of(self, trial: Trial) -> Run:
+        """Return a new run for a trial of a study, nested under the study's run."""
+        if self.run is not None and not self._trained and not self._user_owns(self.run):
+            self.run.end()  # an evaluation opened it
+        with _studies_lock:
+            key = (*_place(self.settings).values(), trial.study)
+            study = _studies.get(key)
+            if study is None:
+                study = _studies[key] = self._join_or_start(f"study {trial.study}")
+                study.status_at_exit = "FINISHED"  # no hook says that a study is over
+        self.run = MLflowTracker.of(study).start_run(f"trial {trial.number}", tags=self._tags, parent=study)
+        self.run.log_params({f"trial.{name}": value for name, value in trial.params.items()})
+        self.run.status_at_exit = "KILLED"
+        self.training = self._trained = self.in_trial = True
+        if (call := current_call()) is not None:
+            call.on_end(self._on_call_end)
+        return self.run
+
+    def _trial(self) -> Trial | None:
+        """Return the trial that this training belongs to, None if the trial's own code has started a run for it."""
+        trial = current_trial()
+        users = None if trial is None else self._users_run()
+        return None if users is not None and trial is not None and users.began >= trial.began else trial
 
     def run_for_evaluation(self) -> Run:
         """Return the run that an evaluation belongs to: that of the last training, else one that training will join.
@@ -235,6 +287,8 @@ class CallbackRun:
             return
         if self._wind_up is not None:
             self._wind_up()
+        if error is not None and self._keep_model is not None and not is_pruned(error):
+            self._keep_model(error)
         self.training = False
         self._end(self.run, "FINISHED" if error is None else "KILLED", error)
 
@@ -276,7 +330,7 @@ class CallbackRun:
             return self._join(users)
         if resume_key is not None:  # an earlier nested run, which continues
             return self._start(resume_key, at_step)
-        return users.tracker.start_run(self._run_name, tags=self._tags, parent=users.entered or users.identity)
+        return users.tracker.start_run(self.run_name, tags=self._tags, parent=users.entered or users.identity)
 
     def _join(self, users: _UsersRun) -> Run:
         if users.entered is None:
@@ -284,15 +338,16 @@ class CallbackRun:
         self._borrowed = users.entered
         return users.entered
 
-    def _join_or_start(self) -> Run:
+    def _join_or_start(self, run_name: str | None = None) -> Run:
         users = self._users_run()
-        return self._start() if users is None else self._join(users)
+        return self._start(run_name=run_name) if users is None else self._join(users)
 
     def _users_run(self) -> _UsersRun | None:
         """Return the run that the user has started, None if there is none."""
         entered = [run for run in active_runs.get() if self.tracker is None or run.settings == self.tracker.settings]
         if entered:
-            return _UsersRun(entered[-1].run_key, MLflowTracker.of(entered[-1]), entered[-1])
+            run = entered[-1]
+            return _UsersRun(run.run_key, MLflowTracker.of(run), run, began=run.began)
         if run_id := os.environ.get(RUN_ID_VARIABLE, "").strip():
             return _UsersRun(run_id, self._tracker())
         mlflow = sys.modules.get("mlflow")
@@ -301,16 +356,16 @@ class CallbackRun:
             return None
         # The active run lives at mlflow's own URI, which may differ from ours.
         there = self._tracker().at(mlflow.get_tracking_uri(), experiment_id=active.info.experiment_id)
-        return _UsersRun(active.info.run_id, there)
+        return _UsersRun(active.info.run_id, there, began=active.info.start_time)
 
     @staticmethod
     def _must_nest(identity: str) -> bool:
         return identity in _trained_in.values() or is_switched_on(NESTED_VARIABLE)
 
-    def _start(self, resume_key: str | None = None, at_step: int | None = None) -> Run:
+    def _start(self, resume_key: str | None = None, at_step: int | None = None, *, run_name: str | None = None) -> Run:
         if resume_key is not None:
             return self._tracker().resume_run(resume_key, at_step=at_step)
-        return self._tracker().start_run(self._run_name, tags=self._tags)
+        return self._tracker().start_run(run_name or self.run_name, tags=self._tags)
 
     def _tracker(self) -> MLflowTracker:
         if self.tracker is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,25 @@ from typing import Any
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._values.names import check_registration, safe_name
 from tracking_callbacks._writing.guard import never_in_the_way
+from tracking_callbacks.errors import ConfigError
 
-__all__ = ["MODEL_ERROR_TAG", "ModelLogger", "PreparedModel"]
+__all__ = ["MODEL_ERROR_TAG", "ModelLogger", "PreparedModel", "check_code_paths"]
 
 MODEL_ERROR_TAG = "tracking_callbacks.model_error"
+
+
+def check_code_paths(code_paths: Iterable[str]) -> list[str]:
+    """Return `code_paths` as a list.
+
+    Raises:
+        ConfigError: It is one text, or names a file or folder that does not exist.
+    """
+    if isinstance(code_paths, (str, os.PathLike)):
+        raise ConfigError(f"code_paths: expected a list of files and folders, got {code_paths!r}", setting="code_paths")
+    paths = [str(path) for path in code_paths]
+    if missing := [path for path in paths if not Path(path).exists()]:
+        raise ConfigError(f"code_paths: there is no file or folder {missing[0]!r}", setting="code_paths")
+    return paths
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tracking_callbacks import finance
 from tracking_callbacks._episodes.returns import Info, Kind, ReturnsSource, number
-from tracking_callbacks._episodes.statistics import Series, trading_statistics
+from tracking_callbacks._episodes.statistics import STATISTICS, Series, statistics_over_episodes, trading_statistics
 
 __all__ = ["Episode", "EpisodeTracker", "StepBuffer"]
+
+
+_COLUMNS = {"episode", "timestep", "env", "reward", "length", *STATISTICS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Episode:
         length: Number of its steps.
         statistics: Those of `statistics.STATISTICS` that exist.
         skipped: Why its return series could not be used; None if it was used.
+        extras: What else the environment said of the episode, by name: keywords of its monitor, ``is_success``.
     """
 
     timestep: int
@@ -35,11 +39,23 @@ class Episode:
     length: int
     statistics: Mapping[str, float]
     skipped: str | None
+    extras: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics that a run plots for this episode."""
         plotted = {"episode/reward": self.reward, "episode/length": float(self.length)}
+        plotted |= {f"episode/{name}": value for name, value in self.extras.items()}
         return plotted | {f"episode/{name}": value for name, value in self.statistics.items()}
+
+
+def _extras(info: Info, monitored: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return what a ``Monitor(info_keywords=…)`` added to its episode, and ``is_success``; numbers only."""
+    said = dict(monitored or {})
+    if "is_success" in info:
+        said["is_success"] = info["is_success"]
+    numbers = {str(name): number(value) for name, value in said.items() if name not in ("r", "l", "t")}
+    known = {f"info_{name}" if name in _COLUMNS else name: value for name, value in numbers.items()}
+    return {name: value for name, value in known.items() if math.isfinite(value)}
 
 
 class StepBuffer:
@@ -56,6 +72,7 @@ class StepBuffer:
         self._rewards = np.empty((rows, n_envs))
         self._values = np.full((rows, n_envs), math.nan)
         self._next = 0
+        self._window = 0  # row of the first step of the present window
         self._summed = 0
         self._total = 0.0
         self._starts = [0] * n_envs
@@ -96,6 +113,29 @@ class StepBuffer:
         self._cut_rewards[env], self._cut_steps[env] = 0.0, 0
         return total, rewards, values, complete
 
+    def begin_window(self) -> None:
+        """Begin a window of steps."""
+        self._window = self._next
+
+    def window(self) -> tuple[Series, list[tuple[Series, float]]]:
+        """Return what the present window holds.
+
+        Returns:
+            The rewards of its steps, shape (steps, environments), and for each environment the values of the running
+            episode in it with the value before the first of them, NaN if there is none. They are views.
+        """
+        start = self._window
+        firsts = [max(start, begun) for begun in self._starts]
+        values = [
+            (self._values[first : self._next, env], float(self._values[first - 1, env]) if first > begun else math.nan)
+            for env, (first, begun) in enumerate(zip(firsts, self._starts, strict=True))
+        ]
+        return self._rewards[start : self._next], values
+
+    def running(self, env: int) -> Series:
+        """Return the values of the running episode of `env` as far as they are kept, a view."""
+        return self._values[self._starts[env] : self._next, env]
+
     def total_reward(self) -> float:
         """Return the sum of all rewards that were ever added, without NaN."""
         self._total += float(np.nansum(self._rewards[self._summed : self._next]))
@@ -119,6 +159,7 @@ class StepBuffer:
         self._values[: rows - first] = self._values[first:].copy()
         self._starts = [start - first for start in self._starts]
         self._next -= first
+        self._window = max(self._window - first, 0)
         self._summed = self._next
 
     def _cut(self, first: int) -> None:
@@ -176,7 +217,48 @@ class EpisodeTracker:
 
     def running(self) -> int:
         """Return how many episodes are under way."""
-        return sum(self._steps.length(env) > 0 for env in range(self.n_envs))
+        return sum(length > 0 for length in self.lengths())
+
+    def lengths(self) -> list[int]:
+        """Return the number of steps of each running episode, one per environment."""
+        return [self._steps.length(env) for env in range(self.n_envs)]
+
+    def begin_window(self) -> None:
+        """Begin a window of steps."""
+        self._steps.begin_window()
+
+    def window_statistics(self) -> dict[str, float]:
+        """Return the statistics of the steps since `begin_window`, over all environments.
+
+        ``reward_mean``, ``_min``, ``_max``, ``_std`` and ``_count`` are those of the rewards; the others, see
+        `statistics.STATISTICS`, those of the returns of the running episodes.
+        """
+        rewards, values = self._steps.window()
+        finite = rewards[np.isfinite(rewards)]
+        statistics: dict[str, float] = {}
+        if finite.size:
+            numbers = {"mean": finite.mean(), "min": finite.min(), "max": finite.max(), "std": finite.std()}
+            statistics = {f"reward_{name}": float(number) for name, number in numbers.items()}
+            statistics["reward_count"] = float(finite.size)
+        if self.source.kind is Kind.REWARD:
+            series = [rewards[:, env] for env in range(self.n_envs)]
+        elif self.source.kind is Kind.RETURN:
+            series = [inside for inside, _ in values]
+        else:
+            series = [finance.returns_from_equity(np.concatenate(([before], inside))) for inside, before in values]
+        known = [one[np.isfinite(one)] for one in series]
+        return statistics | statistics_over_episodes(
+            [one for one in known if one.size], periods_per_year=self._periods, compounded=self.source.declared
+        )
+
+    def equity_under_way(self) -> Series | None:
+        """Return the account values of the longest running episode, from its reset on; None if it has none."""
+        if self.source.kind is not Kind.EQUITY:
+            return None
+        env = int(np.argmax(self.lengths()))
+        values = np.concatenate(([self._first_values[env]], self._steps.running(env)))
+        known = values[np.isfinite(values)]
+        return known if known.size > 1 else None
 
     def total_reward(self) -> float:
         """Return the sum of all raw rewards so far, including those of unfinished episodes."""
@@ -215,7 +297,7 @@ class EpisodeTracker:
                 statistics = trading_statistics(
                     returns, periods_per_year=self._periods, compounded=self.source.declared
                 )
-        return Episode(timestep, env, reward, length, statistics, skipped)
+        return Episode(timestep, env, reward, length, statistics, skipped, _extras(info, monitored))
 
     def _returns(self, rewards: Series, values: Series, first_value: float) -> Series:
         if self.source.kind is not Kind.EQUITY:

@@ -47,7 +47,7 @@ from tracking_callbacks._writing.snapshots import hold, size_of, snapshot
 from tracking_callbacks.errors import InputError, InvalidNameError, TrackingError
 from tracking_callbacks.settings import Settings
 
-__all__ = ["Part", "Run", "active_runs"]
+__all__ = ["Part", "Run", "active_runs", "is_pruned"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Run:
 
     Attributes:
         run_key: The run's identity on this side, known before the server has given it a run id.
+        began: When this object was made, in milliseconds since the epoch.
         settings: Those of the tracker that started the run.
         journal: Where the records go.
         joined: Another program started the run and will end it.
@@ -84,6 +85,7 @@ class Run:
         opened: records.SessionOpened,
     ) -> None:
         self.run_key = opened.run_key
+        self.began = opened.timestamp
         self.settings = settings
         self.journal: RunJournal
         if settings.disabled:
@@ -100,6 +102,7 @@ class Run:
         self._modules = exits.modules_on_stack()
         self._contents = ContentsRecorder(settings, self.journal, opened)
         self._registering: list[records.Model] = []
+        self._postponed: Callable[[], object] | None = None
         self._status: records.Status | None = None
 
     # -- what can be logged ------------------------------------------------------------------------------------------
@@ -234,6 +237,10 @@ class Run:
         self._checkpoint_sources.add(source)
         if staged is not None:
             self._checkpoints.add(staged, size)
+
+    def log_file(self, artifact_file: str, write: Callable[[Path], object]) -> None:
+        """Log the artifact `artifact_file`, which `write` writes to the path that it is given."""
+        self._log_file(artifact_file, write)
 
     def log_text(self, text: str, artifact_file: str) -> None:
         """Log a text as the artifact `artifact_file`, for example ``"notes/readme.txt"``."""
@@ -468,13 +475,13 @@ class Run:
         that a search has pruned is KILLED too, without an error.
         """
         if not self.ended and not self.joined:
-            if _is_pruned(error):
+            if is_pruned(error):
                 self.set_tags({"tracking_callbacks.pruned": "true"})
             else:
                 lines = traceback.format_exception(error)
                 self.log_text(mask_text("".join(lines)), "error.txt")
                 self.set_tags({records.ERROR_TAG: mask_text(lines[-1].strip())})
-        self.end("FAILED" if isinstance(error, Exception) and not _is_pruned(error) else "KILLED")
+        self.end("FAILED" if isinstance(error, Exception) and not is_pruned(error) else "KILLED")
 
     def reopen(self, *, at_step: int | None = None) -> None:
         """Continue the run after its end: its status is RUNNING again until the next `end`.
@@ -501,8 +508,19 @@ class Run:
         else:
             self.fail(error)
 
+    def postpone(self, write: Callable[[], object] | None) -> None:
+        """Have `write` log to this run at its next `flush` or at the end of the program; None withdraws it."""
+        self._postponed = write
+
+    def write_postponed(self) -> None:
+        """Log what was postponed."""
+        write, self._postponed = self._postponed, None
+        if write is not None:
+            write()
+
     def close(self) -> None:
         """Let go of the journal at exit: an open run ends as interrupted, what was added to an ended one is sealed."""
+        self.write_postponed()
         if self.ended:
             self.journal.seal(None)
         else:
@@ -515,6 +533,7 @@ class Run:
             timeout: Seconds; None means the tracker's ``flush_timeout``. The wait shows its progress on stderr
                 after two seconds. With ``offline=True`` nothing is waited for.
         """
+        self.write_postponed()
         self._contents.settle()
         if self.ended:
             self.journal.seal(None)  # what was added after the end
@@ -631,6 +650,6 @@ def _model_record(
     return record
 
 
-def _is_pruned(error: BaseException) -> bool:
+def is_pruned(error: BaseException) -> bool:
     """Return whether `error` is Optuna's ``TrialPruned``: the search has given a trial up, which is no failure."""
     return any(kind.__name__ == "TrialPruned" for kind in type(error).__mro__)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import enum
+import hashlib
 import math
 import operator
 import os
@@ -34,6 +36,7 @@ MAX_TAG_LENGTH = 8_000
 
 # What the libraries raise where there is no number, or several: torch's RuntimeError comes from a meta tensor.
 _NOT_ONE_NUMBER = (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+_MOST_ELEMENTS = 256  # of an array that is written out
 _MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -120,7 +123,8 @@ def to_jsonable(value: object) -> Any:
 
     Sets are sorted, enums give their values, dataclasses and mappings become dicts, paths and dates become text,
     classes and functions their dotted names. Any other object becomes its ``str``, or its class's dotted name if that
-    text contains a memory address. Values under a key that names a secret (``hub_token``, ``password``, …) and
+    text contains a memory address. An array or tensor of more than 256 elements becomes its shape, its dtype and a
+    digest of its bytes (BLAKE2b, 64 bits). Values under a key that names a secret (``hub_token``, ``password``, …) and
     credentials inside URIs are replaced by ``***``.
     """
     return _to_jsonable(value, set())
@@ -158,9 +162,33 @@ def _to_jsonable(value: Any, ancestors: set[int]) -> Any:
     if callable(getattr(value, "item", None)) and getattr(value, "shape", None) == ():
         return _to_jsonable(value.item(), ancestors)
     if callable(getattr(value, "tolist", None)) and hasattr(value, "shape"):
+        if math.prod(value.shape) > _MOST_ELEMENTS:
+            return _summary(value)
         return _to_jsonable(value.tolist(), ancestors)
     text = str(value)
     return f"{type(value).__module__}.{type(value).__qualname__}" if _MEMORY_ADDRESS.search(text) else mask_text(text)
+
+
+def _summary(array: Any) -> dict[str, Any]:
+    """Return what an array or tensor with very many elements is known by."""
+    summary = {"shape": [int(length) for length in array.shape], "dtype": str(array.dtype)}
+    with contextlib.suppress(*_NOT_ONE_NUMBER):  # a tensor without content, or of a type that numpy does not know
+        array = array.detach().cpu() if hasattr(array, "detach") else array
+        content = _content(array)
+        if not content.dtype.hasobject:  # of objects, the bytes are addresses
+            contiguous = content if content.flags.c_contiguous else content.copy(order="C")
+            digest = hashlib.blake2b(contiguous.view("uint8").reshape(-1), digest_size=8)
+            summary["digest"] = digest.hexdigest()
+    return summary
+
+
+def _content(array: Any) -> Any:
+    if not callable(getattr(array, "numpy", None)):
+        return array.__array__()
+    try:
+        return array.numpy()
+    except TypeError:  # numpy has no bfloat16
+        return array.float().numpy()
 
 
 def _masked(key: str, value: Any, ancestors: set[int]) -> Any:

@@ -22,10 +22,16 @@ _begun_training_runs = 0
 @overload
 def never_in_the_way(hook: Callable[P, R], /) -> Callable[P, R | None]: ...
 @overload
-def never_in_the_way(*, default: R, begins: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def never_in_the_way(
+    *, default: R, begins: bool = False, piece: str = ""
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 @overload
 def never_in_the_way(*, begins: bool) -> Callable[[Callable[P, R]], Callable[P, R | None]]: ...
-def never_in_the_way(hook: Callable[P, Any] | None = None, /, *, default: Any = None, begins: bool = False) -> Any:
+@overload
+def never_in_the_way(*, piece: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]: ...
+def never_in_the_way(
+    hook: Callable[P, Any] | None = None, /, *, default: Any = None, begins: bool = False, piece: str = ""
+) -> Any:
     """Make a callback hook harmless: log any exception in it and return `default` instead.
 
     The traceback is logged as an error once per run, hook and exception type, and at debug level after that, so that a
@@ -38,6 +44,8 @@ def never_in_the_way(hook: Callable[P, Any] | None = None, /, *, default: Any = 
         default: What the guarded hook returns after an exception.
         begins: The hook begins a training run, and is called once for each. Its own failures, and later failures
             without a run, are then logged again.
+        piece: What the hook records, in words. If the user's object lacks what that needs (an AttributeError or a
+            NotImplementedError), one line at INFO says so, without a traceback.
     """
 
     def decorate(inner: Callable[P, Any]) -> Callable[P, Any]:
@@ -49,7 +57,7 @@ def never_in_the_way(hook: Callable[P, Any] | None = None, /, *, default: Any = 
                 return inner(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - this is the guard
                 # A hook that begins a training run still has the run of the one before.
-                _report(None if begins else _run_key_of(args), name, error)
+                _report(None if begins else _run_key_of(args), name, error, piece)
                 return default
 
         @functools.wraps(inner)
@@ -63,10 +71,15 @@ def never_in_the_way(hook: Callable[P, Any] | None = None, /, *, default: Any = 
     return decorate if hook is None else decorate(hook)
 
 
-def _report(run_key: str | None, hook: str, error: Exception) -> None:
+def _report(run_key: str | None, hook: str, error: Exception, piece: str) -> None:
     seen = (run_key or _begun_training_runs, hook, type(error).__qualname__)
-    level = logging.DEBUG if seen in _reported else logging.ERROR
+    again = seen in _reported
     _reported.add(seen)
+    if piece and isinstance(error, (AttributeError, NotImplementedError)):
+        reason = str(error) or type(error).__name__
+        logger.log(logging.DEBUG if again else logging.INFO, "the run goes on without %s: %s", piece, reason)
+        return
+    level = logging.DEBUG if again else logging.ERROR
     logger.log(level, "tracking failed in %s; training goes on without this record", hook, exc_info=error)
 
 

@@ -13,12 +13,15 @@ when a function is called, never on import.
 
 from __future__ import annotations
 
+import base64
 import copy
 import importlib
 import inspect
+import json
 import logging
 import shutil
 import sys
+import zipfile
 from importlib import metadata as distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +40,9 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
     VecVideoRecorder,
 )
+from stable_baselines3.her import HerReplayBuffer
 
+from tracking_callbacks._callbacks.user_code import code_of, modules_in_pickle
 from tracking_callbacks._journal.confined import delete
 from tracking_callbacks.flavors import sb3_agent
 from tracking_callbacks.flavors.sb3_agent import FLAVOR_NAME, Observations, _load_pyfunc, load_agent
@@ -53,6 +58,7 @@ logger = logging.getLogger(__name__)
 _AGENT_FILE = "model.zip"
 _STATISTICS_FILE = "vecnormalize.pkl"
 _CODE_FOLDER = "code"
+_PICKLED = ":serialized:"  # key of an attribute's pickle in model.zip, undocumented (SB3 2.9.2)
 _LOADER_MODULE = "tracking_callbacks_sb3"  # the copy of sb3_agent.py in the model folder
 
 _ALWAYS_NEEDED = ("cloudpickle", "gymnasium", "numpy", "stable-baselines3", "torch")
@@ -87,7 +93,8 @@ def save_model(
         signature: Types and shapes; taken from the agent's spaces by default.
         input_example: A batch of raw observations, shape (n, *observation shape), or a dict of such batches.
             By default the agent's last observation, or a sample of the space.
-        code_paths: Files and folders that the agent needs (custom policies, feature extractors).
+        code_paths: Files and folders that the agent needs (custom policies, feature extractors). By default those
+            below the project root whose modules the saved agent names.
         conda_env: As in MLflow's own flavors.
         pip_requirements: Replaces the default requirements, which are the installed versions.
         extra_pip_requirements: Added to the default requirements.
@@ -103,13 +110,13 @@ def save_model(
 
     folder = Path(path)
     _prepare(folder)
-    _copy_code(folder / _CODE_FOLDER, code_paths or [])
     statistics = vec_normalize or sb3_model.get_vec_normalize_env()
     space, normalizes = _raw_observation_space(sb3_model, statistics)
     if snapshot is None:
         _save_agent(sb3_model, folder, statistics)
     else:
         shutil.copytree(snapshot, folder, dirs_exist_ok=True)
+    _copy_code(folder / _CODE_FOLDER, code_of(_modules_of(folder)) if code_paths is None else code_paths)
     environment = _save_environment(folder, sb3_model, conda_env, pip_requirements, extra_pip_requirements)
 
     mlmodel = mlflow_model if mlflow_model is not None else Model()
@@ -126,6 +133,7 @@ def save_model(
         policy=_class_path(type(sb3_model.policy)),
         vec_normalize=_STATISTICS_FILE if statistics is not None else None,
         normalizes_observations=normalizes,
+        replay_buffer_needs_env=_replay_needs_env(sb3_model),
         stable_baselines3_version=stable_baselines3.__version__,
         code=_CODE_FOLDER,
     )
@@ -182,19 +190,22 @@ def load_model(
     *,
     env: Env[Any, Any] | VecEnv | None = None,
     device: str = "auto",
+    custom_objects: dict[str, Any] | None = None,
 ) -> BaseAlgorithm:
     """Load an agent as an object of its own class.
 
     Without `env`, ``predict`` takes raw observations and applies the saved statistics, until the agent is given
     an environment. With `env`, that environment is wrapped in ``VecNormalize`` with the saved statistics, and
     ``predict`` takes what ``model.get_env()`` returns, as everywhere in SB3. The statistics are frozen and rewards
-    stay raw; ``model.get_vec_normalize_env().training = True`` lets the statistics move again.
+    stay raw; ``model.get_vec_normalize_env().training = True`` lets the statistics move again. A hindsight replay
+    buffer (``HerReplayBuffer``) needs the environment; without `env`, the agent is loaded without it.
 
     Args:
         model_uri: ``models:/name@alias``, ``models:/name/1``, ``runs:/…/model``, or a local folder.
         dst_path: Where to download to; a temporary folder by default.
         env: An environment as it was before ``VecNormalize``.
         device: Where the networks go: "auto", "cpu", "cuda", …
+        custom_objects: Replacements for saved attributes, by name, that cannot be restored here; as in SB3's ``load``.
 
     Raises:
         MlflowException: There is no such model, it has no flavor of this name, or its class cannot be imported or is
@@ -203,7 +214,7 @@ def load_model(
     from mlflow.artifacts import download_artifacts
 
     folder = download_artifacts(artifact_uri=str(model_uri), dst_path=dst_path)
-    return load_agent(Path(folder), env=env, device=device)
+    return load_agent(Path(folder), env=env, device=device, custom_objects=custom_objects)
 
 
 def _save_agent(model: BaseAlgorithm, folder: Path, statistics: VecNormalize | None) -> None:
@@ -221,12 +232,22 @@ def _prepare(folder: Path) -> None:
         raise MlflowException(f"{str(folder)!r} exists and is not empty", error_code=RESOURCE_ALREADY_EXISTS)
 
 
+def _modules_of(folder: Path) -> set[str]:
+    """Return the modules that a saved agent names: SB3 keeps each attribute as base64 of a pickle, or as JSON."""
+    with zipfile.ZipFile(folder / _AGENT_FILE) as archive:
+        attributes = json.loads(archive.read("data"))
+    pickles = [one[_PICKLED] for one in attributes.values() if isinstance(one, dict) and _PICKLED in one]
+    return set().union(*(modules_in_pickle(base64.b64decode(text)) for text in pickles))
+
+
 def _copy_code(folder: Path, code_paths: list[str]) -> None:
     """Copy the user's code and the loader of this flavor into the model's code folder."""
     folder.mkdir()
     for source in map(Path, code_paths):
         if source.is_dir():
-            shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+            )
         else:
             shutil.copy(source, folder)
     shutil.copyfile(sb3_agent.__file__, folder / f"{_LOADER_MODULE}.py")
@@ -282,6 +303,11 @@ def _batch_of_one(seen: Any, space: Space[Any]) -> NDArray[Any]:
     return np.asarray(fresh.sample(), dtype=space.dtype)[np.newaxis]
 
 
+def _replay_needs_env(model: BaseAlgorithm) -> bool:
+    buffer = getattr(model, "replay_buffer_class", None)
+    return isinstance(buffer, type) and issubclass(buffer, HerReplayBuffer)
+
+
 def _signature(model: BaseAlgorithm, space: Space[Any]) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -296,9 +322,17 @@ def _signature(model: BaseAlgorithm, space: Space[Any]) -> ModelSignature:
     params = [ParamSpec("deterministic", DataType.boolean, True)]
     if hasattr(model.policy, "lstm_actor"):
         params.append(ParamSpec("episode_start", DataType.boolean, False))
+        params.append(ParamSpec("return_state", DataType.boolean, False))
+        params.append(ParamSpec("state", DataType.double, [], (-1,)))
     if "action_masks" in inspect.signature(model.predict).parameters:
         params.append(ParamSpec("action_masks", DataType.boolean, [], (-1,)))
-    return ModelSignature(inputs=inputs, outputs=Schema([batch_of(model.action_space)]), params=ParamSchema(params))
+    signature = ModelSignature(
+        inputs=inputs, outputs=Schema([batch_of(model.action_space)]), params=ParamSchema(params)
+    )
+    # Undocumented (MLflow 3.17.2): the model checks its inputs by itself. Otherwise MLflow would refuse float64 where
+    # the space is float32, one observation, and lists.
+    signature._is_signature_from_type_hint = True
+    return signature
 
 
 def _save_environment(

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tracking_callbacks._callbacks.callback_run import CallbackRun, run_key_from, run_reference
 from tracking_callbacks._callbacks.description import evaluation_folder, log_description, role_name, tag_framework
-from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel
+from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel, check_code_paths
 from tracking_callbacks._callbacks.training_watch import watch_method
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
@@ -27,7 +27,14 @@ from tracking_callbacks.errors import MetricValueError, TrackingError
 from tracking_callbacks.huggingface.classification import take_report
 from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
 from tracking_callbacks.huggingface.params import config_of, describe, describe_search
-from tracking_callbacks.huggingface.saving import ModelForm, check_choice, choose_form, processor_of, save_mlmodel
+from tracking_callbacks.huggingface.saving import (
+    ModelForm,
+    check_choice,
+    choose_form,
+    code_paths_of,
+    processor_of,
+    save_mlmodel,
+)
 from tracking_callbacks.huggingface.trainer_datasets import log_dataset_of
 from tracking_callbacks.settings import is_switched_on
 
@@ -64,8 +71,8 @@ class MLflowTrainerCallback(TrainerCallback):
     """Tracks a ``Trainer``: params, metrics, configuration and the trained model, in one truthful MLflow run.
 
     Nothing starts before the first training event, and no tracking fault reaches training. In
-    ``Trainer.hyperparameter_search`` every trial is a run, nested under one of the search; none of them is
-    registered. A copied or unpickled callback begins new runs.
+    ``Trainer.hyperparameter_search``, and in a study of Optuna, every trial is a run, nested under one of the search;
+    none of them is registered. A copied or unpickled callback begins new runs.
 
     Args:
         tracker: Where runs go; None means ``MLflowTracker()``.
@@ -77,6 +84,9 @@ class MLflowTrainerCallback(TrainerCallback):
             loads back anywhere, else merged, and full without PEFT; False: not at all.
         registered_model_name: Name in the model registry; None registers nothing.
         aliases: Aliases that the registered version takes over.
+        code_paths: Files and folders with your own code that the model needs to be loaded; by default those below the
+            project root that define the classes of the model and its tokenizer.
+        register_trials: Register the models of a search's trials too, with their aliases.
         log_checkpoints: Log every checkpoint that ``Trainer`` saves, as ``checkpoints/checkpoint-<step>``;
             ``HF_MLFLOW_LOG_ARTIFACTS`` switches it on too.
 
@@ -94,9 +104,13 @@ class MLflowTrainerCallback(TrainerCallback):
         log_model: str | bool = "auto",
         registered_model_name: str | None = None,
         aliases: Iterable[str] = (),
+        code_paths: Iterable[str] | None = None,
+        register_trials: bool = False,
         log_checkpoints: bool = False,
     ) -> None:
         check_choice(log_model)
+        self.register_trials = register_trials
+        self.code_paths = None if code_paths is None else check_code_paths(code_paths)
         _watch_trainers()
         self.log_model = log_model
         self._model_logger = ModelLogger(
@@ -206,7 +220,8 @@ class MLflowTrainerCallback(TrainerCallback):
             return
         run.draw("learning_curves")
         prepare = functools.partial(self._prepare_model, args, state, kwargs)
-        self._model_logger.log(run, prepare, register=not state.is_hyper_param_search)
+        is_trial = state.is_hyper_param_search or callback_run.in_trial
+        self._model_logger.log(run, prepare, register=self.register_trials or not is_trial)
         callback_run.end_training()
 
     # -- what they do --------------------------------------------------------------------------------------
@@ -323,8 +338,9 @@ class MLflowTrainerCallback(TrainerCallback):
             level = logging.WARNING if chosen.form is ModelForm.ADAPTER else logging.INFO
             logger.log(level, "model: %s", chosen.notice)
         processor = processor_of(context.get("processing_class"), context.get("train_dataloader"), model)
+        code_paths = code_paths_of(model, processor) if self.code_paths is None else self.code_paths
         return PreparedModel(
-            lambda folder: save_mlmodel(model, processor, folder, chosen),
+            lambda folder: save_mlmodel(model, processor, folder, chosen, code_paths or None),
             step=_model_step(args, state),
             tags={"form": str(chosen.form)} | ({"form_notice": chosen.notice} if chosen.notice else {}),
         )

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracking_callbacks._callbacks.user_code import code_of
 from tracking_callbacks._journal.confined import delete
 from tracking_callbacks.errors import ConfigError, TrackingError
 from tracking_callbacks.huggingface.adapters import (
@@ -177,7 +178,15 @@ def processor_of(processing_class: Any, dataloader: DataLoader[Any] | None, mode
         ) from error
 
 
-def save_mlmodel(model: nn.Module, processor: Any, folder: Path, chosen: SavedForm) -> None:
+def code_paths_of(model: nn.Module, processor: Any) -> list[str]:
+    """Return the user's own code that defines the classes of a model, of its parts and of its processor."""
+    objects = [processor, *model.modules()]
+    return code_of({cls.__module__ for cls in {base for one in objects for base in type(one).__mro__}})
+
+
+def save_mlmodel(
+    model: nn.Module, processor: Any, folder: Path, chosen: SavedForm, code_paths: list[str] | None = None
+) -> None:
     """Save `model` into `folder` in MLflow's transformers flavor, without changing the model or using the network.
 
     Args:
@@ -185,6 +194,7 @@ def save_mlmodel(model: nn.Module, processor: Any, folder: Path, chosen: SavedFo
         processor: A tokenizer, image processor, feature extractor or multi-modal processor.
         folder: The folder to create; it must not exist.
         chosen: How to save.
+        code_paths: Files and folders with the code that defines the model's classes.
 
     Raises:
         TrackingError: MLflow's flavor does not support this kind of model.
@@ -213,6 +223,7 @@ def save_mlmodel(model: nn.Module, processor: Any, folder: Path, chosen: SavedFo
             input_example=_EXAMPLES.get(task),
             pip_requirements=_requirements(chosen.form, task),
             base_model_path=str(chosen.base) if chosen.base else None,
+            code_paths=code_paths,
             metadata={"form": str(chosen.form), "base_model": base_model_of(model) or ""},
         )
         if chosen.form is ModelForm.ADAPTER:

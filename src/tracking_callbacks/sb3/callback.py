@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import functools
+import inspect
 import logging
 import math
 import numbers
+import operator
 import os
 import warnings
 from collections.abc import Iterable, Mapping
@@ -22,8 +25,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from tracking_callbacks._callbacks.callback_run import CallbackRun
 from tracking_callbacks._callbacks.description import Description, evaluation_folder, log_description, tag_framework
-from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel
+from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel, check_code_paths
 from tracking_callbacks._callbacks.training_watch import watch_method
+from tracking_callbacks._episodes.point_budget import StepBudget, WindowClock
 from tracking_callbacks._episodes.returns import Returns, check_returns
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
@@ -47,6 +51,7 @@ LogModel = bool | Literal["best"]
 
 MODEL_CHOICE_TAG = "tracking_callbacks.model_choice"
 STOPPED_EARLY_TAG = "tracking_callbacks.stopped_early"
+INTERRUPTED_TAG = "tracking_callbacks.interrupted"
 
 
 class MLflowSB3Callback(BaseCallback):
@@ -61,9 +66,16 @@ class MLflowSB3Callback(BaseCallback):
         tags: Tags of the run, and of the model.
         log_model: Save the agent, with its VecNormalize statistics, at the end of the training run: True as it is then,
             ``"best"`` as it was at the evaluation with the highest mean reward. Evaluations are those of the first
-            ``EvalCallback`` of the same training run.
+            ``EvalCallback`` of the same training run. After an exception or Ctrl-C the agent is saved too, tagged as
+            interrupted, but neither registered nor given an alias. With ``learn(reset_num_timesteps=False)``, usually
+            in a loop, it is saved once: when ``run.flush()`` is called, another run begins or the program ends.
+        log_model_every: Also save the agent whenever this number of steps has passed; it is registered each time.
         registered_model_name: Name in the model registry; None registers nothing.
         aliases: Aliases that the registered version takes over.
+        code_paths: Files and folders with your own code that the agent needs to be loaded; by default those below the
+            project root whose modules the saved agent names.
+        register_trials: Register the agents of a study's trials (Optuna, rl-baselines3-zoo) too, with their aliases.
+            Without it, a trial is a run that is nested under one of the study, and its agent is only logged.
         returns: The return series behind the Sharpe ratio. ``"auto"``: the relative changes of the account value that
             the environment puts into its infos under a known key, otherwise the raw rewards; ``"reward"``: the raw
             rewards, taken as returns; any other text: the info key of an account value, whose relative changes are
@@ -82,8 +94,11 @@ class MLflowSB3Callback(BaseCallback):
         run_name: str | None = None,
         tags: Mapping[str, Any] | None = None,
         log_model: LogModel = True,
+        log_model_every: int | None = None,
         registered_model_name: str | None = None,
         aliases: Iterable[str] = (),
+        code_paths: Iterable[str] | None = None,
+        register_trials: bool = False,
         returns: Returns = "auto",
         periods_per_year: float = 252,
         verbose: int = 0,
@@ -91,6 +106,9 @@ class MLflowSB3Callback(BaseCallback):
         super().__init__(verbose)
         watch_method(BaseAlgorithm, "learn")
         self.log_model = _check_log_model(log_model)
+        self.log_model_every = _check_every(log_model_every)
+        self.register_trials = register_trials
+        self.code_paths = None if code_paths is None else check_code_paths(code_paths)
         self.returns = check_returns(returns)
         self.periods_per_year = _check_periods(periods_per_year)
         self.tags = dict(tags or {})
@@ -101,14 +119,23 @@ class MLflowSB3Callback(BaseCallback):
             aliases=aliases,
             tags=self.tags,
         )
-        self._callback_run = CallbackRun(tracker, run_name=run_name, tags=self.tags, wind_up=self._wind_up)
+        self._run_name = run_name
+        self._callback_run = CallbackRun(
+            tracker,
+            run_name=run_name,
+            tags=self.tags,
+            wind_up=self._wind_up,
+            keep_model=self._keep_interrupted,
+        )
         self._learn_started: float | None = None  # model.start_time (undocumented, SB3 2.9.2) of the last learn()
         self._training = False
         self._learning_pid = 0
         self._timestep = -1
+        self._next_model_at = math.inf
         self._relay: EventRelay | None = None
         self._writer: RunWriter | None = None
         self._recorder: EpisodeRecorder | None = None
+        self._window_clock: WindowClock | None = None
         self._watches: list[EvaluationWatch] = []
         self._best = BestAgent()
         self._last_evaluations: dict[str, tuple[int, Evaluation]] = {}
@@ -127,12 +154,12 @@ class MLflowSB3Callback(BaseCallback):
     def parent(self, parent: BaseCallback | None) -> None:
         self._parent = parent
         # A list inside an EvalCallback sets the parent only after it has initialised its members.
-        if parent is not None and getattr(self, "model", None) is not None:
+        if getattr(self, "model", None) is not None:
             self._listen_to_parent()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of a copy what belongs to the training run of this object; a copy begins a new run."""
-        nothing = dict.fromkeys(("_learn_started", "_relay", "_writer", "_recorder"))
+        nothing = dict.fromkeys(("_learn_started", "_relay", "_writer", "_recorder", "_window_clock"))
         fresh = {"_training": False, "_watches": [], "_best": BestAgent(), "_last_evaluations": {}}
         fresh |= {"locals": {}, "globals": {}}  # SB3's own variables, with modules that cannot be copied
         return self.__dict__ | nothing | fresh
@@ -144,8 +171,7 @@ class MLflowSB3Callback(BaseCallback):
     # -- hooks ---------------------------------------------------------------------------------------------
 
     def _init_callback(self) -> None:
-        if self.parent is not None:
-            self._listen_to_parent()
+        self._listen_to_parent()
 
     def _on_training_start(self) -> None:
         self._callback_run.check_settings()  # wrong configuration raises, before the first step
@@ -166,6 +192,11 @@ class MLflowSB3Callback(BaseCallback):
                 self._begin()
             if self._training and self._recorder is not None:
                 self._recorder.add_step(self.locals, timestep)
+                if self._window_clock is not None and self._window_clock.is_due(timestep):
+                    self._log_window(timestep)
+            if timestep >= self._next_model_at:
+                self._next_model_at = timestep + (self.log_model_every or math.inf)
+                self._log_model(self._prepare_last())
         return True
 
     @never_in_the_way
@@ -178,7 +209,11 @@ class MLflowSB3Callback(BaseCallback):
             return
         self._wind_up()
         if self.run is not None:
-            self._model_logger.log(self.run, self._prepare_model)
+            prepared = self._prepare_model()
+            if prepared is not None and self.locals.get("reset_num_timesteps") is False:  # learn()'s own argument
+                self.run.postpone(functools.partial(self._log_model, prepared))
+            else:
+                self._log_model(prepared)
         self._end()
 
     # -- start and end -------------------------------------------------------------------------------------
@@ -195,36 +230,60 @@ class MLflowSB3Callback(BaseCallback):
         model = self.model
         continues = model._num_timesteps_at_start > 0  # undocumented (SB3 2.9.2)
         before = self.run
+        if before is not None:
+            before.postpone(None) if continues else before.write_postponed()
+        self._name_run()
         resume_key = noted_run_key(model, self._callback_run.settings) if continues else None
         run = self._callback_run.begin_training(resume_key=resume_key, continues=continues, at_step=model.num_timesteps)
         self._training, self._learning_pid = True, os.getpid()
-        if run is not before or self._recorder is None:
-            if self._recorder is not None:
-                self._recorder.close()
-            self._recorder = EpisodeRecorder(run, model, self.returns, self.periods_per_year)
-            self._best = BestAgent()
-        self._recorder.follow(model)
-        note_run(model, run)
-        self._writer = RunWriter(run, model.start_time, self._on_dump)
-        self._writer.install(self.logger)
-        if self.parent is not None:
-            self._listen_to_parent()
-        self._watch_evaluations()
         atexit.register(self._wind_up)  # runs before the run is closed, if the training run never ends
+        self._next_model_at = model.num_timesteps + (self.log_model_every or math.inf)
+        # Each piece has its own guard, and the essential ones come first: an unusual environment costs one of them.
+        self._open_recorder(run, renewed=run is not before)
+        self._open_writer(run)
+        note_run(model, run)
+        self._listen_to_parent()
+        self._watch_evaluations()
         if self.verbose >= 1:
             settings = run.settings
             self.logger.info(f"Tracking to {settings.masked_uri}, experiment {settings.experiment_name!r}")
         self._describe(run)
+        log_prices(run, self.training_env, "train", context="training")
+
+    def _name_run(self) -> None:
+        """Let ``learn(tb_log_name=…)`` name the run, unless it is the algorithm's own default."""
+        name = self.locals.get("tb_log_name")
+        default = inspect.signature(type(self.model).learn).parameters.get("tb_log_name")
+        if self._run_name is None and isinstance(name, str):
+            self._callback_run.run_name = None if default is not None and name == default.default else name
+
+    @never_in_the_way(piece="its episodes")
+    def _open_recorder(self, run: Run, *, renewed: bool) -> None:
+        if renewed or self._recorder is None:
+            if self._recorder is not None:
+                self._recorder.close()
+            self._recorder = EpisodeRecorder(run, self.model, self.returns, self.periods_per_year)
+            self._best = BestAgent()
+        self._recorder.follow(self.model)
+
+    @never_in_the_way(piece="the values of SB3's logger")
+    def _open_writer(self, run: Run) -> None:
+        begins_at, planned = self.model._num_timesteps_at_start, self.model._total_timesteps  # undocumented (SB3 2.9.2)
+        budget = StepBudget(begins_at, planned - begins_at) if self._recorder is None else self._recorder.step_budget
+        self._writer = RunWriter(run, self.model.start_time, self._on_dump, budget)
+        self._writer.install(self.logger)
+        self._window_clock = WindowClock(planned - begins_at) if self._off_policy else None
 
     @never_in_the_way
     def _describe(self, run: Run) -> None:
         described = describe(self.model)
         tag_framework(run, "stable_baselines3", stable_baselines3.__version__, model_type=described["algorithm"])
         log_description(run, Description(described, {"sb3.json": described}))
-        log_prices(run, self.training_env, "train", context="training")
 
     @never_in_the_way
     def _listen_to_parent(self) -> None:
+        if self.parent is None:
+            return
         if self._relay is not None:
             self._relay.remove()
         self._relay = EventRelay(self, self._on_step)
@@ -257,30 +316,47 @@ class MLflowSB3Callback(BaseCallback):
         if self._writer is not None:
             self._writer.remove(self.logger)
             self._writer.write_remaining(self.logger, step)
-        self._log_rollout(step)
         if self._recorder is not None:
+            self._recorder.log_rollout(step, last=True)
             self._recorder.log_artifacts()
         self._log_last_evaluations()
 
+    @never_in_the_way
     def _prepare_model(self) -> PreparedModel:
         best = self._best if self.log_model == "best" and self._best.mean_reward is not None else None
-        step = self.model.num_timesteps if best is None else best.timestep
-        choice = "last"
         if best is not None:
-            choice = f"best: mean reward {best.mean_reward} in the evaluation at step {step}"
-        elif self.log_model == "best":
-            choice = "last, for want of an evaluation"
+            choice = f"best: mean reward {best.mean_reward} in the evaluation at step {best.timestep}"
+            return self._prepared(best.timestep, {MODEL_CHOICE_TAG: choice}, best.snapshot)
+        if self.log_model == "best":
             logger.warning("log_model='best': no EvalCallback has evaluated the agent; it is saved as it is now")
-        snapshot = None if best is None else best.snapshot
+            return self._prepared(self.model.num_timesteps, {MODEL_CHOICE_TAG: "last, for want of an evaluation"})
+        return self._prepare_last()
+
+    def _prepare_last(self) -> PreparedModel:
+        return self._prepared(self.model.num_timesteps, {MODEL_CHOICE_TAG: "last"})
+
+    def _prepared(self, step: int, tags: dict[str, str], snapshot: Path | None = None) -> PreparedModel:
+        model = self.model
 
         def save(folder: Path) -> None:
             # gym_trading_env turns all warnings into errors when it is imported, and importing mlflow warns.
             with warnings.catch_warnings():
                 warnings.simplefilter("default")
-                flavor.save_model(self.model, folder, snapshot=snapshot)
+                flavor.save_model(model, folder, snapshot=snapshot, code_paths=self.code_paths)
 
-        chosen = {MODEL_CHOICE_TAG: choice}
-        return PreparedModel(save, step, tags=chosen, run_tags=chosen)
+        return PreparedModel(save, step, tags=tags, run_tags=tags)
+
+    def _log_model(self, prepared: PreparedModel | None, *, register: bool = True) -> None:
+        if self.run is not None and prepared is not None:
+            register = register and (self.register_trials or not self._callback_run.in_trial)
+            self._model_logger.log(self.run, lambda: prepared, register=register)
+
+    def _keep_interrupted(self, error: BaseException) -> None:
+        """Log the agent of a training run that `error` has stopped, best or last, without registering it."""
+        prepared = self._prepare_model()
+        if prepared is not None:
+            tags = dict(prepared.tags) | {INTERRUPTED_TAG: type(error).__name__}
+            self._log_model(dataclasses.replace(prepared, tags=tags, run_tags=tags), register=False)
 
     @never_in_the_way
     def _end(self) -> None:
@@ -297,6 +373,15 @@ class MLflowSB3Callback(BaseCallback):
     def _on_dump(self, step: int) -> None:
         if self._off_policy:
             self._log_rollout(step)
+
+    def _log_window(self, step: int) -> None:
+        """Log what an off-policy algorithm, which dumps at ends of episodes only, has done since the last time."""
+        if self._recorder is not None:
+            self._recorder.step_budget.grant(step)
+        if self._writer is not None:
+            self._writer.install(self.logger)
+            self._writer.write_update(self.logger, step)
+        self._log_rollout(step)
 
     def _on_evaluation(self, role: str, evaluation: Evaluation) -> None:
         run = self.run
@@ -326,6 +411,15 @@ def _check_log_model(log_model: object) -> LogModel:
     if log_model is True or log_model is False or log_model == "best":
         return log_model
     raise ConfigError(f"log_model: expected True, False or 'best', got {log_model!r}", setting="log_model")
+
+
+def _check_every(steps: object) -> int | None:
+    if steps is None:
+        return None
+    with contextlib.suppress(TypeError):
+        if not isinstance(steps, bool) and (number := operator.index(steps)) > 0:  # type: ignore[arg-type]
+            return number
+    raise ConfigError(f"log_model_every: expected a number of steps or None, got {steps!r}", setting="log_model_every")
 
 
 def _check_periods(periods: object) -> float:

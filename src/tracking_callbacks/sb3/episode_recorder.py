@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv
 
 from tracking_callbacks._episodes.episode_log import EpisodeLog
 from tracking_callbacks._episodes.episode_tracker import EpisodeTracker
+from tracking_callbacks._episodes.point_budget import StepBudget
 from tracking_callbacks._episodes.returns import Info, Returns, choose_source
 from tracking_callbacks._runs.run import Run
-from tracking_callbacks._writing.guard import never_in_the_way
+from tracking_callbacks.sb3.environments import is_monitored, reset_info
 from tracking_callbacks.sb3.run_note import note_progress, noted_progress
 
 __all__ = ["EpisodeRecorder"]
@@ -46,7 +46,6 @@ class EpisodeRecorder:
         begins_at = model._num_timesteps_at_start  # undocumented (SB3 2.9.2), like `_total_timesteps`
         self._log = EpisodeLog(run, begins_at, model._total_timesteps - begins_at, progress=noted_progress(model, run))
         self._tracker: EpisodeTracker | None = None
-        self._earlier_reward = 0.0  # from environments that are no longer part of the run
         self._env: VecEnv | None = None
         self._blind = False
         self._first_infos: Mapping[
@@ -59,7 +58,7 @@ class EpisodeRecorder:
         env = model.get_env()
         assert env is not None
         self._normalizer = model.get_vec_normalize_env()
-        self._monitored = bool(_is_monitored(env))
+        self._monitored = is_monitored(env)
         fresh = model._num_timesteps_at_start == 0
         if self._tracker is not None and self._env is env and not fresh:
             self._tracker.interrupt()
@@ -69,9 +68,7 @@ class EpisodeRecorder:
         # up to date. Undocumented (SB3 2.9.2).
         known = model._last_episode_starts if isinstance(model, OnPolicyAlgorithm) else None
         starts = np.full(env.num_envs, fresh) if known is None else known
-        # From the innermost environment (undocumented, SB3 2.9.2): wrappers keep the infos of the very first reset.
-        reset_infos = env.unwrapped.reset_infos
-        self._first_infos = {index: reset_infos[index] for index in np.flatnonzero(starts).tolist()}
+        self._first_infos = {index: reset_info(env, index) for index in np.flatnonzero(starts).tolist()}
         self._env = env
 
     def add_step(self, variables: Mapping[str, Any], timestep: int) -> None:
@@ -91,17 +88,23 @@ class EpisodeRecorder:
         if np.count_nonzero(dones):
             self._close_episodes(tracker, dones, infos, timestep)
 
-    def log_rollout(self, step: int) -> None:
-        """Log the statistics of the episodes since the last call."""
+    @property
+    def step_budget(self) -> StepBudget:
+        """The steps at which the run's curves get a point."""
+        return self._log.step_budget
+
+    def log_rollout(self, step: int, *, last: bool = False) -> None:
+        """Log the statistics since the last call, if the run has a point to spend at `step`, or if it is the last."""
         if self._tracker is not None:
-            self._log.log_rollout(step, self._earlier_reward + self._tracker.total_reward())
+            self._log.log_rollout(step, self._tracker, last=last)
             note_progress(self._model, self._log.progress())
 
     def log_artifacts(self) -> None:
         """Log what is logged once per training run."""
         self.run.draw("learning_curves", step="environment step")
         if self._tracker is not None:
-            self._log.log_artifacts({"source": self._tracker.source.name, "periods_per_year": str(self._periods)})
+            captions = {"source": self._tracker.source.name, "periods_per_year": str(self._periods)}
+            self._log.log_artifacts(captions, self._tracker)
         elif self._blind:
             algorithm = type(self._model).__name__
             self.run.set_tags({"episodes.left_out": f"all episodes: {algorithm} tells its callbacks no rewards"})
@@ -124,21 +127,20 @@ class EpisodeRecorder:
     def _drop_tracker(self, reason: str) -> None:
         if self._tracker is not None:
             self._log.skip(self._tracker.running(), f"under way when {reason}")
-            self._earlier_reward += self._tracker.total_reward()
+            self._log.add_reward(self._tracker.total_reward())
             self._tracker = None
 
     def _close_episodes(
         self, tracker: EpisodeTracker, dones: NDArray[np.bool_], infos: Sequence[Info], timestep: int
     ) -> None:
         assert self._env is not None
-        # SB3 resets environments before this hook, so the innermost one has the infos of the next episodes.
-        reset_infos = self._env.unwrapped.reset_infos
         for env in np.flatnonzero(dones).tolist():
             info = infos[env]
             # As in SB3's own statistics: for a monitor, a lost life is not the end of an episode.
             if self._monitored and "episode" not in info:
                 continue
-            episode = tracker.finish(env, timestep, info, reset_infos[env] if env < len(reset_infos) else None)
+            # SB3 resets environments before this hook, so these are the infos of the next episodes.
+            episode = tracker.finish(env, timestep, info, reset_info(self._env, env))
             if episode is None:
                 self._log.skip(1, "started before the training run, with no Monitor that knows their start")
             elif self._log.add(episode, tracker.last_equity):
@@ -148,8 +150,3 @@ class EpisodeRecorder:
                     tracker.source.name,
                     sorted(map(str, info)),
                 )
-
-
-@never_in_the_way(default=False)
-def _is_monitored(env: VecEnv) -> bool:
-    return is_vecenv_wrapped(env, VecMonitor) or all(env.env_is_wrapped(Monitor))

@@ -26,6 +26,7 @@ from tracking_callbacks._journal.confined import delete
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.flavors import sb3 as flavor
+from tracking_callbacks.sb3.environments import reset_info
 
 __all__ = ["BestAgent", "Evaluation", "EvaluationWatch", "evaluations_in"]
 
@@ -127,7 +128,7 @@ class EvaluationWatch:
             self._tracker.add_step(raw, step["infos"])
         index, info = step["i"], step["info"]
         if step["done"] and (not step["is_monitor_wrapped"] or "episode" in info):
-            episode = self._tracker.finish(index, 0, info, env.unwrapped.reset_infos[index])
+            episode = self._tracker.finish(index, 0, info, reset_info(env, index))
             self._episodes += 1
             if self._tracker.last_equity is not None:
                 self._equity.add(self._episodes, self._tracker.last_equity)
@@ -138,9 +139,9 @@ class EvaluationWatch:
 
     def _open_tracker(self, env: VecEnv, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> EpisodeTracker:
         tracker = EpisodeTracker(env.num_envs, choose_source(self._returns, infos[0]), self._periods)
-        for index, reset_info in enumerate(env.unwrapped.reset_infos):
+        for index in range(env.num_envs):
             # If the episode ended after one step, the info of its own reset has been overwritten.
-            tracker.begin(index, None if dones[index] else reset_info)
+            tracker.begin(index, None if dones[index] else reset_info(env, index))
         return tracker
 
     @never_in_the_way

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -31,6 +33,8 @@ _ADDRESS = re.compile(r"(?:\w+\.|<locals>\.)*(?P<cls>\w+) object at 0x[0-9a-fA-F
 _INNERMOST = re.compile(r"<(?P<cls>\w+)(?:<(?P<id>[^<>\s]+)>| instance)>")
 
 
+_NOTHING: dict[str, Any] = {}
+
 # What tells two agents apart first, see `telling_first`.
 _TELLING = (
     *("algorithm", "env.id", "total_timesteps", "learning_rate", "gamma", "batch_size", "n_steps", "n_envs", "policy"),
@@ -50,14 +54,21 @@ def describe(model: BaseAlgorithm) -> dict[str, Any]:
         "total_timesteps": model._total_timesteps,  # undocumented (SB3 2.9.2)
         "seed": model.seed,
         "device": str(model.device),
-        **dict(_hyperparameters(model)),
+        **_hyperparameters(model),
         **_policy(model),
+        **_network(model),
         **_environment(model),
+        **_normalization_of(model),
     }
     return telling_first(described, _TELLING)
 
 
-def _hyperparameters(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
+@never_in_the_way(default=_NOTHING, piece="the algorithm's settings")
+def _hyperparameters(model: BaseAlgorithm) -> dict[str, Any]:
+    return dict(_settings(model))
+
+
+def _settings(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
     """Yield every argument of the algorithm's constructor that can be read back, with its present value."""
     for name in _constructor_arguments(type(model)):
         # Undocumented (SB3 2.9.2): a model keeps its arguments under these names.
@@ -108,17 +119,13 @@ def _scheduled(schedule: Any, progress: float) -> float:
     return float(schedule(progress))
 
 
+@never_in_the_way(default=_NOTHING, piece="the policy's settings")
 def _policy(model: BaseAlgorithm) -> dict[str, Any]:
     policy, policy_class = model.policy, model.policy_class
     alias = next((name for name, cls in model.policy_aliases.items() if cls is policy_class), None)
-    parameters = list(policy.parameters())
-    optimizer = getattr(policy, "optimizer", None) or getattr(getattr(policy, "actor", None), "optimizer", None)
-    described = {
+    described: dict[str, Any] = {
         "policy": alias or policy_class.__name__,
         "policy.class": to_jsonable(policy_class),
-        "policy.parameters": sum(parameter.numel() for parameter in parameters),
-        "policy.trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "optimizer": None if optimizer is None else type(optimizer).__name__,
     }
     for name in ("net_arch", "activation_fn", "features_extractor_class"):
         if hasattr(policy, name):
@@ -130,6 +137,42 @@ def _policy(model: BaseAlgorithm) -> dict[str, Any]:
     return described
 
 
+@never_in_the_way(default=_NOTHING, piece="the size of the network")
+def _network(model: BaseAlgorithm) -> dict[str, Any]:
+    policy: Any = model.policy
+    optimizer = getattr(policy, "optimizer", None) or getattr(getattr(policy, "actor", None), "optimizer", None)
+    if parameters := list(policy.parameters()):
+        total = sum(parameter.numel() for parameter in parameters)
+        trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    else:  # SBX: the attributes of its policies hold flax's train states
+        total = trainable = sum(
+            _count(vars(state)["params"]) for state in vars(policy).values() if _is_train_state(state)
+        )
+    return {
+        "policy.parameters": total,
+        "policy.trainable_parameters": trainable,
+        "optimizer": _name_of(getattr(policy, "optimizer_class", None)) if optimizer is None else _name_of(optimizer),
+    }
+
+
+def _is_train_state(value: Any) -> bool:
+    return "params" in getattr(value, "__dict__", {})
+
+
+def _count(tree: Any) -> int:
+    """Return the number of elements of all arrays in nested mappings."""
+    return sum(map(_count, tree.values())) if isinstance(tree, Mapping) else math.prod(tree.shape)
+
+
+def _name_of(optimizer: Any) -> str | None:
+    while isinstance(optimizer, functools.partial):
+        optimizer = optimizer.func
+    if optimizer is None:
+        return None
+    return str(getattr(optimizer, "__name__", type(optimizer).__name__))
+
+
+@never_in_the_way(default=_NOTHING, piece="the description of the environments")
 def _environment(model: BaseAlgorithm) -> dict[str, Any]:
     env = model.get_env()
     described: dict[str, Any] = {
@@ -139,18 +182,23 @@ def _environment(model: BaseAlgorithm) -> dict[str, Any]:
     if env is None:
         return described
     vec_envs = [type(layer).__name__ for layer in _layers(env)]
-    described |= {"n_envs": env.num_envs, "env.vec_env": vec_envs[-1], **(_names(env) or {})}
+    described |= {"n_envs": env.num_envs, "env.vec_env": vec_envs[-1], **_names(env)}
     if vec_envs[:-1]:
         described["env.vec_wrappers"] = vec_envs[:-1]
-    normalizer = model.get_vec_normalize_env()
-    if normalizer is not None:
-        settings = {name: to_jsonable(getattr(normalizer, name, None)) for name in _NORMALIZATION}
-        described |= {f"vec_normalize.{name}": value for name, value in settings.items() if value is not None}
     return described
 
 
-@never_in_the_way
-def _names(env: VecEnv) -> Mapping[str, Any]:
+@never_in_the_way(default=_NOTHING, piece="the settings of VecNormalize")
+def _normalization_of(model: BaseAlgorithm) -> dict[str, Any]:
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is None:
+        return {}
+    settings = {name: to_jsonable(getattr(normalizer, name, None)) for name in _NORMALIZATION}
+    return {f"vec_normalize.{name}": value for name, value in settings.items() if value is not None}
+
+
+@never_in_the_way(default=_NOTHING, piece="the id of the environments")
+def _names(env: VecEnv) -> dict[str, Any]:
     """Return the id and wrappers of the first environment.
 
     They are parsed from its text, ``<Monitor<OrderEnforcing<CartPoleEnv<CartPole-v1>>>>``. A worker process can always

@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stable_baselines3.common.logger import Figure, KVWriter, Logger
+from stable_baselines3.common.logger import Figure, HParam, Image, KVWriter, Logger, Video
 
+from tracking_callbacks._episodes.point_budget import StepBudget
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._values.names import safe_name
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import InputError, InvalidNameError, MetricValueError
+from tracking_callbacks.sb3.media import save_image, save_video
 
 __all__ = ["RunWriter"]
 
@@ -20,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 _UPDATES = "train/"
 _UPDATE_COUNT = "train/n_updates"
+# What SB3 records by itself at every rollout, with all of its updates (SB3 2.9.2).
+_OWN = {"rollout/success_rate", "rollout/exploration_rate"} | {
+    f"time/{name}" for name in ("fps", "iterations", "episodes", "time_elapsed", "total_timesteps")
+}
+# Means of the last hundred episodes; the recorder logs the statistics of the episodes since the last point.
+_TWICE = {"rollout/ep_rew_mean", "rollout/ep_len_mean"}
 
 
 class SilentWriter(KVWriter):
@@ -39,19 +47,25 @@ class RunWriter(KVWriter):
     rollout late, and the last ones never. `write_update` logs them immediately, and the dump that contains them again
     skips them.
 
+    SB3's own values are logged at the steps of a budget, so that a long training run stays bounded; the last ones are
+    always logged. Values of the user are logged at every dump.
+
     Args:
         run: Where the values go.
         learn_started: ``model.start_time`` of the ``learn()`` that this writer belongs to.
         on_dump: Called with the step after each dump.
+        budget: The steps at which SB3's own values are logged.
 
     Attributes:
         run: Where the values go.
     """
 
-    def __init__(self, run: Run, learn_started: float, on_dump: Callable[[int], None]) -> None:
+    def __init__(self, run: Run, learn_started: float, on_dump: Callable[[int], None], budget: StepBudget) -> None:
         self.learn_started = learn_started
         self.run = run
         self._on_dump = on_dump
+        self._budget = budget
+        self._withheld: dict[str, tuple[dict[str, Any], int]] = {}  # the last values of each kind, with their step
         self._written: dict[str, Any] = {}
         self._skipped: set[str] = set()
 
@@ -81,14 +95,14 @@ class RunWriter(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Log what SB3 dumps, except values that were recorded with ``exclude="mlflow"``."""
         stale = self._stale(key_values)
-        self._log(
-            {
-                key: value
-                for key, value in key_values.items()
-                if key not in stale and "mlflow" not in (key_excluded.get(key) or ())
-            },
-            step,
-        )
+        fresh = {
+            key: value
+            for key, value in key_values.items()
+            if key not in stale and key not in _TWICE and "mlflow" not in (key_excluded.get(key) or ())
+        }
+        own = {key: value for key, value in fresh.items() if key in _OWN or key.startswith(_UPDATES)}
+        self._log({key: value for key, value in fresh.items() if key not in own}, step)
+        self._log_if_due("dump", own, step)
         if not stale:
             self._written = _updates(key_values)
         self._on_dump(step)
@@ -99,12 +113,23 @@ class RunWriter(KVWriter):
         count = values.get(_UPDATE_COUNT)
         if count is not None and count != self._written.get(_UPDATE_COUNT):
             self._written = _updates(values)
-            self._log(self._written, step)
+            self._log_if_due("update", self._written, step)
 
     def write_remaining(self, logger: Logger, step: int) -> None:
-        """Log every value that was recorded and that SB3 will not dump any more."""
+        """Log every value that was recorded and that SB3 will not dump any more, and the last ones of each kind."""
+        for values, at in self._withheld.values():
+            self._log(values, at)
+        self._withheld = {}
         stale = self._stale(logger.name_to_value)
-        self._log({key: value for key, value in logger.name_to_value.items() if key not in stale}, step)
+        left_out = stale | _TWICE
+        self._log({key: value for key, value in logger.name_to_value.items() if key not in left_out}, step)
+
+    def _log_if_due(self, kind: str, values: dict[str, Any], step: int) -> None:
+        self._withheld.pop(kind, None)
+        if self._budget.plots(step):
+            self._log(values, step)
+        elif values:
+            self._withheld[kind] = (values, step)
 
     def close(self) -> None:
         """Do nothing, because the callback ends the run."""
@@ -117,27 +142,45 @@ class RunWriter(KVWriter):
         return {key for key, value in self._written.items() if key in values and values[key] is value}
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
+        if not values:
+            return
         try:
             self.run.log_metrics(values, step=step)
         except (InvalidNameError, MetricValueError):  # one of the values is not a metric, so none was logged
             self.run.log_metrics(self._metrics(values, step), step=step)
 
     def _metrics(self, values: Mapping[str, Any], step: int) -> dict[str, float]:
-        """Log the figures among `values`, and return the metrics; warn once about each other key."""
+        """Log the media among `values`, and return the metrics; warn once about each other key."""
         metrics = {}
         for key, value in values.items():
             try:
-                if isinstance(value, Figure):
-                    ending = "html" if hasattr(value.figure, "write_html") else "png"
-                    self.run.log_figure(value.figure, f"figures/{key}/{step:09d}.{ending}")
-                    continue
-                safe_name(key)
-                metrics[key] = to_scalar(key, value)
-            except InputError as error:
+                if not self._log_medium(key, value, step):
+                    safe_name(key)
+                    metrics[key] = to_scalar(key, value)
+            except (InputError, ValueError) as error:
                 if key not in self._skipped:
                     self._skipped.add(key)
                     logger.warning("%s; it is left out of the run", error)
         return metrics
+
+    def _log_medium(self, key: str, value: object, step: int) -> bool:
+        """Log a figure, image, video or table of hyperparameters; return False for anything else."""
+        match value:
+            case Figure():
+                ending = "html" if hasattr(value.figure, "write_html") else "png"
+                self.run.log_figure(value.figure, f"figures/{key}/{step:09d}.{ending}")
+            case Image(image=str(path)):
+                self.run.log_artifact(path, f"images/{key}")
+            case Image():
+                self.run.log_file(f"images/{key}/{step:09d}.png", lambda path: save_image(value, path))
+            case Video():
+                self.run.log_file(f"videos/{key}/{step:09d}.gif", lambda path: save_video(value, path))
+            case HParam():
+                content = {"hyperparameters": dict(value.hparam_dict), "metrics": dict(value.metric_dict)}
+                self.run.log_dict(content, f"hparams/{key}/{step:09d}.json")
+            case _:
+                return False
+        return True
 
 
 def _updates(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,39 @@
+"""What vectorized environments say of themselves; those outside SB3 lack some of it, and each lack costs one piece.
+
+SuperSuit's ``concat_vec_envs_v1`` has no reset infos, the EnvPool adapter of SB3's documentation has no attributes of
+single environments, and batched simulators have no single environments at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
+
+from tracking_callbacks._episodes.returns import Info
+from tracking_callbacks._writing.guard import never_in_the_way
+
+__all__ = ["innermost", "is_monitored", "reset_info"]
+
+
+def innermost(env: VecEnv) -> Any:
+    """Return the vectorized environment inside all wrappers."""
+    return getattr(env, "unwrapped", env)
+
+
+def reset_info(env: VecEnv, index: int) -> Info | None:
+    """Return the info of the last reset of one environment, None where it is unknown."""
+    # From the innermost environment (undocumented, SB3 2.9.2): wrappers keep the infos of the very first reset.
+    infos = getattr(innermost(env), "reset_infos", ())
+    return infos[index] if index < len(infos) else None
+
+
+def is_monitored(env: VecEnv) -> bool:
+    """Return whether a ``Monitor`` or ``VecMonitor`` wraps the environments."""
+    return is_vecenv_wrapped(env, VecMonitor) or _has_monitors(env)
+
+
+@never_in_the_way(default=False, piece="knowing whether a Monitor wraps each environment")
+def _has_monitors(env: VecEnv) -> bool:
+    return all(env.env_is_wrapped(Monitor))
