@@ -3,7 +3,7 @@
     make demo
 
 Fine-tunes a sentiment model and trains a trading agent, each with its own example script and one callback. Then loads
-``models:/sentiment-lora@champion`` and ``models:/trading-ppo@champion`` and checks that they predict as they did in
+``models:/sentiment-lora@champion`` and ``models:/trading-ppo@challenger`` and checks that they predict as they did in
 training. Runs go to the local default store, or to ``MLFLOW_TRACKING_URI`` if it is set. Each repetition creates new
 runs and new model versions.
 """
@@ -41,11 +41,6 @@ def run_example(script: str, *arguments: str) -> None:
     subprocess.run([sys.executable, str(HERE / script), *arguments], check=True)
 
 
-def champion(client: MlflowClient, name: str) -> ModelVersion:
-    """Return the version that the alias points to."""
-    return client.get_model_version_by_alias(name, "champion")
-
-
 def check_sentiment_model(client: MlflowClient, version: ModelVersion) -> bool:
     """Compare the reloaded model's accuracy and F1 on the held-out sentences with what the run logged."""
     classify = mlflow.transformers.load_model(f"models:/{version.name}@champion")
@@ -66,9 +61,9 @@ def check_sentiment_model(client: MlflowClient, version: ModelVersion) -> bool:
 def check_trading_agent(version: ModelVersion) -> bool:
     """Compare the reloaded agent's actions with those that the trained agent took on the same observations."""
     probe = np.load(PROBE)
-    agent = sb3_flavor.load_model(f"models:/{version.name}@champion")
+    agent = sb3_flavor.load_model(f"models:/{version.name}/{version.version}")
     actions, _ = agent.predict(probe["observations"], deterministic=True)
-    served = mlflow.pyfunc.load_model(f"models:/{version.name}@champion").predict(probe["observations"])
+    served = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}").predict(probe["observations"])
     equal = bool(np.array_equal(actions, probe["actions"]) and np.array_equal(served, probe["actions"]))
     print(f"{version.name}: {len(actions)} actions of the reloaded agent and of its pyfunc, {_word(equal)}")
     return equal
@@ -84,7 +79,7 @@ def show(client: MlflowClient, rows: list[tuple[ModelVersion, tuple[str, ...]]])
     for version, names in rows:
         run = client.get_run(version.run_id)
         metrics = ", ".join(f"{name} {run.data.metrics[name]:.4g}" for name in names if name in run.data.metrics)
-        model = f"{version.name} v{version.version} @champion"
+        model = f"{version.name} v{version.version}"
         print(f"{run.info.run_id:34}{run.info.status:10}{model:30}{metrics}")
 
 
@@ -99,15 +94,15 @@ def main() -> int:
     mlflow.set_tracking_uri(settings.tracking_uri)
     mlflow.set_registry_uri(settings.tracking_uri)
     client = MlflowClient()
-    sentiment = champion(client, train_sentiment_model.REGISTERED_MODEL)
-    trading = champion(client, train_rl_agent.REGISTERED_MODEL)
+    sentiment = client.get_model_version_by_alias(train_sentiment_model.REGISTERED_MODEL, "champion")
+    trading = client.get_model_version_by_alias(train_rl_agent.REGISTERED_MODEL, train_rl_agent.CHALLENGER)
     good = check_sentiment_model(client, sentiment)
     good &= check_trading_agent(trading)
     show(
         client,
         [
             (sentiment, ("eval/accuracy", "eval/f1", "eval/loss", "train/loss")),
-            (trading, ("episode/reward", "episode/sharpe_ratio", "eval/sharpe_ratio", "eval/total_return")),
+            (trading, ("validation/sharpe_ratio", "test/total_return", "test/benchmark_total_return")),
         ],
     )
     print(f"\n{time.monotonic() - began:.0f} s. To look at the runs: .venv/bin/tracking-callbacks ui")

@@ -68,6 +68,7 @@ def test_signatures_are_those_of_the_design() -> None:
         *("code_paths", "register_trials", "log_checkpoints"),
     ]
     assert keywords(MLflowSB3Callback) == [
-        *("tracker", "run_name", "tags", "log_model", "log_model_every", "registered_model_name", "aliases"),
-        *("code_paths", "register_trials", "returns", "periods_per_year", "verbose"),
+        *("tracker", "run_name", "tags", "log_model", "best_by", "log_model_every", "registered_model_name"),
+        *("aliases", "code_paths", "register_trials", "returns", "periods_per_year", "initial_account"),
+        *("benchmark", "trials", "verbose"),
     ]

@@ -178,7 +178,8 @@ def test_every_setting_reaches_joined_runs_trials_and_trackers_of_a_run(tmp_path
     (tmp_path / "conf.yaml").write_text("tags: {team: nlp}\n")
     record = Recording(
         config=False, config_files=[tmp_path / "conf.yaml"], source=False, environment=False, python_logging=False,
-        pictures=False, reports=False, system_metrics=True, datasets=False, sample_rows=True, models=False,
+        pictures=False, reports=False, system_metrics=True, datasets=False, sample_rows=True, importance=True,
+        models=False,
     )  # fmt: skip
     delivery = Delivery(
         journal_root=tmp_path / "elsewhere",

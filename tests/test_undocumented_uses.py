@@ -6,9 +6,13 @@ documented way. When one fails after an upgrade, its message names the file to l
 
 from __future__ import annotations
 
+import base64
 import functools
 import importlib
 import inspect
+import json
+import pickletools
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -345,7 +349,7 @@ def test_a_model_has_the_attribute(learned: Any, attribute: str, kind: Any, used
     assert isinstance(getattr(agent, attribute, None), kind)
 
 
-@pytest.mark.parametrize("name", ["self", "callback"])
+@pytest.mark.parametrize("name", ["self", "callback", "reset_num_timesteps", "tb_log_name"])
 @use("learn()'s variable {name!r}", SB3, "sb3/callback.py")
 def test_callbacks_see_the_variables_of_learn_at_its_start(learned: Any, name: str) -> None:
     _, seen, _ = learned
@@ -361,7 +365,9 @@ def test_callbacks_see_the_variables_of_collect_rollouts_at_each_step(learned: A
     assert name in seen.at_step
 
 
-@pytest.mark.parametrize("name", ["env", "rewards", "dones", "infos", "i", "done", "info", "is_monitor_wrapped"])
+@pytest.mark.parametrize(
+    "name", ["env", "observations", "rewards", "dones", "infos", "i", "done", "info", "is_monitor_wrapped"]
+)
 @use("EvalCallback._log_success_callback, or evaluate_policy's variable {name!r}", SB3, "sb3/evaluation.py")
 def test_an_evaluation_shows_its_variables_to_log_success_callback(learned: Any, name: str) -> None:
     _, _, evaluated = learned
@@ -410,3 +416,46 @@ def test_vec_normalize_drops_the_attribute_when_it_is_pickled(attribute: str) ->
 
     assert hasattr(env, attribute)
     assert attribute not in env.__getstate__()
+
+
+@use("the attributes of model.zip under ':serialized:'", SB3, "flavors/sb3.py")
+def test_a_saved_model_keeps_its_attributes_as_pickles(tmp_path: Path) -> None:
+    PPO("MlpPolicy", DummyVecEnv([Days]), n_steps=8, batch_size=8).save(tmp_path / "model.zip")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        attributes = json.loads(archive.read("data"))
+
+    pickled = base64.b64decode(attributes["policy_class"][":serialized:"])
+    assert "stable_baselines3.common.policies" in {text for _, text, _ in pickletools.genops(pickled)}
+
+
+@use("ModelSignature._is_signature_from_type_hint", MLFLOW, "flavors/sb3.py")
+def test_a_signature_can_say_that_the_model_checks_its_inputs(tmp_path: Path) -> None:
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    signature = ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 2))]))
+    signature._is_signature_from_type_hint = True
+    Model(signature=signature).save(str(tmp_path / "MLmodel"))
+
+    assert Model.load(str(tmp_path / "MLmodel"))._is_signature_from_type_hint() is True
+
+
+@use("optuna.study._optimize._run_trial, or its variables `study` and `trial`", "optuna", "_callbacks/searches.py")
+def test_an_objective_finds_its_trial_among_the_callers() -> None:
+    import optuna
+
+    from tracking_callbacks._callbacks.searches import current_trial
+
+    found = []
+
+    def objective(trial: Any) -> float:
+        trial.suggest_int("layers", 1, 3)
+        found.append(current_trial())
+        return 0.0
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.create_study(study_name="layers").optimize(objective, n_trials=1)
+
+    assert current_trial() is None
+    assert found[0] is not None
+    assert (found[0].study, found[0].number, list(found[0].params)) == ("layers", 0, ["layers"])

@@ -78,6 +78,8 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         datasets: The datasets that a training run is given, as inputs of the run. Default True.
         sample_rows: Twenty rows of each dataset, as tables under ``data/``. Default False, because data may be
             private.
+        importance: How much the agent's decisions depend on each feature of its observations, of the last evaluation,
+            under its folder. Default False, because it takes up to two seconds.
         models: The model that a callback has trained, also where no argument of the callback asks for it. Default
             True.
 
@@ -95,6 +97,7 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     system_metrics: Flag = _NOT_GIVEN
     datasets: Flag = _NOT_GIVEN
     sample_rows: Flag = _NOT_GIVEN
+    importance: Flag = _NOT_GIVEN
     models: Flag = _NOT_GIVEN
 
     def __post_init__(self) -> None:
@@ -155,11 +158,11 @@ _GROUPS: dict[str, type[msgspec.Struct]] = {"record": Recording, "delivery": Del
 
 _EVERYTHING = Recording(
     config=True, config_files=(), source=True, environment=True, python_logging=True, pictures=True, reports=True,
-    system_metrics=False, datasets=True, sample_rows=False, models=True,
+    system_metrics=False, datasets=True, sample_rows=False, importance=False, models=True,
 )  # fmt: skip
 _NOTHING = Recording(
     config=False, config_files=(), source=False, environment=False, python_logging=False, pictures=False,
-    reports=False, system_metrics=False, datasets=False, sample_rows=False, models=False,
+    reports=False, system_metrics=False, datasets=False, sample_rows=False, importance=False, models=False,
 )  # fmt: skip
 _DELIVERY = Delivery(offline=False, flush_timeout=60.0, wait_at_end=30.0, grace=600.0)
 

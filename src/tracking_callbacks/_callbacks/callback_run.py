@@ -120,6 +120,7 @@ class CallbackRun:
         training: Training has begun and has not ended.
         search: The run that a search's trials are nested under; None outside a search.
         in_trial: The training is a trial of a study that the user's own code runs.
+        trials: Number of trials of that study so far; 1 outside a study.
         run_name: Name of runs that are started; None means that MLflow makes one up.
     """
 
@@ -138,6 +139,7 @@ class CallbackRun:
         self.search: Run | None = None
         self.run_name = run_name
         self.in_trial = False
+        self.trials = 1
         self._tags = dict(tags or {})
         self._wind_up = wind_up
         self._keep_model = keep_model
@@ -179,7 +181,7 @@ class CallbackRun:
             _trained_in[run.run_key] = _identity(run)
         run.status_at_exit = "KILLED"
         self.run = run
-        self.in_trial = False
+        self.in_trial, self.trials = False, 1
         self.training = self._trained = True
         if (call := current_call()) is not None:
             call.on_end(self._on_call_end)
@@ -223,6 +225,7 @@ class CallbackRun:
         self.run.log_params({f"trial.{name}": value for name, value in trial.params.items()})
         self.run.status_at_exit = "KILLED"
         self.training = self._trained = self.in_trial = True
+        self.trials = trial.number + 1
         if (call := current_call()) is not None:
             call.on_end(self._on_call_end)
         return self.run

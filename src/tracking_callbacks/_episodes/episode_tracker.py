@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tracking_callbacks import finance
-from tracking_callbacks._episodes.returns import Info, Kind, ReturnsSource, number
+from tracking_callbacks._episodes.returns import MEMORIES, Info, Kind, Memory, ReturnsSource, number
 from tracking_callbacks._episodes.statistics import STATISTICS, Series, statistics_over_episodes, trading_statistics
 
 __all__ = ["Episode", "EpisodeTracker", "StepBuffer"]
@@ -177,6 +177,7 @@ class EpisodeTracker:
         n_envs: Number of environments.
         source: Where returns come from.
         periods_per_year: For the annualised statistics.
+        memory: Returns an attribute of an environment, for a source that reads what environments remember.
 
     Attributes:
         source: Where returns come from.
@@ -184,7 +185,9 @@ class EpisodeTracker:
         last_returns: Its returns, a view that is valid until the next step; None if they could not be used.
     """
 
-    def __init__(self, n_envs: int, source: ReturnsSource, periods_per_year: float) -> None:
+    def __init__(
+        self, n_envs: int, source: ReturnsSource, periods_per_year: float, memory: Memory | None = None
+    ) -> None:
         self.n_envs = n_envs
         self.source = source
         self.last_equity: Series | None = None
@@ -194,6 +197,8 @@ class EpisodeTracker:
         self._steps = StepBuffer(n_envs)
         self._whole = [False] * n_envs
         self._first_values = [math.nan] * n_envs
+        self._memory = memory if source.kind is Kind.MEMORY else None
+        self._memories: list[dict[str, Any]] = [{} for _ in range(n_envs)]
 
     def begin(self, env: int, reset_info: Info | None) -> None:
         """Note that the environment `env` was reset."""
@@ -214,6 +219,14 @@ class EpisodeTracker:
         elif step_return is not None:
             values = [step_return(info, reward) for info, reward in zip(infos, rewards, strict=True)]
         self._steps.append(rewards, values)
+        if self._memory is not None:
+            self._read_memories(self._memory)
+
+    def _read_memories(self, memory: Memory) -> None:
+        """Keep the lists of the running episodes: an environment appends to them, and begins new ones at its reset."""
+        for env in range(self.n_envs):
+            if self._steps.length(env) == 1:
+                self._memories[env] = {name: memory(env, name) for name in MEMORIES}
 
     def running(self) -> int:
         """Return how many episodes are under way."""
@@ -240,16 +253,28 @@ class EpisodeTracker:
             numbers = {"mean": finite.mean(), "min": finite.min(), "max": finite.max(), "std": finite.std()}
             statistics = {f"reward_{name}": float(number) for name, number in numbers.items()}
             statistics["reward_count"] = float(finite.size)
-        if self.source.kind is Kind.REWARD:
-            series = [rewards[:, env] for env in range(self.n_envs)]
+        if self.source.kind is Kind.EQUITY:
+            series = [finance.returns_from_equity(np.concatenate(([before], inside))) for inside, before in values]
         elif self.source.kind is Kind.RETURN:
             series = [inside for inside, _ in values]
         else:
-            series = [finance.returns_from_equity(np.concatenate(([before], inside))) for inside, before in values]
+            series = [self._returns_in_window(rewards[:, env]) for env in range(self.n_envs)]
         known = [one[np.isfinite(one)] for one in series]
         return statistics | statistics_over_episodes(
             [one for one in known if one.size], periods_per_year=self._periods, compounded=self.source.declared
         )
+
+    def _returns_in_window(self, rewards: Series) -> Series:
+        """Return what the rewards of a window say of returns; nothing where that depends on the steps before it."""
+        match self.source.kind:
+            case Kind.REWARD if not finance.looks_like_levels(rewards):
+                return rewards
+            case Kind.LOG:
+                return np.expm1(rewards)
+            case Kind.EQUITY_REWARD:
+                return finance.returns_from_equity(rewards)
+            case _:
+                return np.empty(0)
 
     def equity_under_way(self) -> Series | None:
         """Return the account values of the longest running episode, from its reset on; None if it has none."""
@@ -290,8 +315,10 @@ class EpisodeTracker:
         statistics: dict[str, float] = {}
         skipped = None if whole and complete else "seen only in part"
         if skipped is None:
-            returns = self._returns(rewards, values, first_value)
+            returns = self._returns(env, rewards, values, first_value)
             skipped = None if np.isfinite(returns).all() else "missing or infinite values"
+            if skipped is None and self.source.kind is Kind.REWARD and (reason := finance.looks_like_levels(returns)):
+                skipped = f"rewards that are no returns: {reason}"
             if skipped is None:
                 self.last_returns = returns
                 statistics = trading_statistics(
@@ -299,9 +326,34 @@ class EpisodeTracker:
                 )
         return Episode(timestep, env, reward, length, statistics, skipped, _extras(info, monitored))
 
-    def _returns(self, rewards: Series, values: Series, first_value: float) -> Series:
-        if self.source.kind is not Kind.EQUITY:
-            return rewards if self.source.kind is Kind.REWARD else values
-        known = math.isfinite(first_value)
-        self.last_equity = np.concatenate(([first_value], values)) if known else values.copy()
+    def _returns(self, env: int, rewards: Series, values: Series, first_value: float) -> Series:
+        kind = self.source.kind
+        if kind is Kind.REWARD:
+            return rewards
+        if kind is Kind.RETURN:
+            return values
+        if kind is Kind.MEMORY:
+            return self._remembered(env)
+        if kind is Kind.EQUITY:
+            known = math.isfinite(first_value)
+            self.last_equity = np.concatenate(([first_value], values)) if known else values.copy()
+        else:
+            self.last_equity = self.source.account(rewards)
+            if kind is Kind.LOG:
+                return np.expm1(rewards)
+        assert self.last_equity is not None
         return finance.returns_from_equity(self.last_equity)
+
+    def _remembered(self, env: int) -> Series:
+        """Return the returns that the environment has remembered: its own list, or those of its account values."""
+        known = {
+            name: np.array([number(value) for value in values], dtype=np.float64)
+            for name, values in self._memories[env].items()
+            if isinstance(values, list)
+        }
+        returns, account = (known.get(name) for name in MEMORIES)
+        if account is not None and account.size > 1:
+            self.last_equity = account
+        if returns is not None:
+            return returns
+        return np.empty(0) if account is None else finance.returns_from_equity(account)

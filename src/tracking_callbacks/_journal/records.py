@@ -40,7 +40,7 @@ __all__ = [
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Intent = Literal["own", "join", "amend"]
 ERROR_TAG = "tracking_callbacks.error"  # of a run that has failed: the last line of its traceback
-DrawingKind = Literal["learning_curves", "confusion_matrix", "episodes", "equity"]
+DrawingKind = Literal["learning_curves", "confusion_matrix", "episodes", "equity", "tear_sheet", "importance"]
 
 
 class StoreAddress(msgspec.Struct, frozen=True, array_like=True):

@@ -55,7 +55,7 @@ _STATUSES = ("FINISHED", "FAILED", "KILLED")
 _RUN_ID_SECONDS = 5.0
 
 # The fields of `Recording` that callbacks record something for.
-Part = Literal["config", "environment", "reports", "datasets", "sample_rows", "models"]
+Part = Literal["config", "environment", "reports", "datasets", "sample_rows", "importance", "models"]
 
 active_runs: ContextVar[tuple[Run, ...]] = ContextVar("tracking_callbacks_active_runs", default=())
 

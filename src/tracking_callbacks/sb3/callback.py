@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import stable_baselines3
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -27,16 +28,21 @@ from tracking_callbacks._callbacks.callback_run import CallbackRun
 from tracking_callbacks._callbacks.description import Description, evaluation_folder, log_description, tag_framework
 from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel, check_code_paths
 from tracking_callbacks._callbacks.training_watch import watch_method
+from tracking_callbacks._episodes.account import AccountSettings
+from tracking_callbacks._episodes.market import Benchmark, check_benchmark
+from tracking_callbacks._episodes.market_log import log_importance, log_market
 from tracking_callbacks._episodes.point_budget import StepBudget, WindowClock
-from tracking_callbacks._episodes.returns import Returns, check_returns
+from tracking_callbacks._episodes.returns import Returns, check_initial_account, check_returns
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import ConfigError, MetricValueError
 from tracking_callbacks.flavors import sb3 as flavor
+from tracking_callbacks.sb3.environments import names_of_features
 from tracking_callbacks.sb3.episode_recorder import EpisodeRecorder
 from tracking_callbacks.sb3.evaluation import BestAgent, Evaluation, EvaluationWatch, evaluations_in
+from tracking_callbacks.sb3.importance import feature_names, permutation_importance
 from tracking_callbacks.sb3.params import describe
 from tracking_callbacks.sb3.prices import log_prices
 from tracking_callbacks.sb3.relay import EventRelay, outermost
@@ -65,10 +71,12 @@ class MLflowSB3Callback(BaseCallback):
         run_name: Name of the run; by default MLflow makes one up.
         tags: Tags of the run, and of the model.
         log_model: Save the agent, with its VecNormalize statistics, at the end of the training run: True as it is then,
-            ``"best"`` as it was at the evaluation with the highest mean reward. Evaluations are those of the first
+            ``"best"`` as it was at the best evaluation, see `best_by`. Evaluations are those of the first
             ``EvalCallback`` of the same training run. After an exception or Ctrl-C the agent is saved too, tagged as
             interrupted, but neither registered nor given an alias. With ``learn(reset_num_timesteps=False)``, usually
             in a loop, it is saved once: when ``run.flush()`` is called, another run begins or the program ends.
+        best_by: What makes an evaluation the best: ``"mean_reward"``, or the name of a statistic of it, such as
+            ``"sharpe_ratio"`` (see ``eval/…`` in docs/metrics.md). The highest value is the best.
         log_model_every: Also save the agent whenever this number of steps has passed; it is registered each time.
         registered_model_name: Name in the model registry; None registers nothing.
         aliases: Aliases that the registered version takes over.
@@ -78,9 +86,18 @@ class MLflowSB3Callback(BaseCallback):
             Without it, a trial is a run that is nested under one of the study, and its agent is only logged.
         returns: The return series behind the Sharpe ratio. ``"auto"``: the relative changes of the account value that
             the environment puts into its infos under a known key, otherwise the raw rewards; ``"reward"``: the raw
-            rewards, taken as returns; any other text: the info key of an account value, whose relative changes are
-            the returns; or a callable ``(info, reward) -> return`` of one step.
+            rewards, taken as returns; ``"equity_reward"``, ``"pnl"`` or ``"log"``: the reward is the account value, the
+            money earned or the log return of the step; any other text: the info key of an account value, whose
+            relative changes are the returns; or a callable ``(info, reward) -> return`` of one step. Environments of
+            FinRL, whose infos are empty, are asked for what they remember themselves. Rewards that look like account
+            values give no ratio, and the tag ``sharpe.skipped`` says so.
         periods_per_year: Steps of the environment in a year, for annualised statistics: 252 for daily bars.
+        initial_account: Account value at the start of each episode; ``returns="pnl"`` needs it.
+        benchmark: What evaluations are compared with. ``"auto"``: the price that the environment trades, bought and
+            held, where it is known; another text: the info key of a price; a series of prices, one at the start of the
+            episode and one after each step; a callable ``(info) -> price``; or None.
+        trials: Number of agents that this one was chosen from, for the deflated Sharpe ratio. By default the number of
+            trials of the Optuna study that trains it, otherwise 1.
         verbose: With 1 or more, log where the run goes.
 
     Raises:
@@ -94,6 +111,7 @@ class MLflowSB3Callback(BaseCallback):
         run_name: str | None = None,
         tags: Mapping[str, Any] | None = None,
         log_model: LogModel = True,
+        best_by: str = "mean_reward",
         log_model_every: int | None = None,
         registered_model_name: str | None = None,
         aliases: Iterable[str] = (),
@@ -101,16 +119,23 @@ class MLflowSB3Callback(BaseCallback):
         register_trials: bool = False,
         returns: Returns = "auto",
         periods_per_year: float = 252,
+        initial_account: float | None = None,
+        benchmark: Benchmark = "auto",
+        trials: int | None = None,
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
         watch_method(BaseAlgorithm, "learn")
         self.log_model = _check_log_model(log_model)
-        self.log_model_every = _check_every(log_model_every)
+        self.best_by = _check_best_by(best_by)
+        self.log_model_every = _check_count(log_model_every, "log_model_every")
         self.register_trials = register_trials
         self.code_paths = None if code_paths is None else check_code_paths(code_paths)
         self.returns = check_returns(returns)
         self.periods_per_year = _check_periods(periods_per_year)
+        self.initial_account = check_initial_account(initial_account, self.returns)
+        self.benchmark = check_benchmark(benchmark)
+        self.trials = _check_count(trials, "trials")
         self.tags = dict(tags or {})
         self._model_logger = ModelLogger(
             log_model,
@@ -237,7 +262,8 @@ class MLflowSB3Callback(BaseCallback):
         run = self._callback_run.begin_training(resume_key=resume_key, continues=continues, at_step=model.num_timesteps)
         self._training, self._learning_pid = True, os.getpid()
         atexit.register(self._wind_up)  # runs before the run is closed, if the training run never ends
-        self._next_model_at = model.num_timesteps + (self.log_model_every or math.inf)
+        if run is not before:
+            self._next_model_at = model.num_timesteps + (self.log_model_every or math.inf)
         # Each piece has its own guard, and the essential ones come first: an unusual environment costs one of them.
         self._open_recorder(run, renewed=run is not before)
         self._open_writer(run)
@@ -247,7 +273,7 @@ class MLflowSB3Callback(BaseCallback):
         if self.verbose >= 1:
             settings = run.settings
             self.logger.info(f"Tracking to {settings.masked_uri}, experiment {settings.experiment_name!r}")
-        self._describe(run)
+        self._describe(run, again=run is before)
         log_prices(run, self.training_env, "train", context="training")
 
     def _name_run(self) -> None:
@@ -262,7 +288,7 @@ class MLflowSB3Callback(BaseCallback):
         if renewed or self._recorder is None:
             if self._recorder is not None:
                 self._recorder.close()
-            self._recorder = EpisodeRecorder(run, self.model, self.returns, self.periods_per_year)
+            self._recorder = EpisodeRecorder(run, self.model, self._account())
             self._best = BestAgent()
         self._recorder.follow(self.model)
 
@@ -275,8 +301,10 @@ class MLflowSB3Callback(BaseCallback):
         self._window_clock = WindowClock(planned - begins_at) if self._off_policy else None
 
     @never_in_the_way
-    def _describe(self, run: Run) -> None:
+    def _describe(self, run: Run, *, again: bool) -> None:
         described = describe(self.model)
+        if again:  # another lap of a loop: the plan is that of the first one
+            described.pop("total_timesteps")
         tag_framework(run, "stable_baselines3", stable_baselines3.__version__, model_type=described["algorithm"])
         log_description(run, Description(described, {"sb3.json": described}))
 
@@ -295,7 +323,7 @@ class MLflowSB3Callback(BaseCallback):
         for index, callback in enumerate(found):
             role = "eval" if index == 0 else f"eval_{index + 1}"
             on_evaluation = functools.partial(self._on_evaluation, role)
-            watch = EvaluationWatch(callback, self.returns, self.periods_per_year, on_evaluation, run=self.run)
+            watch = EvaluationWatch(callback, self._account(), on_evaluation, run=self.run)
             self._watches.append(watch)
             if self.run is not None:
                 log_prices(self.run, callback.eval_env, role, context="evaluation")
@@ -323,12 +351,13 @@ class MLflowSB3Callback(BaseCallback):
 
     @never_in_the_way
     def _prepare_model(self) -> PreparedModel:
-        best = self._best if self.log_model == "best" and self._best.mean_reward is not None else None
+        best = self._best if self.log_model == "best" and self._best.score is not None else None
         if best is not None:
-            choice = f"best: mean reward {best.mean_reward} in the evaluation at step {best.timestep}"
+            choice = f"best: {self.best_by.replace('_', ' ')} {best.score} in the evaluation at step {best.timestep}"
             return self._prepared(best.timestep, {MODEL_CHOICE_TAG: choice}, best.snapshot)
         if self.log_model == "best":
-            logger.warning("log_model='best': no EvalCallback has evaluated the agent; it is saved as it is now")
+            what = "evaluated the agent" if self.best_by == "mean_reward" else f"found its {self.best_by}"
+            logger.warning("log_model='best': no EvalCallback has %s; it is saved as it is now", what)
             return self._prepared(self.model.num_timesteps, {MODEL_CHOICE_TAG: "last, for want of an evaluation"})
         return self._prepare_last()
 
@@ -394,13 +423,38 @@ class MLflowSB3Callback(BaseCallback):
             run.set_tags({"eval.left_out": f"episodes of the last evaluation without trading statistics: {reasons}"})
         self._last_evaluations[role] = (self.model.num_timesteps, evaluation)
         if role == "eval" and self.log_model == "best":
-            self._best.offer(self.model, evaluation.mean_reward, run)
+            scores = evaluation.statistics | {"mean_reward": evaluation.mean_reward}
+            self._best.offer(self.model, scores.get(self.best_by, math.nan), run)
 
     def _log_last_evaluations(self) -> None:
         while self._last_evaluations and self.run is not None:
             role, (step, evaluation) = self._last_evaluations.popitem()
             place = evaluation_folder(role, step)
             evaluation.equity.log(self.run, place, picture=place, label="evaluation episode")
+            log_market(self.run, place, evaluation.episodes, evaluation.statistics, self.periods_per_year)
+            if evaluation.observations is not None:
+                self._log_importance(self.run, place, evaluation.observations)
+
+    @never_in_the_way
+    def _log_importance(self, run: Run, place: str, observations: NDArray[Any]) -> None:
+        def write() -> None:
+            changes = permutation_importance(self.model, observations)
+            if changes is None:
+                logger.info("the run goes on without feature importance: the observations are too large or too few")
+                return
+            names = feature_names(names_of_features(self.training_env), observations.shape[1:])
+            log_importance(run, place, dict(zip(names, changes.tolist(), strict=True)))
+
+        run.record("importance", write)
+
+    def _account(self) -> AccountSettings:
+        return AccountSettings(
+            self.returns,
+            self.periods_per_year,
+            self.initial_account,
+            self.benchmark,
+            self.trials or self._callback_run.trials,
+        )
 
     @property
     def _off_policy(self) -> bool:
@@ -413,13 +467,19 @@ def _check_log_model(log_model: object) -> LogModel:
     raise ConfigError(f"log_model: expected True, False or 'best', got {log_model!r}", setting="log_model")
 
 
-def _check_every(steps: object) -> int | None:
-    if steps is None:
+def _check_best_by(best_by: object) -> str:
+    if isinstance(best_by, str) and best_by.strip():
+        return best_by.removeprefix("eval/")
+    raise ConfigError(f"best_by: expected 'mean_reward' or the name of a statistic, got {best_by!r}", setting="best_by")
+
+
+def _check_count(count: object, setting: str) -> int | None:
+    if count is None:
         return None
     with contextlib.suppress(TypeError):
-        if not isinstance(steps, bool) and (number := operator.index(steps)) > 0:  # type: ignore[arg-type]
+        if not isinstance(count, bool) and (number := operator.index(count)) > 0:  # type: ignore[arg-type]
             return number
-    raise ConfigError(f"log_model_every: expected a number of steps or None, got {steps!r}", setting="log_model_every")
+    raise ConfigError(f"{setting}: expected a positive whole number or None, got {count!r}", setting=setting)
 
 
 def _check_periods(periods: object) -> float:

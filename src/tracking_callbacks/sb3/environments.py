@@ -6,6 +6,7 @@ single environments, and batched simulators have no single environments at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from stable_baselines3.common.monitor import Monitor
@@ -14,12 +15,30 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapp
 from tracking_callbacks._episodes.returns import Info
 from tracking_callbacks._writing.guard import never_in_the_way
 
-__all__ = ["innermost", "is_monitored", "reset_info"]
+__all__ = ["attribute_of", "innermost", "is_monitored", "names_of_features", "reset_info"]
 
 
 def innermost(env: VecEnv) -> Any:
     """Return the vectorized environment inside all wrappers."""
     return getattr(env, "unwrapped", env)
+
+
+def attribute_of(env: VecEnv, index: int, name: str) -> Any:
+    """Return an attribute of one environment inside its wrappers; None if it has none, or runs in another process."""
+    envs = getattr(innermost(env), "envs", None)
+    return None if envs is None else getattr(getattr(envs[index], "unwrapped", None), name, None)
+
+
+def names_of_features(env: VecEnv) -> Sequence[Any] | None:
+    """Return the names that the first environment gives to what it observes, None if it gives none.
+
+    Gym-Trading-Env keeps them as ``_features_columns`` (undocumented, 2.1).
+    """
+    for name in ("feature_names", "_features_columns", "tech_indicator_list"):
+        names = attribute_of(env, 0, name)
+        if isinstance(names, (list, tuple)):
+            return names
+    return None
 
 
 def reset_info(env: VecEnv, index: int) -> Info | None:

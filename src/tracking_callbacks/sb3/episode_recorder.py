@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +13,20 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from tracking_callbacks._episodes.account import AccountSettings
 from tracking_callbacks._episodes.episode_log import EpisodeLog
 from tracking_callbacks._episodes.episode_tracker import EpisodeTracker
 from tracking_callbacks._episodes.point_budget import StepBudget
-from tracking_callbacks._episodes.returns import Info, Returns, choose_source
+from tracking_callbacks._episodes.returns import Info
 from tracking_callbacks._runs.run import Run
-from tracking_callbacks.sb3.environments import is_monitored, reset_info
+from tracking_callbacks.sb3.environments import attribute_of, is_monitored, reset_info
 from tracking_callbacks.sb3.run_note import note_progress, noted_progress
 
 __all__ = ["EpisodeRecorder"]
 
 logger = logging.getLogger(__name__)
+
+SKIPPED_TAG = "sharpe.skipped"  # why the first episode without a Sharpe ratio has none
 
 
 class EpisodeRecorder:
@@ -31,18 +35,16 @@ class EpisodeRecorder:
     Args:
         run: The run.
         model: The model in training; it may carry a note of earlier episodes of the run.
-        returns: Source of the return series.
-        periods_per_year: For the annualised statistics.
+        account: What the trading statistics are made from.
 
     Attributes:
         run: The run.
     """
 
-    def __init__(self, run: Run, model: BaseAlgorithm, returns: Returns, periods_per_year: float) -> None:
+    def __init__(self, run: Run, model: BaseAlgorithm, account: AccountSettings) -> None:
         self.run = run
         self._model = model
-        self._returns = returns
-        self._periods = periods_per_year
+        self._account = account
         begins_at = model._num_timesteps_at_start  # undocumented (SB3 2.9.2), like `_total_timesteps`
         self._log = EpisodeLog(run, begins_at, model._total_timesteps - begins_at, progress=noted_progress(model, run))
         self._tracker: EpisodeTracker | None = None
@@ -103,7 +105,7 @@ class EpisodeRecorder:
         """Log what is logged once per training run."""
         self.run.draw("learning_curves", step="environment step")
         if self._tracker is not None:
-            captions = {"source": self._tracker.source.name, "periods_per_year": str(self._periods)}
+            captions = {"source": self._tracker.source.name, "periods_per_year": str(self._account.periods_per_year)}
             self._log.log_artifacts(captions, self._tracker)
         elif self._blind:
             algorithm = type(self._model).__name__
@@ -116,9 +118,11 @@ class EpisodeRecorder:
     def _open_tracker(self, infos: Sequence[Info]) -> EpisodeTracker:
         if self._tracker is not None:
             self._drop_tracker(f"{self._tracker.n_envs} environments became {len(infos)}")
-        source = choose_source(self._returns, infos[0])
-        self.run.log_params({"sharpe.source": source.name, "sharpe.periods_per_year": self._periods})
-        self._tracker = tracker = EpisodeTracker(len(infos), source, self._periods)
+        assert self._env is not None
+        memory = functools.partial(attribute_of, self._env)
+        source, periods = self._account.source(infos[0], memory), self._account.periods_per_year
+        self.run.log_params({"sharpe.source": source.name, "sharpe.periods_per_year": periods})
+        self._tracker = tracker = EpisodeTracker(len(infos), source, periods, memory)
         for env, info in self._first_infos.items():
             tracker.begin(env, info)
         self._first_infos = {}
@@ -144,6 +148,7 @@ class EpisodeRecorder:
             if episode is None:
                 self._log.skip(1, "started before the training run, with no Monitor that knows their start")
             elif self._log.add(episode, tracker.last_equity):
+                self.run.set_tags({SKIPPED_TAG: f"{episode.skipped} ({tracker.source.name})"})
                 logger.warning(
                     "an episode has no Sharpe ratio: %s in %s; infos have the keys %s",
                     episode.skipped,

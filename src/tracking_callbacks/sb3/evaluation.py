@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import weakref
@@ -18,15 +19,17 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from tracking_callbacks._callbacks.patching import patched
+from tracking_callbacks._episodes.account import AccountSettings
 from tracking_callbacks._episodes.episode_tracker import EpisodeTracker
 from tracking_callbacks._episodes.equity_curves import EquityCurves
-from tracking_callbacks._episodes.returns import Returns, choose_source
+from tracking_callbacks._episodes.market import MarketEpisode, MarketRecorder, account_statistics
 from tracking_callbacks._episodes.statistics import statistics_over_episodes
 from tracking_callbacks._journal.confined import delete
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.flavors import sb3 as flavor
-from tracking_callbacks.sb3.environments import reset_info
+from tracking_callbacks.sb3.environments import attribute_of, reset_info
+from tracking_callbacks.sb3.importance import ObservationSample
 
 __all__ = ["BestAgent", "Evaluation", "EvaluationWatch", "evaluations_in"]
 
@@ -40,12 +43,16 @@ class Evaluation:
         statistics: The trading statistics over all its episodes, those that exist; see `statistics_over_episodes`.
         skipped: How many of its episodes could not be used for these statistics, by reason.
         equity: The account values of its last episodes, if they have any.
+        episodes: Its episodes whose account is known, by their number from 1.
+        observations: Some of what the policy saw, shape (n, *observation shape).
     """
 
     mean_reward: float
     statistics: dict[str, float]
     skipped: Counter[str] = field(default_factory=Counter)
     equity: EquityCurves = field(default_factory=EquityCurves)
+    episodes: dict[int, MarketEpisode] = field(default_factory=dict)
+    observations: NDArray[Any] | None = None
 
 
 class EvaluationWatch:
@@ -56,8 +63,7 @@ class EvaluationWatch:
 
     Args:
         callback: The ``EvalCallback``, or an instance of a derived class (``MaskableEvalCallback``, …).
-        returns: The source of returns, as for the training episodes.
-        periods_per_year: For the annualised statistics.
+        account: What the trading statistics are made from.
         on_evaluation: Called after each evaluation.
         run: The run that the evaluations are logged to.
 
@@ -68,16 +74,14 @@ class EvaluationWatch:
     def __init__(
         self,
         callback: EvalCallback,
-        returns: Returns,
-        periods_per_year: float,
+        account: AccountSettings,
         on_evaluation: Callable[[Evaluation], None],
         *,
         run: Run | None = None,
     ) -> None:
         self.run = run
         self._callback = callback
-        self._returns = returns
-        self._periods = periods_per_year
+        self._account = account
         self._on_evaluation = on_evaluation
         self._begin()
         self._patches = (
@@ -107,7 +111,10 @@ class EvaluationWatch:
     def _begin(self) -> None:
         self._tracker: EpisodeTracker | None = None
         self._rewards: NDArray[Any] | None = None  # of the step that was added last
+        self._market: MarketRecorder | None = None
         self._series: list[NDArray[np.float64]] = []
+        self._market_episodes: dict[int, MarketEpisode] = {}
+        self._observations = ObservationSample()
         self._skipped: Counter[str] = Counter()
         self._equity = EquityCurves()
         self._episodes = 0
@@ -120,13 +127,16 @@ class EvaluationWatch:
         """
         env: VecEnv = step["env"]
         if self._tracker is None:
-            self._tracker = self._open_tracker(env, step["dones"], step["infos"])
+            self._tracker, self._market = self._open_tracker(env, step["dones"], step["infos"])
         if step["rewards"] is not self._rewards:
             self._rewards = step["rewards"]
             normalizer = unwrap_vec_normalize(env)
             raw = self._rewards if normalizer is None else normalizer.get_original_reward()
             self._tracker.add_step(raw, step["infos"])
+            self._observations.add(step.get("observations"))
         index, info = step["i"], step["info"]
+        assert self._market is not None
+        self._market.add_step(index, info)
         if step["done"] and (not step["is_monitor_wrapped"] or "episode" in info):
             episode = self._tracker.finish(index, 0, info, reset_info(env, index))
             self._episodes += 1
@@ -135,33 +145,59 @@ class EvaluationWatch:
             if episode is not None and episode.skipped is not None:
                 self._skipped[episode.skipped] += 1
             elif self._tracker.last_returns is not None:
-                self._series.append(self._tracker.last_returns.copy())
+                returns = self._tracker.last_returns.copy()
+                self._series.append(returns)
+                if self._tracker.source.declared:
+                    equity = self._tracker.last_equity
+                    self._market_episodes[self._episodes] = self._market.finish(index, returns, equity)
+            self._market.begin(index, reset_info(env, index))
 
-    def _open_tracker(self, env: VecEnv, dones: NDArray[np.bool_], infos: list[dict[str, Any]]) -> EpisodeTracker:
-        tracker = EpisodeTracker(env.num_envs, choose_source(self._returns, infos[0]), self._periods)
+    def _open_tracker(
+        self, env: VecEnv, dones: NDArray[np.bool_], infos: list[dict[str, Any]]
+    ) -> tuple[EpisodeTracker, MarketRecorder]:
+        memory = functools.partial(attribute_of, env)
+        source = self._account.source(infos[0], memory)
+        tracker = EpisodeTracker(env.num_envs, source, self._account.periods_per_year, memory)
+        market = MarketRecorder(env.num_envs, self._account.benchmark, memory)
         for index in range(env.num_envs):
             # If the episode ended after one step, the info of its own reset has been overwritten.
-            tracker.begin(index, None if dones[index] else reset_info(env, index))
-        return tracker
+            first = None if dones[index] else reset_info(env, index)
+            tracker.begin(index, first)
+            market.begin(index, first)
+        return tracker, market
 
     @never_in_the_way
     def _end(self) -> None:
-        compounded = self._tracker is not None and self._tracker.source.declared
-        statistics = statistics_over_episodes(self._series, periods_per_year=self._periods, compounded=compounded)
-        self._on_evaluation(Evaluation(self._callback.last_mean_reward, statistics, self._skipped, self._equity))
+        account, known = self._account, list(self._market_episodes.values())
+        year = {"periods_per_year": account.periods_per_year}
+        statistics = (
+            account_statistics(known, trials=account.trials, **year)
+            if known
+            else statistics_over_episodes(self._series, compounded=False, **year)
+        )
+        self._on_evaluation(
+            Evaluation(
+                self._callback.last_mean_reward,
+                statistics,
+                self._skipped,
+                self._equity,
+                self._market_episodes,
+                self._observations.taken(),
+            )
+        )
 
 
 class BestAgent:
     """The agent as it was at the best evaluation of a run, in temporary files.
 
     Attributes:
-        mean_reward: Mean reward of that evaluation; None before the first evaluation.
+        score: What that evaluation was judged by; None before the first evaluation.
         timestep: Training step of that evaluation.
         snapshot: Folder written by `flavors.sb3.save_snapshot`.
     """
 
     def __init__(self) -> None:
-        self.mean_reward: float | None = None
+        self.score: float | None = None
         self.timestep = 0
         self._folder: Path | None = None
 
@@ -171,16 +207,16 @@ class BestAgent:
         assert self._folder is not None, "there was no evaluation"
         return self._folder / str(self.timestep)
 
-    def offer(self, model: BaseAlgorithm, mean_reward: float, run: Run) -> None:
-        """Keep `model`, which trains in `run`, as it is now if `mean_reward` is the highest so far; NaN never is."""
-        if math.isnan(mean_reward) or (self.mean_reward is not None and mean_reward <= self.mean_reward):
+    def offer(self, model: BaseAlgorithm, score: float, run: Run) -> None:
+        """Keep `model`, which trains in `run`, as it is now if `score` is the highest so far; NaN never is."""
+        if math.isnan(score) or (self.score is not None and score <= self.score):
             return
         if self._folder is None:
             self._folder = run.journal.root.scratch()
             weakref.finalize(self, _remove, self._folder, os.getpid())
         flavor.save_snapshot(model, self._folder / "new")
-        before = self.mean_reward is not None and self.snapshot
-        self.mean_reward, self.timestep = mean_reward, model.num_timesteps
+        before = self.score is not None and self.snapshot
+        self.score, self.timestep = score, model.num_timesteps
         if before:
             delete(before, within=self._folder)
         (self._folder / "new").rename(self.snapshot)

@@ -11,13 +11,17 @@ from tracking_callbacks._delivery.pictures.episode_curves import episode_curves,
 from tracking_callbacks._delivery.pictures.equity import equity_curves
 from tracking_callbacks._delivery.pictures.learning import learning_curves
 from tracking_callbacks._delivery.pictures.series import read_columns
+from tracking_callbacks._delivery.pictures.tear_sheet import importance_bars, sheet_figures, tear_sheet
 
 __all__ = [
     "confusion_matrix",
     "episode_curves",
     "equity_curves",
+    "importance_bars",
     "learning_curves",
     "png",
     "read_columns",
     "sharpe_curve",
+    "sheet_figures",
+    "tear_sheet",
 ]

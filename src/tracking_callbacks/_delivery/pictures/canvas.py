@@ -313,8 +313,8 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [digit * 10.0**exponent for exponent in exponents[::apart] for digit in digits]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 4:
-            break
-    return ticks
+            return ticks
+    return linear_ticks(low, high, count=5)  # less than a decade
 
 
 def number_text(value: float, decimals: int | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from array import array
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ def draw(record: Drawing, snapshot: Path | None, folder: RunFolder, store: Store
     """
     points = points_of(folder, store, run_id) if record.kind == "learning_curves" else {}
     pictures = {name: figures.png(figure) for name, figure in _drawn(record, snapshot, points).items() if figure}
+    if record.kind == "tear_sheet" and snapshot is not None:
+        pictures["tear_sheet.html"] = figures.tear_sheet(json.loads(snapshot.read_text(encoding="utf-8"))).encode()
     folder.drawn.mkdir(exist_ok=True)
     for name, picture in pictures.items():
         (folder.drawn / name).write_bytes(picture)
@@ -72,6 +75,12 @@ def _drawn(record: Drawing, snapshot: Path | None, points: dict[str, Curve]) -> 
                     source=captions.get("source", ""),
                 ),
             }
+        case "tear_sheet":
+            return {f"{name}.png": figure for name, figure in figures.sheet_figures(json.loads(content)).items()}
+        case "importance":
+            ranking = {name: float(value) for name, value in list(csv.reader(content.splitlines()))[1:]}
+            figure = figures.importance_bars(ranking)
+            return {"feature_importance.png": figure}
         case "equity":
             values = figures.read_columns(content.splitlines())
             label = captions.get("label", "episode")

@@ -1,4 +1,4 @@
-"""Statistics of a return series: Sharpe and Sortino ratio, drawdown, total return, volatility. Pure numpy.
+"""Sharpe and Sortino ratio, drawdown, total return and volatility of a return series. Pure numpy.
 
 Each function takes a one-dimensional series of *simple* returns (0.01 is one per cent), ignores NaN, and returns None
 if the statistic is undefined: never inf, never a zero that looks like a measurement. A defined statistic equals that of
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "looks_like_levels",
     "max_drawdown",
     "returns_from_equity",
     "sharpe_ratio",
@@ -92,6 +93,31 @@ def sortino_ratio(returns: ArrayLike, *, periods_per_year: float = 252, required
     if downside_deviation <= _ROUNDING:
         return None
     return _finite_or_none(math.sqrt(periods_per_year) * float(excess.mean()) / downside_deviation)
+
+
+def looks_like_levels(series: ArrayLike) -> str:
+    """Return why a series can hardly be one of returns, in words; empty if it may be.
+
+    Returns scatter around a mean near zero and forget the last one. Account values and prices do neither: they are
+    positive and far above their deviation, or they wander, so that the mean squared step is small against their
+    variance (the ratio of J. von Neumann, The Annals of Mathematical Statistics 12 (4), 1941, which is 2 for
+    independent values).
+
+    Args:
+        series: Any numbers, shape (n,).
+    """
+    values = _finite(series)
+    if values is None or values.size < 3:
+        return ""
+    mean, deviation = _mean_and_deviation(values)
+    if deviation == 0.0:
+        return ""
+    if values.min() > 0.0 and mean > 4.0 * deviation:
+        return "all of them are positive and far above their deviation"
+    steps = np.diff(values)
+    if values.size >= 30 and float(np.dot(steps, steps)) < 0.25 * deviation**2 * (values.size - 1):
+        return "they wander as account values or prices do"
+    return ""
 
 
 def max_drawdown(returns: ArrayLike) -> float | None:

@@ -1,0 +1,139 @@
+"""How sure a Sharpe ratio is: its standard error, and the probability that it is more than luck or selection.
+
+Sources: A. W. Lo, "The Statistics of Sharpe Ratios", Financial Analysts Journal 58 (4), 2002; D. H. Bailey and
+M. López de Prado, "The Sharpe Ratio Efficient Frontier", Journal of Risk 15 (2), 2012, and "The Deflated Sharpe Ratio",
+The Journal of Portfolio Management 40 (5), 2014.
+
+All of them assume that returns are independent of each other. Where they are not, for example in overlapping windows,
+the true error is larger.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tracking_callbacks.finance import ratios
+
+__all__ = [
+    "deflated_sharpe_ratio",
+    "expected_maximum_sharpe",
+    "probabilistic_sharpe_ratio",
+    "sharpe_standard_error",
+]
+
+_EULER_MASCHERONI = 0.5772156649015329
+_NORMAL = NormalDist()
+
+
+def sharpe_standard_error(returns: ArrayLike, *, periods_per_year: float = 252) -> float | None:
+    """Return the standard error of the annualised Sharpe ratio, ``sqrt(periods_per_year * (1 + SR**2 / 2) / n)``.
+
+    ``SR`` is the ratio per period. This is Lo's result for independent, normally distributed returns (2002, eq. 9).
+
+    Args:
+        returns: Simple returns per period, shape (n,).
+        periods_per_year: Periods in a year, as for `ratios.sharpe_ratio`.
+
+    Returns:
+        The standard error, or None where the ratio is undefined.
+    """
+    moments = _moments(returns)
+    if moments is None:
+        return None
+    count, ratio, _, _ = moments
+    return math.sqrt(periods_per_year * (1.0 + ratio**2 / 2.0) / count)
+
+
+def probabilistic_sharpe_ratio(
+    returns: ArrayLike, *, benchmark_sharpe: float = 0.0, periods_per_year: float = 252
+) -> float | None:
+    """Return the probability that the true Sharpe ratio is above `benchmark_sharpe`.
+
+    ``Φ((SR - SR*) * sqrt(n - 1) / sqrt(1 - skew * SR + (kurtosis - 1) / 4 * SR**2))`` with ratios per period, and the
+    kurtosis of the normal distribution being 3 (Bailey and López de Prado 2012, equation 11).
+
+    Args:
+        returns: Simple returns per period, shape (n,).
+        benchmark_sharpe: An annualised Sharpe ratio.
+        periods_per_year: Periods in a year, as for `ratios.sharpe_ratio`.
+
+    Returns:
+        From 0.0 to 1.0, or None where the ratio is undefined or fewer than three returns are known.
+    """
+    moments = _moments(returns)
+    if moments is None or moments[0] < 3:
+        return None
+    count, ratio, skew, kurtosis = moments
+    spread = 1.0 - skew * ratio + (kurtosis - 1.0) / 4.0 * ratio**2
+    if spread <= 0.0:
+        return None
+    above = ratio - benchmark_sharpe / math.sqrt(periods_per_year)
+    return _NORMAL.cdf(above * math.sqrt(count - 1) / math.sqrt(spread))
+
+
+def expected_maximum_sharpe(trials: int, deviation: float) -> float:
+    """Return the Sharpe ratio that the best of `trials` without any skill is expected to have.
+
+    ``deviation * ((1 - γ) * Φ⁻¹(1 - 1 / N) + γ * Φ⁻¹(1 - 1 / (N * e)))`` with the Euler-Mascheroni constant γ (Bailey
+    and López de Prado 2014, equation 1). It is 0.0 for one trial.
+
+    Args:
+        trials: Number N of independent trials; dependent ones, such as seeds of one configuration, count as fewer.
+        deviation: Standard deviation of the trials' Sharpe ratios, in the unit of the result.
+
+    Raises:
+        ValueError: `trials` is less than 1, or `deviation` is negative.
+    """
+    if trials < 1 or deviation < 0:
+        raise ValueError(f"expected at least one trial and no negative deviation, got {trials} and {deviation}")
+    if trials == 1:
+        return 0.0
+    first = _NORMAL.inv_cdf(1.0 - 1.0 / trials)
+    second = _NORMAL.inv_cdf(1.0 - 1.0 / (trials * math.e))
+    return deviation * ((1.0 - _EULER_MASCHERONI) * first + _EULER_MASCHERONI * second)
+
+
+def deflated_sharpe_ratio(
+    returns: ArrayLike, *, trials: int, deviation: float | None = None, periods_per_year: float = 252
+) -> float | None:
+    """Return the probability that the true Sharpe ratio is above what the best of `trials` reaches by luck.
+
+    This is `probabilistic_sharpe_ratio` against `expected_maximum_sharpe` (Bailey and López de Prado 2014, equation 2).
+
+    Args:
+        returns: Simple returns per period of the best trial, shape (n,).
+        trials: Number of independent trials that it was chosen from.
+        deviation: Standard deviation of the trials' annualised Sharpe ratios. None means that of the estimates of a
+            ratio of zero from as many returns, ``sqrt(periods_per_year / (n - 1))``.
+        periods_per_year: Periods in a year, as for `ratios.sharpe_ratio`.
+
+    Returns:
+        From 0.0 to 1.0, or None where the ratio is undefined.
+    """
+    moments = _moments(returns)
+    if moments is None:
+        return None
+    spread = math.sqrt(periods_per_year / (moments[0] - 1)) if deviation is None else deviation
+    luck = expected_maximum_sharpe(trials, spread)
+    return probabilistic_sharpe_ratio(returns, benchmark_sharpe=luck, periods_per_year=periods_per_year)
+
+
+def _moments(returns: ArrayLike) -> tuple[int, float, float, float] | None:
+    """Return the number of returns, their Sharpe ratio per period, skew and kurtosis (3.0 if normal)."""
+    series = np.asarray(returns, dtype=np.float64)
+    series = series[~np.isnan(series)]
+    ratio = ratios.sharpe_ratio(series, periods_per_year=1)
+    if ratio is None:
+        return None
+    deviations = series - series.mean()
+    variance = float(np.mean(deviations**2))
+    return (
+        series.size,
+        ratio,
+        float(np.mean(deviations**3)) / variance**1.5,
+        float(np.mean(deviations**4)) / variance**2,
+    )
