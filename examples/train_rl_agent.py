@@ -51,6 +51,8 @@ DAYS = len(PRICES)
 TRAINING_DAYS = (WINDOW, int(DAYS * 0.6))
 VALIDATION_DAYS = (TRAINING_DAYS[1], int(DAYS * 0.8))
 HELD_OUT_DAYS = (VALIDATION_DAYS[1], DAYS)
+PARTS = {"final_train": TRAINING_DAYS, "validation": VALIDATION_DAYS, "test": HELD_OUT_DAYS}
+TITLES = {"final_train": "training", "validation": "validation", "test": "held-out"}
 
 
 class Progress(BaseCallback):
@@ -123,9 +125,8 @@ def play(agent: BaseAlgorithm, days: tuple[int, int]) -> tuple[NDArray[np.float3
 
 def judge(run: Run, agent: BaseAlgorithm) -> dict[str, dict[str, float]]:
     """Play the days of all three parts once, log the statistics under their names, and return them."""
-    parts = {"final_train": TRAINING_DAYS, "validation": VALIDATION_DAYS, "test": HELD_OUT_DAYS}
     judged = {}
-    for name, days in parts.items():
+    for name, days in PARTS.items():
         returns = finance.returns_from_equity(play(agent, days)[2])
         held = finance.returns_from_equity(PRICES.iloc[days[0] : days[1]])
         statistics = finance.performance(returns, benchmark=held)
@@ -133,6 +134,20 @@ def judge(run: Run, agent: BaseAlgorithm) -> dict[str, dict[str, float]]:
         judged[name] = statistics | ({} if error is None else {"sharpe_standard_error": error})
         run.log_metrics({f"{name}/{key}": value for key, value in judged[name].items()})
     return judged
+
+
+def report(judged: dict[str, dict[str, float]]) -> str:
+    """Return the run's description: what the agent makes of each part of the days, next to buying and holding."""
+    rows = [
+        f"| {title} | {one['total_return']:+.1%} | {one['benchmark_total_return']:+.1%} "
+        f"| {one.get('sharpe_ratio', 0.0):.2f} ± {one.get('sharpe_standard_error', 0.0):.2f} |"
+        for title, one in ((TITLES[name], one) for name, one in judged.items())
+    ]
+    gap = judged["final_train"].get("sharpe_ratio", 0.0) - judged["test"].get("sharpe_ratio", 0.0)
+    head = "| days | return after fees | buying and holding | Sharpe ratio ± standard error |"
+    return "\n".join(
+        [head, "| --- | ---: | ---: | ---: |", *rows, "", f"Sharpe ratio, training above held-out: {gap:+.2f}"]
+    )
 
 
 def promote(client: MlflowClient, score: float) -> bool:
@@ -174,21 +189,16 @@ def main() -> None:
     mlflow.set_registry_uri(tracker.settings.tracking_uri)
     agent = flavor.load_model(f"models:/{REGISTERED_MODEL}@{CHALLENGER}")
     judged = judge(run, agent)
-    for name, title in (("final_train", "training"), ("validation", "validation"), ("test", "held-out")):
-        one = judged[name]
-        print(
-            f"{title:10} days: return {one['total_return']:+8.1%} after fees, "
-            f"holding {one['benchmark_total_return']:+8.1%}, "
-            f"Sharpe ratio {one.get('sharpe_ratio', 0.0):5.2f} ± {one.get('sharpe_standard_error', 0.0):.2f}"
-        )
+    print(report(judged))
+    run.set_tags({"mlflow.note.content": report(judged)})
     champion = promote(MlflowClient(), judged["validation"].get("sharpe_ratio", float("-inf")))
     print(f"{REGISTERED_MODEL}: {'the new version is the champion' if champion else 'the champion stays'}")
     if options.probe_file is not None:
         observations, actions, _ = play(agent, HELD_OUT_DAYS)
         options.probe_file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(options.probe_file, observations=observations, actions=actions)
-    report = run.flush()
-    print(f"run {run.run_id}: {report.delivered} records delivered, {report.pending} pending")
+    delivered = run.flush()
+    print(f"run {run.run_id}: {delivered.delivered} records delivered, {delivered.pending} pending")
 
 
 if __name__ == "__main__":

@@ -213,11 +213,14 @@ def test_code_of_the_project_that_an_agent_names_travels_with_it(tmp_path: Path)
         "    def forward(self, seen):\n"
         "        return self.layer(seen)\n"
     )
+    (project / "myproject" / ".env").write_text("PASSWORD=secret\n")
     (project / "mypolicies.py").write_text("def schedule(progress):\n    return 0.001 * progress\n")
     trained_there = run_script(PROJECT, cwd=project)
     loaded = run_script(ELSEWHERE.format(uri=f"sqlite:///{project / 'mlflow.db'}"), cwd=elsewhere)
 
     assert trained_there.returncode == 0, trained_there.stderr
+    assert not list(project.glob("mlruns/**/.env"))
+    assert list(project.glob("mlruns/**/myproject/networks.py"))
     assert loaded.stdout.startswith("(3,)"), loaded.stderr
 
 

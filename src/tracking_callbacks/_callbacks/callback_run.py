@@ -219,7 +219,8 @@ class CallbackRun:
             key = (*_place(self.settings).values(), trial.study)
             study = _studies.get(key)
             if study is None:
-                study = _studies[key] = self._join_or_start(f"study {trial.study}")
+                unnamed = trial.study.startswith("no-name-")  # what Optuna calls a study without a name
+                study = _studies[key] = self._join_or_start("study" if unnamed else f"study {trial.study}")
                 study.status_at_exit = "FINISHED"  # no hook says that a study is over
         self.run = MLflowTracker.of(study).start_run(f"trial {trial.number}", tags=self._tags, parent=study)
         self.run.log_params({f"trial.{name}": value for name, value in trial.params.items()})

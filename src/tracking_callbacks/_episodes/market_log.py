@@ -43,7 +43,7 @@ def log_market(
     number, last = max(episodes.items())
     if last.returns.size > 1:
         content = {
-            "title": f"Evaluation episode {number} of {place.rpartition('/')[2]}",
+            "title": f"{' '.join(place.split('/')).capitalize().replace('step-', 'at step ')}, episode {number}",
             "episodes": len(episodes),
             "periods_per_year": periods_per_year,
             "statistics": dict(statistics),

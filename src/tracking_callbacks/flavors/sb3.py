@@ -246,7 +246,7 @@ def _copy_code(folder: Path, code_paths: list[str]) -> None:
     for source in map(Path, code_paths):
         if source.is_dir():
             shutil.copytree(
-                source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+                source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", ".*"), dirs_exist_ok=True
             )
         else:
             shutil.copy(source, folder)

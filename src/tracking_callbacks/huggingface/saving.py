@@ -226,6 +226,8 @@ def save_mlmodel(
             code_paths=code_paths,
             metadata={"form": str(chosen.form), "base_model": base_model_of(model) or ""},
         )
+        for hidden in (folder / "code").rglob(".*"):  # such as .env
+            delete(hidden, within=folder)
         if chosen.form is ModelForm.ADAPTER:
             keep_active_adapter(model, folder / "peft")
     _amend_mlmodel(folder, model, chosen, task)

@@ -149,7 +149,10 @@ class EpisodeRecorder:
                 self._log.skip(1, "started before the training run, with no Monitor that knows their start")
             elif self._log.add(episode, tracker.last_equity):
                 self.run.set_tags({SKIPPED_TAG: f"{episode.skipped} ({tracker.source.name})"})
-                logger.warning(
+                # Rewards are taken as returns by default, in games too; only of what the user declared is it a fault.
+                level = logging.WARNING if tracker.source.declared else logging.INFO
+                logger.log(
+                    level,
                     "an episode has no Sharpe ratio: %s in %s; infos have the keys %s",
                     episode.skipped,
                     tracker.source.name,

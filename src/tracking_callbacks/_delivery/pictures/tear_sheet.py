@@ -51,11 +51,11 @@ _STATISTICS: tuple[tuple[str, str, str], ...] = (
     ("excess_return", "Excess return", "percent"),
     ("annual_return", "Annual return", "percent"),
     ("benchmark_annual_return", "Benchmark's annual return", "percent"),
-    ("volatility", "Volatility (annual)", "percent"),
+    ("volatility", "Volatility (annual)", "share"),
     ("sharpe_ratio", "Sharpe ratio", "number"),
     ("sharpe_standard_error", "its standard error (Lo)", "number"),
-    ("probabilistic_sharpe_ratio", "Probability that it is above 0", "percent"),
-    ("deflated_sharpe_ratio", "the same, after selection", "percent"),
+    ("probabilistic_sharpe_ratio", "Probability that it is above 0", "share"),
+    ("deflated_sharpe_ratio", "the same, after selection", "share"),
     ("sortino_ratio", "Sortino ratio", "number"),
     ("calmar_ratio", "Calmar ratio", "number"),
     ("omega_ratio", "Omega ratio", "number"),
@@ -69,10 +69,10 @@ _STATISTICS: tuple[tuple[str, str, str], ...] = (
     ("skew", "Skew", "number"),
     ("tail_ratio", "Tail ratio", "number"),
     ("trades", "Trades", "count"),
-    ("win_rate", "Trades with a gain", "percent"),
+    ("win_rate", "Trades with a gain", "share"),
     ("profit_factor", "Profit factor", "number"),
     ("mean_holding_time", "Mean holding time (steps)", "number"),
-    ("exposure", "Exposure", "percent"),
+    ("exposure", "Exposure", "share"),
     ("turnover", "Turnover (per year)", "number"),
     ("fees", "Fees paid", "number"),
 )
@@ -317,5 +317,5 @@ def _cells(trade: Mapping[str, Any]) -> list[str]:
 def _shown(value: float | None, kind: str) -> str:
     if value is None:
         return "–"
-    texts = {"percent": f"{value:+,.2%}", "count": f"{value:,.0f}", "number": f"{value:,.3g}"}
+    texts = {"percent": f"{value:+,.2%}", "share": f"{value:,.2%}", "count": f"{value:,.0f}", "number": f"{value:,.3g}"}
     return texts[kind].replace("-", "−")
