@@ -424,11 +424,17 @@ class MLflowSB3Callback(BaseCallback):
         self._last_evaluations[role] = (self.model.num_timesteps, evaluation)
         if role == "eval" and self.log_model == "best":
             scores = evaluation.statistics | {"mean_reward": evaluation.mean_reward}
-            self._best.offer(self.model, scores.get(self.best_by, math.nan), run)
+            if self._best.offer(self.model, scores.get(self.best_by, math.nan), run):
+                self._last_evaluations["best"] = (self.model.num_timesteps, evaluation)
 
     def _log_last_evaluations(self) -> None:
-        while self._last_evaluations and self.run is not None:
-            role, (step, evaluation) = self._last_evaluations.popitem()
+        best = self._last_evaluations.pop("best", None)
+        evaluations = list(self._last_evaluations.items())
+        if best is not None and best[0] != self._last_evaluations["eval"][0]:
+            evaluations.append(("eval", best))
+        self._last_evaluations = {}
+        for role, (step, evaluation) in evaluations if self.run is not None else ():
+            assert self.run is not None
             place = evaluation_folder(role, step)
             evaluation.equity.log(self.run, place, picture=place, label="evaluation episode")
             log_market(self.run, place, evaluation.episodes, evaluation.statistics, self.periods_per_year)

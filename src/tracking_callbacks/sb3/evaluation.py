@@ -207,10 +207,14 @@ class BestAgent:
         assert self._folder is not None, "there was no evaluation"
         return self._folder / str(self.timestep)
 
-    def offer(self, model: BaseAlgorithm, score: float, run: Run) -> None:
-        """Keep `model`, which trains in `run`, as it is now if `score` is the highest so far; NaN never is."""
+    def offer(self, model: BaseAlgorithm, score: float, run: Run) -> bool:
+        """Keep `model`, which trains in `run`, as it is now if `score` is the highest so far; NaN never is.
+
+        Returns:
+            Whether it is.
+        """
         if math.isnan(score) or (self.score is not None and score <= self.score):
-            return
+            return False
         if self._folder is None:
             self._folder = run.journal.root.scratch()
             weakref.finalize(self, _remove, self._folder, os.getpid())
@@ -220,6 +224,7 @@ class BestAgent:
         if before:
             delete(before, within=self._folder)
         (self._folder / "new").rename(self.snapshot)
+        return True
 
 
 def evaluations_in(root: BaseCallback) -> Iterator[EvalCallback]:
