@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ def start_server(
     artifacts: str | None = None,
     proxied: bool = True,
     options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Server:
     """Start an MLflow server with proxied artifacts, and wait until it answers.
 
@@ -49,6 +50,7 @@ def start_server(
         artifacts: Where artifacts lie; None means in `folder`.
         proxied: The server passes artifacts on; otherwise clients reach their place themselves.
         options: Further options of ``mlflow server``.
+        environment: Its environment variables in addition to those of the tests.
     """
     uri = f"http://127.0.0.1:{port}"
     with open(folder / "server.log", "ab") as log:
@@ -62,7 +64,7 @@ def start_server(
             ],
             cwd=folder,
             # Its job workers start late and would look like processes that a test left behind.
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | dict(environment or {}),
             stdout=log,
             stderr=log,
             start_new_session=True,
