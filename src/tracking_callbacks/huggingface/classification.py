@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,9 @@ class ClassificationReport:
     table: str
 
 
+_latest = threading.local()  # trainers in several threads evaluate at the same time
+
+
 class ClassificationMetrics:
     """Accuracy, F1, precision and recall for ``Trainer(compute_metrics=…)``, computed by scikit-learn.
 
@@ -49,8 +53,6 @@ class ClassificationMetrics:
     Args:
         labels: The classes' names in the order of their ids. None means that the ids are the names.
     """
-
-    _latest: ClassVar[ClassificationReport | None] = None
 
     def __init__(self, labels: Sequence[str] | None = None) -> None:
         self.labels = None if labels is None else tuple(labels)
@@ -81,24 +83,24 @@ class ClassificationMetrics:
             labels=self.labels,
             classes=_number_of_classes(prediction.predictions, references),
         )
-        ClassificationMetrics._latest = report
+        _latest.report = report
         return dict(report.statistics)
 
 
 def take_report(metrics: Mapping[str, Any], prefix: str) -> ClassificationReport | None:
     """Return the report behind `metrics` and forget it, or return None if there is none.
 
-    ``Trainer`` passes a callback the numbers of an evaluation and nothing else, so the class keeps the latest
-    report. It belongs to this evaluation if all its statistics are among `metrics`.
+    ``Trainer`` passes a callback the numbers of an evaluation and nothing else, so the latest report of each thread is
+    kept. It belongs to this evaluation if all its statistics are among `metrics`.
 
     Args:
         metrics: What ``on_evaluate`` or ``on_predict`` received.
         prefix: The evaluation's ``metric_key_prefix``.
     """
-    report = ClassificationMetrics._latest
+    report: ClassificationReport | None = getattr(_latest, "report", None)
     if report is None or any(metrics.get(f"{prefix}_{key}") != value for key, value in report.statistics.items()):
         return None
-    ClassificationMetrics._latest = None
+    _latest.report = None
     return report
 
 
