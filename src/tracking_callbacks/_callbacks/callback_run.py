@@ -14,7 +14,8 @@ from tracking_callbacks._callbacks.searches import Trial, current_trial
 from tracking_callbacks._callbacks.training_watch import current_call
 from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.records import Status
-from tracking_callbacks._runs.run import Run, active_runs, is_pruned
+from tracking_callbacks._runs.exits import is_pruned
+from tracking_callbacks._runs.run import Run, active_runs
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.settings import Settings, is_switched_on

@@ -12,7 +12,7 @@ from tracking_callbacks._writing.flushing import drain_at_exit
 from tracking_callbacks._writing.report import DeliveryReport
 from tracking_callbacks._writing.session import RunJournal
 
-__all__ = ["ExitingRun", "modules_on_stack", "register", "uncaught_error"]
+__all__ = ["ExitingRun", "is_pruned", "modules_on_stack", "register", "uncaught_error"]
 
 
 class ExitingRun(Protocol):
@@ -97,3 +97,8 @@ def _at_exit(pid: int) -> None:
 def _in_multiprocessing_child() -> bool:
     process = sys.modules.get("multiprocessing.process")
     return process is not None and process.parent_process() is not None
+
+
+def is_pruned(error: BaseException) -> bool:
+    """Return whether `error` is Optuna's ``TrialPruned``: the search has given a trial up, which is no failure."""
+    return any(kind.__name__ == "TrialPruned" for kind in type(error).__mro__)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import traceback
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -15,27 +13,25 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn
 
 from tracking_callbacks._contents.datasets import describe_dataset, table_text
+from tracking_callbacks._contents.documents import document_text
 from tracking_callbacks._contents.figures import figure_writer
 from tracking_callbacks._contents.recorder import ContentsRecorder
 from tracking_callbacks._journal import records
 from tracking_callbacks._journal.checkpoints import WaitingCheckpoints
 from tracking_callbacks._journal.layout import JournalRoot
 from tracking_callbacks._runs import exits
+from tracking_callbacks._runs.model_record import model_record
 from tracking_callbacks._values.conversion import (
     MAX_PARAM_LENGTH,
     MAX_TAG_LENGTH,
     cut_text,
     entry_text,
-    to_jsonable,
     to_scalar,
     to_step,
 )
 from tracking_callbacks._values.names import (
     SafeNames,
     artifact_place,
-    check_logged_model_name,
-    check_registration,
-    safe_name,
 )
 from tracking_callbacks._values.secrets import mask_text
 from tracking_callbacks._writing.flushing import wait_for_delivery, wait_for_registration
@@ -47,7 +43,7 @@ from tracking_callbacks._writing.snapshots import hold, size_of, snapshot
 from tracking_callbacks.errors import InputError, InvalidNameError, TrackingError
 from tracking_callbacks.settings import Settings
 
-__all__ = ["Part", "Run", "active_runs", "is_pruned"]
+__all__ = ["Part", "Run", "active_runs"]
 
 logger = logging.getLogger(__name__)
 
@@ -251,14 +247,7 @@ class Run:
 
         Objects that the format does not know are made plain, secrets are masked (see `to_jsonable`).
         """
-        content = to_jsonable(obj)
-        if artifact_file.endswith((".yaml", ".yml")):
-            import yaml
-
-            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        else:
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        self.log_text(text, artifact_file)
+        self.log_text(document_text(obj, artifact_file), artifact_file)
 
     def log_figure(self, fig: object, artifact_file: str) -> None:
         """Log a figure; the ending of `artifact_file` gives the format.
@@ -357,7 +346,7 @@ class Run:
         source = Path(mlmodel_folder)
         if not (source / "MLmodel").is_file():
             raise InputError(f"log_model: expected a folder with an MLmodel file, got {str(mlmodel_folder)!r}")
-        record = _model_record(name, registered_model_name, aliases, step, tags)
+        record = model_record(name, registered_model_name, aliases, step, tags)
         self._stage_model(lambda target: snapshot(source, target), record)
 
     def save_model(
@@ -384,7 +373,7 @@ class Run:
             TrackingError: `save` raised an `OSError` or left no ``MLmodel`` file. Its other exceptions are passed on.
             InputError: As in `log_model`, and so is `ConfigError`.
         """
-        record = _model_record(name, registered_model_name, aliases, step, tags)
+        record = model_record(name, registered_model_name, aliases, step, tags)
 
         def write(target: Path) -> None:
             try:
@@ -475,13 +464,13 @@ class Run:
         that a search has pruned is KILLED too, without an error.
         """
         if not self.ended and not self.joined:
-            if is_pruned(error):
+            if exits.is_pruned(error):
                 self.set_tags({"tracking_callbacks.pruned": "true"})
             else:
                 lines = traceback.format_exception(error)
                 self.log_text(mask_text("".join(lines)), "error.txt")
                 self.set_tags({records.ERROR_TAG: mask_text(lines[-1].strip())})
-        self.end("FAILED" if isinstance(error, Exception) and not is_pruned(error) else "KILLED")
+        self.end("FAILED" if isinstance(error, Exception) and not exits.is_pruned(error) else "KILLED")
 
     def reopen(self, *, at_step: int | None = None) -> None:
         """Continue the run after its end: its status is RUNNING again until the next `end`.
@@ -618,38 +607,3 @@ class Run:
     ) -> None:
         place = str(artifact_place(artifact_path, "artifact_path")) if artifact_path else None
         self.journal.stage(name, write, lambda staged: records.Artifact(staged, place, table))
-
-
-def _model_record(
-    name: str,
-    registered_model_name: str | None,
-    aliases: Iterable[str],
-    step: int | None,
-    tags: Mapping[str, Any] | None,
-) -> Callable[[str], records.Model]:
-    """Return what makes the record of a model from its staged path; see `Run.log_model` for the errors."""
-    aliases = tuple(aliases)
-    if aliases and registered_model_name is None:
-        raise InputError(f"log_model: aliases {aliases!r} need a registered_model_name")
-    checked = check_registration(registered_model_name, aliases)
-    check_logged_model_name(name, "name")
-    texts = {safe_name(key): entry_text(key, value) for key, value in (tags or {}).items()}
-
-    def record(staged: str) -> records.Model:
-        return records.Model(
-            timestamp=records.now_ms(),
-            record_key=uuid.uuid4().hex,
-            staged=staged,
-            name=name,
-            registered_model_name=registered_model_name,
-            aliases=checked,
-            step=step,
-            tags=texts,
-        )
-
-    return record
-
-
-def is_pruned(error: BaseException) -> bool:
-    """Return whether `error` is Optuna's ``TrialPruned``: the search has given a trial up, which is no failure."""
-    return any(kind.__name__ == "TrialPruned" for kind in type(error).__mro__)
