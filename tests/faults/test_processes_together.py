@@ -44,7 +44,7 @@ def test_trainers_with_one_journal_root_are_each_delivered_once(trainers, server
 @pytest.mark.parametrize("round_", range(4 if SOAK else 1))
 def test_kills_during_the_cold_start_of_eight_trainers_break_neither_store_nor_runs(round_, trainers, tmp_path) -> None:
     chance = random.Random(f"cold {round_}")
-    started = [trainers.start("core", tmp_path / "project", "", model=f"model-{n}", pace=0.005) for n in range(8)]
+    started = [trainers.start("core", tmp_path / "project", "", model=f"model-{n}", pace=0.03) for n in range(8)]
     store = tmp_path / "project" / "mlflow.db"
     victims: list[object] = []
 
