@@ -9,6 +9,8 @@ from tracking_callbacks._episodes.statistics import STATISTICS
 
 __all__ = ["EpisodeTable"]
 
+_NO_STATISTICS = "," * (len(STATISTICS) - 1)
+
 
 class EpisodeTable:
     """A CSV file with one line per episode.
@@ -41,7 +43,8 @@ class EpisodeTable:
         if self._extras is None:
             self._begin(list(episode.extras))
         assert self._extras is not None
-        statistics = ",".join(str(episode.statistics.get(name, "")) for name in STATISTICS)
+        known = episode.statistics
+        statistics = ",".join([str(known.get(name, "")) for name in STATISTICS]) if known else _NO_STATISTICS
         extras = "".join(f",{episode.extras.get(name, '')}" for name in self._extras)
         self._waiting.append(
             f"{self._lines},{episode.timestep},{episode.env},{episode.reward},{episode.length},{statistics}{extras}"

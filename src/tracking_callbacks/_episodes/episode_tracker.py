@@ -50,6 +50,8 @@ class Episode:
 
 def _extras(info: Info, monitored: Mapping[str, Any] | None) -> dict[str, float]:
     """Return what a ``Monitor(info_keywords=…)`` added to its episode, and ``is_success``; numbers only."""
+    if monitored is None and "is_success" not in info:
+        return {}
     said = dict(monitored or {})
     if "is_success" in info:
         said["is_success"] = info["is_success"]
@@ -316,14 +318,16 @@ class EpisodeTracker:
         skipped = None if whole and complete else "seen only in part"
         if skipped is None:
             returns = self._returns(env, rewards, values, first_value)
-            skipped = None if np.isfinite(returns).all() else "missing or infinite values"
-            if skipped is None and self.source.kind is Kind.REWARD and (reason := finance.looks_like_levels(returns)):
-                skipped = f"rewards that are no returns: {reason}"
+            finite = math.isfinite(returns.sum()) or np.isfinite(returns).all()  # the sum alone costs a third
+            skipped = None if finite else "missing or infinite values"
             if skipped is None:
                 self.last_returns = returns
                 statistics = trading_statistics(
                     returns, periods_per_year=self._periods, compounded=self.source.declared
                 )
+            is_reward = self.source.kind is Kind.REWARD and "sharpe_ratio" in statistics
+            if is_reward and (reason := finance.looks_like_levels(returns)):
+                skipped, statistics, self.last_returns = f"rewards that are no returns: {reason}", {}, None
         return Episode(timestep, env, reward, length, statistics, skipped, _extras(info, monitored))
 
     def _returns(self, env: int, rewards: Series, values: Series, first_value: float) -> Series:
