@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stable_baselines3.common.logger import HParam, Image, Video
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 
+from processes import run_script
 from tracking_callbacks import Recording
 from tracking_callbacks.sb3 import MLflowSB3Callback
 
@@ -193,6 +195,48 @@ def test_a_loop_of_laps_refuses_nothing_and_registers_one_model(store: Store) ->
     (output,) = run.outputs.model_outputs
     assert output.step == 128
     assert store.client.get_model_version_by_alias(name, "champion").version == version.version
+
+
+LOOP = """
+    from markets import TINY, Market
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import EvalCallback
+    from stable_baselines3.common.monitor import Monitor
+    from tracking_callbacks import MLflowTracker
+    from tracking_callbacks.sb3 import MLflowSB3Callback
+
+    callback = MLflowSB3Callback(
+        MLflowTracker({uri!r}, "loops", record=False), log_model="best", registered_model_name={name!r}
+    )
+    agent = PPO("MlpPolicy", Monitor(Market()), **TINY)
+    for _ in range(3):
+        evaluation = EvalCallback(Monitor(Market()), eval_freq=32, n_eval_episodes=1, verbose=0)
+        agent.learn(32, callback=[callback, evaluation], reset_num_timesteps=False)
+"""
+
+
+def test_the_best_agent_of_a_loop_is_registered_when_the_program_ends(store: Store, tmp_path: Path) -> None:
+    uri, name = store.tracker.settings.tracking_uri, f"loop-{tmp_path.parent.name}"
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    done = run_script(LOOP.format(uri=uri, name=name), cwd=tmp_path, env={"PYTHONPATH": paths})
+    (version,) = store.client.search_model_versions(f"name='{name}'")
+
+    assert done.returncode == 0, done.stderr
+    assert store.client.get_run(version.run_id).data.tags["tracking_callbacks.model_choice"].startswith("best: ")
+
+
+def test_a_loop_that_another_run_follows_logs_its_agent_to_its_own_run(store: Store) -> None:
+    callback = callback_for(store, log_model=True)
+    written = []
+    for _ in range(2):
+        agent = PPO("MlpPolicy", market(), **TINY)
+        for _ in range(2):
+            agent.learn(32, callback=callback, reset_num_timesteps=False)
+        written.append(callback.run)
+    runs = [store.delivered(run) for run in written]
+
+    assert written[0] is not written[1]
+    assert [[output.step for output in run.outputs.model_outputs] for run in runs] == [[64], [64]]
 
 
 def test_a_model_is_logged_as_often_as_it_was_asked_for(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -98,7 +99,7 @@ class Run:
         self._modules = exits.modules_on_stack()
         self._contents = ContentsRecorder(settings, self.journal, opened)
         self._registering: list[records.Model] = []
-        self._postponed: Callable[[], object] | None = None
+        self._postponed: tuple[Callable[[], object], int] | None = None  # with the process that it is for
         self._status: records.Status | None = None
 
     # -- what can be logged ------------------------------------------------------------------------------------------
@@ -499,17 +500,21 @@ class Run:
 
     def postpone(self, write: Callable[[], object] | None) -> None:
         """Have `write` log to this run at its next `flush` or at the end of the program; None withdraws it."""
-        self._postponed = write
+        atexit.unregister(self.write_postponed)
+        self._postponed = None if write is None else (write, os.getpid())
+        if write is not None:
+            # It may need temporary files, which the exit functions that were registered before this one delete.
+            atexit.register(self.write_postponed)
 
     def write_postponed(self) -> None:
-        """Log what was postponed."""
-        write, self._postponed = self._postponed, None
-        if write is not None:
-            write()
+        """Log what was postponed, in the process that did so."""
+        postponed, self._postponed = self._postponed, None
+        atexit.unregister(self.write_postponed)
+        if postponed is not None and postponed[1] == os.getpid():
+            postponed[0]()
 
     def close(self) -> None:
         """Let go of the journal at exit: an open run ends as interrupted, what was added to an ended one is sealed."""
-        self.write_postponed()
         if self.ended:
             self.journal.seal(None)
         else:

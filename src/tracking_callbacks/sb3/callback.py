@@ -221,7 +221,7 @@ class MLflowSB3Callback(BaseCallback):
                     self._log_window(timestep)
             if timestep >= self._next_model_at:
                 self._next_model_at = timestep + (self.log_model_every or math.inf)
-                self._log_model(self._prepare_last())
+                self._log_model(self.run, self._prepare_last())
         return True
 
     @never_in_the_way
@@ -233,12 +233,11 @@ class MLflowSB3Callback(BaseCallback):
         if not self._training:  # rl-baselines3-zoo announces the end again, also after an exception
             return
         self._wind_up()
-        if self.run is not None:
-            prepared = self._prepare_model()
-            if prepared is not None and self.locals.get("reset_num_timesteps") is False:  # learn()'s own argument
-                self.run.postpone(functools.partial(self._log_model, prepared))
-            else:
-                self._log_model(prepared)
+        run, prepared = self.run, self._prepare_model()
+        if run is not None and self.locals.get("reset_num_timesteps") is False:  # learn()'s own argument
+            run.postpone(functools.partial(self._log_model, run, prepared))
+        else:
+            self._log_model(run, prepared)
         self._end()
 
     # -- start and end -------------------------------------------------------------------------------------
@@ -255,14 +254,16 @@ class MLflowSB3Callback(BaseCallback):
         model = self.model
         continues = model._num_timesteps_at_start > 0  # undocumented (SB3 2.9.2)
         before = self.run
-        if before is not None:
-            before.postpone(None) if continues else before.write_postponed()
         self._name_run()
         resume_key = noted_run_key(model, self._callback_run.settings) if continues else None
         run = self._callback_run.begin_training(resume_key=resume_key, continues=continues, at_step=model.num_timesteps)
         self._training, self._learning_pid = True, os.getpid()
         atexit.register(self._wind_up)  # runs before the run is closed, if the training run never ends
-        if run is not before:
+        if run is before:
+            run.postpone(None)  # another lap of a loop: the model is that of the last one
+        else:
+            if before is not None:
+                before.write_postponed()
             self._next_model_at = model.num_timesteps + (self.log_model_every or math.inf)
         # Each piece has its own guard, and the essential ones come first: an unusual environment costs one of them.
         self._open_recorder(run, renewed=run is not before)
@@ -276,6 +277,7 @@ class MLflowSB3Callback(BaseCallback):
         self._describe(run, again=run is before)
         log_prices(run, self.training_env, "train", context="training")
 
+    @never_in_the_way
     def _name_run(self) -> None:
         """Let ``learn(tb_log_name=…)`` name the run, unless it is the algorithm's own default."""
         name = self.locals.get("tb_log_name")
@@ -375,17 +377,17 @@ class MLflowSB3Callback(BaseCallback):
 
         return PreparedModel(save, step, tags=tags, run_tags=tags)
 
-    def _log_model(self, prepared: PreparedModel | None, *, register: bool = True) -> None:
-        if self.run is not None and prepared is not None:
+    def _log_model(self, run: Run | None, prepared: PreparedModel | None, *, register: bool = True) -> None:
+        if run is not None and prepared is not None:
             register = register and (self.register_trials or not self._callback_run.in_trial)
-            self._model_logger.log(self.run, lambda: prepared, register=register)
+            self._model_logger.log(run, lambda: prepared, register=register)
 
     def _keep_interrupted(self, error: BaseException) -> None:
         """Log the agent of a training run that `error` has stopped, best or last, without registering it."""
         prepared = self._prepare_model()
         if prepared is not None:
             tags = dict(prepared.tags) | {INTERRUPTED_TAG: type(error).__name__}
-            self._log_model(dataclasses.replace(prepared, tags=tags, run_tags=tags), register=False)
+            self._log_model(self.run, dataclasses.replace(prepared, tags=tags, run_tags=tags), register=False)
 
     @never_in_the_way
     def _end(self) -> None:
