@@ -274,7 +274,7 @@ class MLflowSB3Callback(BaseCallback):
         if self.verbose >= 1:
             settings = run.settings
             self.logger.info(f"Tracking to {settings.masked_uri}, experiment {settings.experiment_name!r}")
-        self._describe(run, again=run is before)
+        self._describe(run)
         log_prices(run, self.training_env, "train", context="training")
 
     @never_in_the_way
@@ -303,10 +303,8 @@ class MLflowSB3Callback(BaseCallback):
         self._window_clock = WindowClock(planned - begins_at) if self._off_policy else None
 
     @never_in_the_way
-    def _describe(self, run: Run, *, again: bool) -> None:
+    def _describe(self, run: Run) -> None:
         described = describe(self.model)
-        if again:  # another lap of a loop: the plan is that of the first one
-            described.pop("total_timesteps")
         tag_framework(run, "stable_baselines3", stable_baselines3.__version__, model_type=described["algorithm"])
         log_description(run, Description(described, {"sb3.json": described}))
 
