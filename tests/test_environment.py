@@ -69,7 +69,9 @@ def test_an_experiment_id_that_the_store_does_not_have_is_named_and_nothing_is_l
     server, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "987654321")
-    run = MLflowTracker(server.uri, delivery=Delivery(journal_root=tmp_path / "journal", flush_timeout=0)).start_run()
+    run = MLflowTracker(
+        server.uri, delivery=Delivery(journal_root=tmp_path / "journal", flush_timeout=0, grace=0)
+    ).start_run()
     run.log_metrics({"loss": 1.0})
     run.end()
     wait_for(lambda: run.report().last_error, "delivery says what stops it")
