@@ -160,9 +160,10 @@ def choose_source(
         return _equity(returns)
     if (found := next((key for key in EQUITY_KEYS if math.isfinite(number(info.get(key)))), None)) is not None:
         return _equity(found)
-    for name in MEMORIES if memory is not None else ():
-        if memory is not None and isinstance(memory(0, name), list):
-            return ReturnsSource(Kind.MEMORY, f"env:{name}", key=None)
+    if memory is not None:
+        remembered = next((name for name in MEMORIES if isinstance(memory(0, name), list)), None)
+        if remembered is not None:
+            return ReturnsSource(Kind.MEMORY, f"env:{remembered}")
     return ReturnsSource(Kind.REWARD, "reward", declared=False)
 
 
