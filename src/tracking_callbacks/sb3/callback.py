@@ -431,7 +431,9 @@ class MLflowSB3Callback(BaseCallback):
         best = self._last_evaluations.pop("best", None)
         evaluations = list(self._last_evaluations.items())
         if best is not None and best[0] != self._last_evaluations["eval"][0]:
-            evaluations.append(("eval", best))
+            step, evaluation = best
+            # The importance of features would be that of the agent as it is now, not as it was then.
+            evaluations.append(("eval", (step, dataclasses.replace(evaluation, observations=None))))
         self._last_evaluations = {}
         for role, (step, evaluation) in evaluations if self.run is not None else ():
             assert self.run is not None
