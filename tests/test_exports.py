@@ -10,7 +10,7 @@ import tracking_callbacks
 
 PUBLIC = {
     "tracking_callbacks": {
-        *("MLflowTracker", "Recording", "Delivery", "Run", "DeliveryReport", "__version__"),
+        *("MLflowTracker", "Recording", "Delivery", "Promotion", "Run", "DeliveryReport", "__version__"),
         *("TrackingError", "ConfigError", "InputError", "InvalidNameError", "MetricValueError"),
     },
     "tracking_callbacks.huggingface": {"MLflowTrainerCallback", "ClassificationMetrics"},
@@ -65,10 +65,10 @@ def test_signatures_are_those_of_the_design() -> None:
     assert keywords(tracking_callbacks.MLflowTracker.start_run) == ["run_name", "tags", "parent", "run_id"]
     assert keywords(MLflowTrainerCallback) == [
         *("tracker", "run_name", "tags", "log_model", "registered_model_name", "aliases"),
-        *("code_paths", "register_trials", "log_checkpoints"),
+        *("promote", "code_paths", "register_trials", "log_checkpoints"),
     ]
     assert keywords(MLflowSB3Callback) == [
         *("tracker", "run_name", "tags", "log_model", "best_by", "log_model_every", "registered_model_name"),
-        *("aliases", "code_paths", "register_trials", "returns", "periods_per_year", "initial_account"),
+        *("aliases", "promote", "code_paths", "register_trials", "returns", "periods_per_year", "initial_account"),
         *("benchmark", "trials", "verbose"),
     ]

@@ -7,6 +7,7 @@ documented way. When one fails after an upgrade, its message names the file to l
 from __future__ import annotations
 
 import base64
+import copy
 import functools
 import importlib
 import inspect
@@ -211,7 +212,7 @@ def test_the_state_carries_a_dict_for_callbacks() -> None:
     assert TrainerState().stateful_callbacks == {}
 
 
-@use("PIPELINE_REGISTRY.supported_tasks, or auto_class._model_mapping", TRANSFORMERS, "huggingface/saving.py")
+@use("PIPELINE_REGISTRY.supported_tasks, or auto_class._model_mapping", TRANSFORMERS, "huggingface/tasks.py")
 def test_a_pipeline_task_names_the_model_classes_that_it_takes(bert: Any) -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -221,7 +222,41 @@ def test_a_pipeline_task_names_the_model_classes_that_it_takes(bert: Any) -> Non
     assert type(bert).__name__ in known
 
 
-@use("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", TRANSFORMERS, "huggingface/saving.py")
+@use("auto_class._model_mapping._extra_content", TRANSFORMERS, "huggingface/tasks.py")
+def test_a_registered_class_is_known_by_the_class_of_its_configuration() -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    assert isinstance(AutoModelForSequenceClassification._model_mapping._extra_content, dict)
+
+
+@use("OptimizedModule._orig_mod", "torch 2.13", "huggingface/save_plan.py")
+def test_a_compiled_model_names_the_model_inside() -> None:
+    inner = torch.nn.Linear(1, 1)
+
+    assert torch.compile(inner)._orig_mod is inner
+
+
+@use("BaseTuner.prefix, or the names of an adapter's weights", PEFT, "huggingface/base_weights.py")
+def test_the_names_of_weights_say_what_belongs_to_an_adapter(bert: Any) -> None:
+    from peft import get_peft_model
+
+    model = get_peft_model(copy.deepcopy(bert), LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    names = [name for name, _ in model.named_parameters()]
+
+    assert model.base_model.prefix == "lora_"
+    for part in (".base_layer.", ".modules_to_save.", ".original_module.", ".lora_A."):
+        assert any(part in name for name in names), part
+
+
+@use("the keys of the transformers flavor", MLFLOW, "huggingface/saving.py")
+def test_the_transformers_flavor_has_these_keys() -> None:
+    from mlflow.transformers.flavor_config import FlavorKey
+
+    keys = (FlavorKey.MODEL_TYPE, FlavorKey.MODEL_BINARY, FlavorKey.MODEL_LOCAL_BASE, FlavorKey.MODEL_REVISION)
+    assert keys == ("pipeline_model_type", "model_binary", "local_base_model_path", "source_model_revision")
+
+
+@use("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", TRANSFORMERS, "huggingface/tasks.py")
 def test_the_classes_of_sequence_to_sequence_models_are_known_by_name() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as NAMES
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tracking_callbacks._runs.run import Run
     from tracking_callbacks._runs.tracker import MLflowTracker
+    from tracking_callbacks._values.promotion import Promotion
     from tracking_callbacks._writing.report import DeliveryReport
     from tracking_callbacks.errors import (
         ConfigError,
@@ -24,6 +25,7 @@ __all__ = [
     "InvalidNameError",
     "MLflowTracker",
     "MetricValueError",
+    "Promotion",
     "Recording",
     "Run",
     "TrackingError",
@@ -36,6 +38,7 @@ _HOMES = {
     "Delivery": "settings",
     "DeliveryReport": "_writing.report",
     "MLflowTracker": "_runs.tracker",
+    "Promotion": "_values.promotion",
     "Recording": "settings",
     "Run": "_runs.run",
 }

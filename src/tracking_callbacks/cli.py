@@ -11,9 +11,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
+import msgspec
 
 from tracking_callbacks import __version__
-from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE
+from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE, VersionRow
 from tracking_callbacks._journal.layout import JournalRoot
 from tracking_callbacks._journal.pending import (
     PendingRun,
@@ -25,7 +26,7 @@ from tracking_callbacks._journal.pending import (
 from tracking_callbacks._journal.records import StoreAddress
 from tracking_callbacks._values.credentials import CREDENTIALS, same_place
 from tracking_callbacks._values.secrets import MASK, mask_uri
-from tracking_callbacks._writing.launch import start_sync
+from tracking_callbacks._writing.launch import ask_registry, start_sync
 from tracking_callbacks.errors import ConfigError
 from tracking_callbacks.settings import Settings, resolve_settings
 
@@ -34,6 +35,9 @@ __all__ = ["main"]
 _POLL_SECONDS = 0.2
 # https://mlflow.org/docs/latest/self-hosting/security/basic-http-auth
 _CREDENTIALS_FILE = Path("~/.mlflow/credentials")
+_CONFIG = click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False), help="YAML file with the tracking URI."
+)
 _PATHS = click.argument("paths", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 
 
@@ -140,7 +144,7 @@ def _count(number: int, one: str, many: str = "") -> str:
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
-@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file with the tracking URI.")
+@_CONFIG
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def ui(config: str | None, arguments: tuple[str, ...]) -> None:
     """Open the MLflow UI on the store that this project's trackers use.
@@ -159,6 +163,40 @@ def ui(config: str | None, arguments: tuple[str, ...]) -> None:
         sys.exit(0)
 
 
+@main.command()
+@click.argument("name", required=False)
+@_CONFIG
+@click.option("--tracking-uri", help="The store whose registry is asked, instead of this project's.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as a JSON list instead of a table.")
+def models(name: str | None, config: str | None, tracking_uri: str | None, as_json: bool) -> None:
+    """Show the versions of registered models, and why one of them is champion.
+
+    NAME is a registered model; the default is all of them. Each row has the version's aliases, the figure that it was
+    compared by, the digest of the data behind that, and what came of the comparison.
+    """
+    found = ask_registry(_settings(config, tracking_uri), name)
+    if found.returncode:
+        raise click.ClickException(found.stderr.decode(errors="replace").strip())
+    if as_json:
+        click.echo(msgspec.json.format(found.stdout, indent=2))
+        return
+    versions = msgspec.json.decode(found.stdout, type=list[VersionRow])
+    rows = [("MODEL", "VERSION", "ALIASES", "METRIC", "FIGURE", "DATA", "OUTCOME")]
+    rows += [
+        (
+            one.model,
+            one.version,
+            ", ".join(one.aliases) or "-",
+            one.metric or "-",
+            "-" if one.figure is None else f"{one.figure:.6g}",
+            one.data or "-",
+            one.outcome or "-",
+        )
+        for one in versions
+    ]
+    click.echo(_table(rows) if versions else "No model is registered.")
+
+
 def _roots(paths: Iterable[Path]) -> list[JournalRoot]:
     given = [journal_root_at(path.absolute()) for path in paths]
     roots = given or [JournalRoot(_settings(None).journal_root)]
@@ -170,9 +208,9 @@ def _roots(paths: Iterable[Path]) -> list[JournalRoot]:
     return roots
 
 
-def _settings(config: str | None) -> Settings:
+def _settings(config: str | None, tracking_uri: str | None = None) -> Settings:
     try:
-        return resolve_settings(config=config)
+        return resolve_settings(tracking_uri, config=config)
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
 

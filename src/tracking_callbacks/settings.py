@@ -21,6 +21,7 @@ from msgspec import Meta
 from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE
 from tracking_callbacks._journal.records import StoreAddress
 from tracking_callbacks._values.checking import check_fields, struct_from
+from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._values.secrets import mask_uri
 from tracking_callbacks._values.store_uri import absolute_uri, check_uri
 from tracking_callbacks.errors import ConfigError
@@ -152,9 +153,10 @@ class _Given(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tags: Tags = _NOT_GIVEN
     record: Annotated[Flag | Recording, Meta(description="true, false, or the fields of Recording")] = _NOT_GIVEN
     delivery: Annotated[Delivery, Meta(description="the fields of Delivery")] = _NOT_GIVEN
+    promote: Annotated[Promotion, Meta(description="the fields of Promotion")] = _NOT_GIVEN
 
 
-_GROUPS: dict[str, type[msgspec.Struct]] = {"record": Recording, "delivery": Delivery}
+_GROUPS: dict[str, type[msgspec.Struct]] = {"record": Recording, "delivery": Delivery, "promote": Promotion}
 
 _EVERYTHING = Recording(
     config=True, config_files=(), source=True, environment=True, python_logging=True, pictures=True, reports=True,
@@ -182,6 +184,7 @@ class Settings:
         config_file: Absolute path of the tracker's own config file.
         record: What runs record automatically; `config_files` are absolute paths.
         delivery: How runs are delivered; `journal_root` is an absolute path.
+        promote: When the version of a registered model takes over an alias.
         disabled: The environment has switched tracking off: runs accept everything and keep nothing.
     """
 
@@ -193,6 +196,7 @@ class Settings:
     config_file: Path | None
     record: Recording
     delivery: Delivery
+    promote: Promotion | None = None
     experiment_id: str | None = None
     disabled: bool = False
 
@@ -260,6 +264,7 @@ def resolve_settings(
         config_file=None if config is None else Path(os.path.abspath(config)),
         record=_resolve_recording(given.record, in_file.record, environ),
         delivery=_resolve_delivery(given.delivery, in_file.delivery, project, environ),
+        promote=in_file.promote,
         experiment_id=experiment_id,
         disabled=disabled,
     )

@@ -97,9 +97,7 @@ def test_champions_loaded_by_alias_predict_as_trained(
         assert "tracking_callbacks.model_error" not in client.get_run(run.run_id).data.tags, kind
         with torch.no_grad():
             logits = model.eval()(**tokenizer(TEXTS, return_tensors="pt", padding=True)).logits
-        # an adapter takes its label names from the base, which has none
-        names = ("LABEL_0", "LABEL_1") if form == "adapter" else LABELS
-        expected[name] = (logits.tolist(), [names[index] for index in logits.argmax(dim=-1)])
+        expected[name] = (logits.tolist(), [LABELS[index] for index in logits.argmax(dim=-1)])
         version = client.get_model_version_by_alias(name, "champion")
         assert (str(version.version), version.run_id, version.tags["form"]) == ("1", run.run_id, form)
         if form != "adapter":

@@ -25,14 +25,9 @@ from transformers import (
 )
 
 from tracking_callbacks import ConfigError, TrackingError
-from tracking_callbacks.huggingface.saving import (
-    ModelForm,
-    SavedForm,
-    check_choice,
-    choose_form,
-    processor_of,
-    save_mlmodel,
-)
+from tracking_callbacks.huggingface.forms import ModelForm, SavedForm, check_choice, choose_form
+from tracking_callbacks.huggingface.save_plan import plan_saving
+from tracking_callbacks.huggingface.saving import processor_of, save_mlmodel
 
 TEXTS = ["good film", "awful book play", "lovely"]
 
@@ -176,7 +171,8 @@ from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers import TrainingArguments
-from tracking_callbacks.huggingface.saving import choose_form, save_mlmodel
+from tracking_callbacks.huggingface.forms import choose_form
+from tracking_callbacks.huggingface.saving import save_mlmodel
 from tracking_callbacks.huggingface.params import describe
 torch.manual_seed(0)
 model = AutoModelForSequenceClassification.from_pretrained("tiny/bert")
@@ -212,12 +208,11 @@ print(json.dumps({"logits": logits.tolist(), "form": chosen.form, "notice": chos
     assert difference(loaded, torch.tensor(trained["logits"])) == 0.0
 
 
-def test_an_adapter_that_could_not_be_loaded_is_refused(base_folder: Path) -> None:
+def test_an_adapter_with_more_labels_than_its_base_keeps_its_own_head(base_folder: Path) -> None:
     three = BertForSequenceClassification.from_pretrained(base_folder, num_labels=3, ignore_mismatched_sizes=True)
     model = get_peft_model(three, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
 
-    with pytest.raises(TrackingError, match="number of labels"):
-        choose_form("adapter", model)
+    assert (choose_form("adapter", model).form, choose_form("adapter", model).own_head) == (ModelForm.ADAPTER, True)
     assert choose_form("auto", model).form is ModelForm.MERGED
 
 
@@ -309,8 +304,9 @@ def test_saving_leaves_the_tokenizer_as_it_was(
     assert given.padding_side == "right"
 
 
-def test_a_model_without_a_pipeline_says_so(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def test_a_model_without_a_pipeline_says_how_it_loads(tokenizer: PreTrainedTokenizerFast) -> None:
     model = T5EncoderModel(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    limits = plan_saving(model, tokenizer, None).limits
 
-    with pytest.raises(TrackingError, match="no pipeline for a T5EncoderModel"):
-        save_mlmodel(model, tokenizer, folder, choose_form("auto", model))
+    assert "no pipeline for a T5EncoderModel" in limits
+    assert "return_type='components'" in limits

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,7 @@ def test_tensors_are_metrics_and_arrays_are_skipped_with_one_warning(
     assert sum("'train/array'" in record.message for record in caplog.records) == 1
 
 
-def test_a_model_that_cannot_be_saved_does_not_fail_the_training(
+def test_a_model_that_no_flavor_can_hold_keeps_its_weights_and_does_not_fail_the_training(
     tracker: MLflowTracker,
     client: MlflowClient,
     make_trainer: TrainerFactory,
@@ -190,17 +191,22 @@ def test_a_model_that_cannot_be_saved_does_not_fail_the_training(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Unheard(BertForSequenceClassification):
-        """No pipeline of transformers knows this class."""
+        """No pipeline of transformers knows this class, and it cannot be imported."""
 
     full_model.__class__ = Unheard
+    full_model.lock = threading.Lock()  # cannot be pickled
     callback = MLflowTrainerCallback(tracker)
     make_trainer(full_model, callback).train()
-    stored = client.get_run(finished_run(callback).run_id)
+    run = finished_run(callback)
+    stored = client.get_run(run.run_id)
 
     assert stored.info.status == "FINISHED"
-    assert "no pipeline for a Unheard" in stored.data.tags["tracking_callbacks.model_error"]
+    assert "a Unheard cannot be pickled" in stored.data.tags["tracking_callbacks.model_error"]
     assert stored.data.metrics["train/mean_loss"] > 0
-    assert any(record.levelno >= logging.WARNING for record in caplog.records)
+    assert {"model_files/config.json", "model_files/model.safetensors"} <= set(artifacts(client, run, "model_files"))
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert any("the class Unheard cannot be imported" in message for message in said)
+    assert any("its weights are in the artifacts model_files" in message for message in said)
 
 
 def test_checkpoints_are_logged_even_if_the_trainer_deletes_them(

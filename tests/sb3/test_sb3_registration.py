@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from markets import TINY, Store, callback_for, market
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.monitor import Monitor
 
 from faults.proxy import Fault, running_proxy
 from processes import free_port, run_script
-from tracking_callbacks import Delivery, MLflowTracker
+from tracking_callbacks import Delivery, MLflowTracker, Promotion
 from tracking_callbacks.sb3 import MLflowSB3Callback
 
 
@@ -26,6 +30,46 @@ def test_the_model_can_be_loaded_on_the_line_after_learn(store: Store, tmp_path,
     assert (
         f"tracking_callbacks: {name} version 1 @champion @latest-desk from run {callback.run.url} (FINISHED)" in printed
     )
+
+
+def test_only_the_better_agent_becomes_champion(store: Store, tmp_path) -> None:
+    name = f"desk-{tmp_path.name}"
+    for score in (1.0, 2.0, 0.5):
+        evaluation = EvalCallback(Monitor(Scored(score)), eval_freq=32, verbose=0)
+        callback = callback_for(
+            store,
+            log_model="best",
+            registered_model_name=name,
+            promote=Promotion("champion", by="eval/mean_reward", data="the same game"),
+        )
+        PPO("MlpPolicy", Scored(score), **TINY).learn(64, callback=[evaluation, callback])
+        store.delivered(callback.run)
+    outcomes = {
+        version.version: version.tags["tracking_callbacks.promotion.outcome"]
+        for version in store.client.search_model_versions(f"name='{name}'")
+    }
+
+    assert str(store.client.get_model_version_by_alias(name, "champion").version) == "2"
+    assert outcomes["2"] == "champion: eval/mean_reward 20 is better than 10 of version 1, on the same data"
+    assert outcomes["3"] == "not champion: eval/mean_reward 5 is not better than 20 of version 2, on the same data"
+
+
+class Scored(gym.Env):
+    """A game of ten steps that brings the same score in each."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, score: float) -> None:
+        self.score, self.steps = score, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(1, np.float32), self.score, False, self.steps == 10, {}
 
 
 def test_training_without_a_registered_model_says_and_waits_for_nothing(store: Store, capsys) -> None:

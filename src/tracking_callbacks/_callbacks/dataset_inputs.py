@@ -42,7 +42,7 @@ def log_input(
 
     def write() -> None:
         summary = summarize(dataset, readable=readable)
-        run.log_dataset(name or summary.name or role, dataset=summary, context=context)
+        run.log_dataset(name or summary.name or role, dataset=summary, context=context, role=role)
         run.record("sample_rows", lambda: write_sample(summary.sample(_SAMPLE_ROWS)))
 
     def write_sample(rows: Sequence[Row]) -> None:

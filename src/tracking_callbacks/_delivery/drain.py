@@ -36,6 +36,7 @@ from tracking_callbacks._journal.records import (
     Dataset,
     Drawing,
     Model,
+    Promote,
     count_entries,
 )
 
@@ -342,8 +343,8 @@ class RunDrain:
         reached = session.state.files
         for record, end in chunk.records:
             if isinstance(record, FileRecord):
-                if isinstance(record, Model) and session.state.points < end:
-                    break  # a model is linked to the metrics logged before it, so they must arrive first
+                if isinstance(record, Model | Promote) and session.state.points < end:
+                    break  # it refers to the metrics logged before it, so they must arrive first
                 self._deliver_file(session, run_id, record, end)
                 worked = True
             reached = end
@@ -358,9 +359,7 @@ class RunDrain:
     def _deliver_file(self, session: SessionJournal, run_id: str, record: FileRecord, end: int) -> None:
         rejected = withdrawn = 0
         try:
-            delivered = deliver_file(
-                self._store, self._heavy, self._once, run_id, record, self.folder, self.state.versions
-            )
+            delivered = deliver_file(self._store, self._heavy, self._once, run_id, record, self.folder, self.state)
             if not delivered:
                 withdrawn = 1
                 count = withdrawn + sum(one.withdrawn for one in self.state.sessions.values())
@@ -454,5 +453,5 @@ def _described(record: FileRecord) -> dict[str, object]:
             return {"name": Path(staged).name, "artifact_path": place}
         case Automatic(artifact_path=place) | Drawing(artifact_path=place):
             return {"artifact_path": place}
-        case Dataset(name=name) | Model(name=name):
+        case Dataset(name=name) | Model(name=name) | Promote(name=name):
             return {"name": name}

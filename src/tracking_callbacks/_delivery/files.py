@@ -8,17 +8,18 @@ from tracking_callbacks._delivery.failures import Refused, Transient
 from tracking_callbacks._delivery.heavy.process import HeavyProcess
 from tracking_callbacks._delivery.models import deliver_model
 from tracking_callbacks._delivery.once import Once
+from tracking_callbacks._delivery.promotion import deliver_promotion
 from tracking_callbacks._delivery.stores.store import Store
 from tracking_callbacks._journal.checkpoints import OverwrittenError, claim, secure
 from tracking_callbacks._journal.confined import OutsideError, check_tree, delete, inside, is_key
-from tracking_callbacks._journal.layout import JournalRoot, RunFolder
-from tracking_callbacks._journal.records import Artifact, Automatic, Dataset, Drawing, Model
+from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState
+from tracking_callbacks._journal.records import Artifact, Automatic, Dataset, Drawing, Model, Promote
 from tracking_callbacks._values.names import artifact_place
 from tracking_callbacks.errors import InputError
 
 __all__ = ["FileRecord", "deliver_file", "discard_staged", "keep_staged"]
 
-FileRecord = Artifact | Automatic | Dataset | Drawing | Model
+FileRecord = Artifact | Automatic | Dataset | Drawing | Model | Promote
 
 
 def deliver_file(
@@ -28,7 +29,7 @@ def deliver_file(
     run_id: str,
     record: FileRecord,
     folder: RunFolder,
-    versions: dict[str, str],
+    state: RunState,
 ) -> bool:
     """Send what `record` describes to the store; harmless when repeated.
 
@@ -39,7 +40,7 @@ def deliver_file(
         run_id: The run.
         record: What to send.
         folder: The run's folder.
-        versions: Receives the version of a registered model by the record's key.
+        state: Receives the version of a registered model, and what came of its promotion, by the record's key.
 
     Returns:
         False if the record is a checkpoint that was dropped to make room for later ones.
@@ -50,6 +51,9 @@ def deliver_file(
     """
     if isinstance(record, Dataset):
         store.log_dataset(run_id, record)
+        return True
+    if isinstance(record, Promote):
+        deliver_promotion(store, once, run_id, record, state)
         return True
     _check_place(record)
     if record.staged is None:
@@ -72,7 +76,7 @@ def deliver_file(
         _secure(snapshot, record)
     if isinstance(record, Model):
         if (version := deliver_model(store, once, run_id, record, snapshot)) is not None:
-            versions[record.record_key] = version
+            state.versions[record.record_key] = version
     elif not snapshot.is_dir():
         store.log_artifact(run_id, snapshot, record.artifact_path)
         if isinstance(record, Artifact) and record.table:
@@ -123,7 +127,7 @@ def keep_staged(record: FileRecord, folder: RunFolder, root: JournalRoot) -> Pat
 
 def _holder(record: FileRecord, folder: RunFolder) -> Path | None:
     """Return the folder that one record's snapshot has to itself; None means it has none, or none inside the run's."""
-    if isinstance(record, Dataset) or record.staged is None:
+    if isinstance(record, Dataset | Promote) or record.staged is None:
         return None
     try:
         snapshot = _take(record.staged, record, folder)

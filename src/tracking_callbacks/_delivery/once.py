@@ -34,7 +34,7 @@ class Once:
 
     def __init__(self, attempts: dict[str, int], save: Callable[[], None]) -> None:
         self._attempts = attempts
-        self._save = save
+        self.save = save
 
     def make(
         self,
@@ -67,18 +67,50 @@ class Once:
                     f"the answer to the creation of the {name.partition(':')[0]} was lost; looking for it"
                 )
         self._attempts[name] = now_ms()
-        self._save()
+        self.save()
         try:
             made = create()
         except DeliveryError as error:
             if not (isinstance(error, Transient) and error.may_have_committed):
                 self._attempts[name] = _OUTCOME_KNOWN
-                self._save()
+                self.save()
             raise
         if before is None:
             del self._attempts[name]  # the caller saves the state
             return made
         return _keep_oldest(find() or [made], discard)
+
+    def overwrite(self, name: str, change: Callable[[], None]) -> None:
+        """Carry out a change that would undo a later one if it were carried out late; see `outlast`.
+
+        Args:
+            name: Identifies the change in the delivery state.
+            change: Carries it out.
+
+        Raises:
+            DeliveryError: `change` failed.
+        """
+        self._attempts[name] = now_ms()
+        self.save()
+        try:
+            change()
+        except DeliveryError as error:
+            if not (isinstance(error, Transient) and error.may_have_committed):
+                del self._attempts[name]
+                self.save()
+            raise
+        del self._attempts[name]
+
+    def outlast(self, name: str) -> None:
+        """Make sure that no earlier attempt at the change `name` can be carried out any more.
+
+        Raises:
+            NotYetVisible: One may.
+        """
+        since = self._attempts.get(name)
+        if since is not None and 0 <= now_ms() - since < LATE_COMMIT_MS:
+            raise NotYetVisible(f"the answer to a change of the {name.partition(':')[0]} was lost; it may still happen")
+        self._attempts.pop(name, None)
 
     def in_doubt(self, name: str) -> bool:
         """Return whether any attempt has had an unknown outcome."""

@@ -1,6 +1,7 @@
-"""What a training process tells the delivery process it starts.
+"""What passes between a training process or the command line and the processes of delivery.
 
-At the start it passes an assignment, in one environment variable; later, credentials that have changed, over a socket.
+A training process passes an assignment at the start, in one environment variable, and later credentials that have
+changed, over a socket. The command line gets rows about registered models.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import msgspec
 from tracking_callbacks._journal.owner import Owner
 from tracking_callbacks._journal.records import StoreAddress
 
-__all__ = ["DELIVERY_VARIABLE", "REGISTRY_URI_VARIABLE", "TRACKING_URI_VARIABLE", "Assignment", "Renewal"]
+__all__ = ["DELIVERY_VARIABLE", "REGISTRY_URI_VARIABLE", "TRACKING_URI_VARIABLE", "Assignment", "Renewal", "VersionRow"]
 
 # MLflow's own variables. They carry the URIs with credentials, which are never part of the assignment.
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -63,3 +64,27 @@ class Renewal(msgspec.Struct, frozen=True):
     def decode(cls, line: bytes) -> Renewal:
         """Return the renewal that `encode` wrote."""
         return msgspec.json.decode(line, type=cls)
+
+
+class VersionRow(msgspec.Struct, frozen=True):
+    """A version of a registered model, as ``tracking-callbacks models`` shows it; None means unknown.
+
+    Attributes:
+        model: Name of the registered model.
+        version: Number of the version.
+        aliases: The aliases that point at it.
+        metric: What it was compared by.
+        figure: Its value of that metric.
+        data: Digest of the data that the value was measured on.
+        outcome: What came of the comparison.
+        run_id: The run that produced it.
+    """
+
+    model: str
+    version: str
+    aliases: list[str]
+    metric: str | None
+    figure: float | None
+    data: str | None
+    outcome: str | None
+    run_id: str | None

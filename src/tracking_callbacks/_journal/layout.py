@@ -42,7 +42,7 @@ from tracking_callbacks._journal.owner import Owner, current_owner, started_at
 from tracking_callbacks._journal.private import check_private
 from tracking_callbacks._journal.records import Status, StoreAddress
 
-__all__ = ["JournalRoot", "RunFolder", "RunState", "SessionState", "is_held", "session_name"]
+__all__ = ["JournalRoot", "PromotionState", "RunFolder", "RunState", "SessionState", "is_held", "session_name"]
 
 _JOURNAL_SUFFIX = ".journal"
 _JOURNAL = re.compile(r"[0-9]+\.journal")
@@ -81,6 +81,24 @@ class SessionState(msgspec.Struct):
     surplus_params: int = 0
 
 
+class PromotionState(msgspec.Struct):
+    """What delivery knows of the comparison of one version with the holder of an alias.
+
+    Attributes:
+        begun: The other fields are known.
+        decided: The versions whose comparison was over when this one began.
+        over: The version that held the alias at that time.
+        outcome: What came of it; empty until it is over.
+        won: The version has received the alias.
+    """
+
+    begun: bool = False
+    decided: list[str] = []
+    over: str | None = None
+    outcome: str = ""
+    won: bool = False
+
+
 class RunState(msgspec.Struct):
     """What delivery knows about a run. The training process reads it; only delivery writes it.
 
@@ -90,6 +108,7 @@ class RunState(msgspec.Struct):
         blocked: The error will not go away by itself: wrong credentials, a deleted run.
         complete: Everything is delivered and the status is set.
         versions: The version that the registry gave to each model, by the key of its record.
+        promotions: The comparisons of those versions, by the same key.
     """
 
     run_id: str | None = None
@@ -100,6 +119,7 @@ class RunState(msgspec.Struct):
     blocked: bool = False
     complete: bool = False
     versions: dict[str, str] = {}
+    promotions: dict[str, PromotionState] = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ __all__ = [
     "Metrics",
     "Model",
     "Params",
+    "Promote",
     "Record",
     "RunEnded",
     "SessionOpened",
@@ -194,6 +195,32 @@ class Drawing(msgspec.Struct, frozen=True, array_like=True, tag="drawing"):
     captions: dict[str, str] = {}
 
 
+class Promote(msgspec.Struct, frozen=True, array_like=True, tag="promote"):
+    """Lets an alias move to a version that this run has registered, if it is better than the one that holds it.
+
+    Attributes:
+        record_key: That of the model's record.
+        name: The registered model.
+        alias: The alias.
+        by: Name of the metric that is compared.
+        greater_is_better: Whether the higher value is the better one.
+        minimum_gain: How much better the version must be.
+        challenger: Alias for the version that loses.
+        step: Step of the model. None means the run's last value of the metric.
+        data: Digest of the data that the metric was measured on. None means that it is unknown.
+    """
+
+    record_key: str
+    name: str
+    alias: str
+    by: str
+    greater_is_better: bool
+    minimum_gain: float = 0.0
+    challenger: str | None = None
+    step: int | None = None
+    data: str | None = None
+
+
 class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     """Last record of a journal. `status` is None if the session does not decide it."""
 
@@ -201,7 +228,7 @@ class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     status: Status | None
 
 
-Record = SessionOpened | Params | Metrics | Tags | Artifact | Dataset | Model | Automatic | Drawing | RunEnded
+Record = SessionOpened | Params | Metrics | Tags | Artifact | Dataset | Model | Automatic | Drawing | Promote | RunEnded
 
 
 def count_entries(record: Record) -> int:
@@ -211,7 +238,7 @@ def count_entries(record: Record) -> int:
     match record:
         case Metrics(metrics=mapping) | Params(params=mapping) | Tags(tags=mapping):
             return len(mapping)
-        case SessionOpened() | Automatic() | Drawing() | RunEnded():
+        case SessionOpened() | Automatic() | Drawing() | Promote() | RunEnded():
             return 0
         case _:
             return 1

@@ -9,9 +9,10 @@ from typing import Any
 from tracking_callbacks._journal import records
 from tracking_callbacks._values.conversion import entry_text
 from tracking_callbacks._values.names import check_logged_model_name, check_registration, safe_name
+from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks.errors import InputError
 
-__all__ = ["model_record"]
+__all__ = ["model_record", "promotion_record"]
 
 
 def model_record(
@@ -42,3 +43,29 @@ def model_record(
         )
 
     return record
+
+
+def promotion_record(promotion: Promotion, model: records.Model, digests: Mapping[str, str]) -> records.Promote:
+    """Return the record that compares the version of `model`.
+
+    Args:
+        promotion: What is compared.
+        model: The record of a model that names a registered model.
+        digests: Digests of the data of evaluations by what the names of their metrics begin with: ``eval``,
+            ``eval_news`` for ``eval/news/f1``.
+    """
+    assert model.registered_model_name is not None
+    assert promotion.greater_is_better is not None
+    role = promotion.by.rpartition("/")[0].replace("/", "_")
+    only = next(iter(digests.values())) if len(digests) == 1 else None
+    return records.Promote(
+        record_key=model.record_key,
+        name=model.registered_model_name,
+        alias=promotion.alias,
+        by=promotion.by,
+        greater_is_better=promotion.greater_is_better,
+        minimum_gain=promotion.minimum_gain,
+        challenger=promotion.challenger,
+        step=model.step,
+        data=promotion.data or digests.get(role, only),
+    )

@@ -21,7 +21,7 @@ from tracking_callbacks._journal import records
 from tracking_callbacks._journal.checkpoints import WaitingCheckpoints
 from tracking_callbacks._journal.layout import JournalRoot
 from tracking_callbacks._runs import exits
-from tracking_callbacks._runs.model_record import model_record
+from tracking_callbacks._runs.model_record import model_record, promotion_record
 from tracking_callbacks._values.conversion import (
     MAX_PARAM_LENGTH,
     MAX_TAG_LENGTH,
@@ -34,6 +34,7 @@ from tracking_callbacks._values.names import (
     SafeNames,
     artifact_place,
 )
+from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._values.secrets import mask_text
 from tracking_callbacks._writing.flushing import wait_for_delivery, wait_for_registration
 from tracking_callbacks._writing.launch import DeliveryLauncher
@@ -99,6 +100,8 @@ class Run:
         self._modules = exits.modules_on_stack()
         self._contents = ContentsRecorder(settings, self.journal, opened)
         self._registering: list[records.Model] = []
+        self._promoting: tuple[Promotion, records.Model] | None = None
+        self._evaluated_on: dict[str, str] = {}
         self._postponed: tuple[Callable[[], object], int] | None = None  # with the process that it is for
         self._status: records.Status | None = None
 
@@ -289,6 +292,7 @@ class Run:
         source: str = "",
         source_type: str | None = None,
         context: str | None = None,
+        role: str | None = None,
     ) -> None:
         """Record a dataset as an input of the run.
 
@@ -302,23 +306,37 @@ class Run:
             source: Where it comes from: a path or URI; credentials in it are masked.
             source_type: MLflow's word for the kind of source: ``local``, ``http``, ``hugging_face``, ``code``, …
             context: What the run uses it for: ``training``, ``evaluation``, …
+            role: What the names of the metrics begin with that are measured on it: ``"eval"`` for ``eval/f1``,
+                ``"eval_news"`` for ``eval/news/f1``; by default the context ``evaluation`` stands for ``eval``.
 
         Raises:
             InvalidNameError: The name is empty.
             InputError: The digest is too long.
         """
-        self.journal.append(
-            describe_dataset(
-                name,
-                dataset=dataset,
-                digest=digest,
-                schema=schema,
-                size=size,
-                source=source,
-                source_type=source_type,
-                context=context,
-            )
+        described = describe_dataset(
+            name,
+            dataset=dataset,
+            digest=digest,
+            schema=schema,
+            size=size,
+            source=source,
+            source_type=source_type,
+            context=context,
         )
+        self.journal.append(described)
+        if role is None and context == "evaluation":
+            role = "eval"
+        if role is not None:
+            self.evaluated_on(role, described.digest)
+
+    def evaluated_on(self, role: str, digest: str) -> None:
+        """Note which data the metrics of an evaluation are measured on; `log_dataset` does so for datasets.
+
+        Args:
+            role: See `log_dataset`.
+            digest: The same text for the same data.
+        """
+        self._evaluated_on[role] = digest
 
     def log_model(
         self,
@@ -329,6 +347,7 @@ class Run:
         step: int | None = None,
         *,
         tags: Mapping[str, Any] | None = None,
+        promote: Promotion | None = None,
     ) -> None:
         """Log a model that has been saved in an MLflow flavor, and register it.
 
@@ -339,16 +358,21 @@ class Run:
             aliases: Aliases that the new version takes over.
             step: Training step of the model; None means the run's last.
             tags: Tags of the logged model and of the registered version.
+            promote: Let an alias move to the new version if it is better than the one that holds it; None means the
+                tracker's `promote`. The data of the comparison is that of `log_dataset`.
 
         Raises:
-            InputError: The folder holds no ``MLmodel`` file, or there are aliases without a registered name.
+            InputError: The folder holds no ``MLmodel`` file, or there are aliases or `promote` without a registered
+                name.
             ConfigError: A name or an alias is one that MLflow forbids.
         """
         source = Path(mlmodel_folder)
         if not (source / "MLmodel").is_file():
             raise InputError(f"log_model: expected a folder with an MLmodel file, got {str(mlmodel_folder)!r}")
         record = model_record(name, registered_model_name, aliases, step, tags)
-        self._stage_model(lambda target: snapshot(source, target), record)
+        self._stage_model(
+            lambda target: snapshot(source, target), record, self._checked(promote, registered_model_name)
+        )
 
     def save_model(
         self,
@@ -359,6 +383,7 @@ class Run:
         step: int | None = None,
         *,
         tags: Mapping[str, Any] | None = None,
+        promote: Promotion | None = None,
     ) -> None:
         """Log a model that `save` saves straight into the journal's folder, and register it.
 
@@ -369,12 +394,14 @@ class Run:
             aliases: See `log_model`.
             step: See `log_model`.
             tags: See `log_model`.
+            promote: See `log_model`.
 
         Raises:
             TrackingError: `save` raised an `OSError` or left no ``MLmodel`` file. Its other exceptions are passed on.
             InputError: As in `log_model`, and so is `ConfigError`.
         """
         record = model_record(name, registered_model_name, aliases, step, tags)
+        promotion = self._checked(promote, registered_model_name)
 
         def write(target: Path) -> None:
             try:
@@ -384,7 +411,16 @@ class Run:
             if not (target / "MLmodel").is_file():
                 raise TrackingError("the model cannot be logged: saving it left no MLmodel file")
 
-        self._stage_model(write, record)
+        self._stage_model(write, record, promotion)
+
+    def compare_again(self, metrics: Iterable[str]) -> None:
+        """Compare the last registered version once more, because an evaluation after it has brought new values.
+
+        Args:
+            metrics: Names of the metrics that were logged. Without the one that `promote` names, nothing is compared.
+        """
+        if self._promoting is not None and self._promoting[0].by in metrics:
+            self.journal.append(promotion_record(*self._promoting, self._evaluated_on))
 
     def wait_for_registration(self) -> None:
         """Wait until the models that were logged since the last call and name a registered model are registered.
@@ -393,8 +429,10 @@ class Run:
         delivered. One line on stderr says what came of it.
         """
         models, self._registering = self._registering, []
+        promoted = {self._promoting[1].record_key} if self._promoting is not None else set()
         if models and not self.journal.offline:
-            wait_for_registration(self.journal, models, self.settings.delivery.wait_at_end, self._described)
+            promoted &= {model.record_key for model in models}
+            wait_for_registration(self.journal, models, promoted, self.settings.delivery.wait_at_end, self._described)
 
     def record(self, part: Part, write: Callable[[], object]) -> None:
         """Call `write`, which logs to this run, unless the tracker's `Recording` switches that part off.
@@ -588,7 +626,14 @@ class Run:
         status = f" ({self._status})" if self._status else ""
         return f"run {self.url or self.run_id}{status}"
 
-    def _stage_model(self, write: Callable[[Path], object], record: Callable[[str], records.Model]) -> None:
+    def _checked(self, promote: Promotion | None, registered_model_name: str | None) -> Promotion | None:
+        if promote is not None and registered_model_name is None:
+            raise InputError(f"promote: the alias {promote.alias!r} needs a registered_model_name")
+        return None if registered_model_name is None else promote or self.settings.promote
+
+    def _stage_model(
+        self, write: Callable[[Path], object], record: Callable[[str], records.Model], promotion: Promotion | None
+    ) -> None:
         made: list[records.Model] = []
 
         def kept(staged: str) -> records.Model:
@@ -597,6 +642,9 @@ class Run:
 
         if self.journal.stage("model", write, kept) is not None and made[-1].registered_model_name is not None:
             self._registering.append(made[-1])
+            if promotion is not None:
+                self._promoting = promotion, made[-1]
+                self.compare_again([promotion.by])
 
     def _log_file(self, artifact_file: str, write: Callable[[Path], object], *, table: bool = False) -> None:
         if not isinstance(artifact_file, str) or not artifact_file.strip("/ "):

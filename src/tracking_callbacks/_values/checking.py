@@ -50,6 +50,11 @@ def struct_from(
             values[key] = struct_from(groups[key], value, where, {}, f"{key}.")
         elif value is not None:
             values[key] = _checked(value, fields[key], name, where)
+    for one in msgspec.structs.fields(kind):
+        if one.required and one.name not in values:
+            raise ConfigError(
+                f"{where}: {prefix}{one.name} is missing; expected {_expected(one.type)}", setting=f"{prefix}{one.name}"
+            )
     return kind(**values)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from tracking_callbacks._journal.records import Model
@@ -46,19 +46,24 @@ def wait_for_delivery(journals: Sequence[RunJournal], timeout: float) -> list[De
     return reports
 
 
-def wait_for_registration(journal: RunJournal, models: Sequence[Model], timeout: float, run: Callable[[], str]) -> None:
+def wait_for_registration(
+    journal: RunJournal, models: Sequence[Model], promoted: Collection[str], timeout: float, run: Callable[[], str]
+) -> None:
     """Wait at most `timeout` seconds until `models` are registered, as long as the store answers; print the outcome.
 
     Args:
         journal: The journal that holds their records.
         models: Records of models that name a registered model.
+        promoted: Keys of those records whose versions are compared with the holder of an alias.
         timeout: Seconds.
         run: Returns how to speak of the run, with its status and link.
     """
     started = time.monotonic()
     while True:
         state = journal.state()
-        if all(model.record_key in state.versions for model in models) or state.last_error:
+        registered = all(model.record_key in state.versions for model in models)
+        compared = all(key in state.promotions and state.promotions[key].outcome for key in promoted)
+        if (registered and compared) or state.last_error:
             break
         if journal.report().complete:
             state = journal.state()
@@ -72,7 +77,9 @@ def wait_for_registration(journal: RunJournal, models: Sequence[Model], timeout:
         version = state.versions.get(model.record_key)
         aliases = "".join(f" @{alias}" for alias in model.aliases)
         if version is not None:
-            _print_line(f"{model.registered_model_name} version {version}{aliases} from {run()}")
+            promotion = state.promotions.get(model.record_key)
+            outcome = f"; {promotion.outcome}" if promotion is not None and promotion.outcome else ""
+            _print_line(f"{model.registered_model_name} version {version}{aliases} from {run()}{outcome}")
         elif journal.report().complete:
             _print_line(f"{model.registered_model_name} is not registered; the store refused it (see rejected.jsonl)")
         else:

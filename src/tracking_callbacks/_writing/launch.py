@@ -130,6 +130,20 @@ def start_sync(
     return _spawn(root, uri, registry_uri, assignment, withheld=withheld)
 
 
+def ask_registry(settings: Settings, name: str | None) -> subprocess.CompletedProcess[bytes]:
+    """Run the process that lists the versions of registered models, and return it with what it printed.
+
+    Args:
+        settings: Where the registry is.
+        name: A registered model; None means all of them.
+    """
+    environment = os.environ | store_environment(settings.tracking_uri)
+    if settings.registry_uri is not None:
+        environment |= {REGISTRY_URI_VARIABLE: settings.registry_uri}
+    command = [sys.executable, "-P", "-m", "tracking_callbacks._delivery.registry", *filter(None, [name])]
+    return subprocess.run(command, cwd=settings.working_folder, env=environment, capture_output=True, check=False)
+
+
 def _spawn(
     root: Path,
     uri: str,

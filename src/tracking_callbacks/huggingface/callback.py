@@ -22,19 +22,15 @@ from tracking_callbacks._callbacks.training_watch import watch_method
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._values.conversion import to_scalar
+from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import MetricValueError, TrackingError
 from tracking_callbacks.huggingface.classification import take_report
+from tracking_callbacks.huggingface.forms import check_choice
 from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
+from tracking_callbacks.huggingface.other_flavors import save_files
 from tracking_callbacks.huggingface.params import config_of, describe, describe_search
-from tracking_callbacks.huggingface.saving import (
-    ModelForm,
-    check_choice,
-    choose_form,
-    code_paths_of,
-    processor_of,
-    save_mlmodel,
-)
+from tracking_callbacks.huggingface.save_plan import SavePlan, limits_of, plan_saving, saver_of, unwrapped
 from tracking_callbacks.huggingface.trainer_datasets import log_dataset_of
 from tracking_callbacks.settings import is_switched_on
 
@@ -84,6 +80,8 @@ class MLflowTrainerCallback(TrainerCallback):
             loads back anywhere, else merged, and full without PEFT; False: not at all.
         registered_model_name: Name in the model registry; None registers nothing.
         aliases: Aliases that the registered version takes over.
+        promote: Let an alias move to the new version only if it is better: ``Promotion("champion", by="eval/f1")``.
+            An evaluation after training counts too.
         code_paths: Files and folders with your own code that the model needs to be loaded; by default those below the
             project root that define the classes of the model and its tokenizer.
         register_trials: Register the models of a search's trials too, with their aliases.
@@ -91,7 +89,7 @@ class MLflowTrainerCallback(TrainerCallback):
             ``HF_MLFLOW_LOG_ARTIFACTS`` switches it on too.
 
     Raises:
-        ConfigError: `log_model`, `registered_model_name` or `aliases` cannot be used. That `log_model` does
+        ConfigError: `log_model`, `registered_model_name`, `aliases` or `promote` cannot be used. That `log_model` does
             not suit the model is raised at the start of training, before the first step.
     """
 
@@ -104,6 +102,7 @@ class MLflowTrainerCallback(TrainerCallback):
         log_model: str | bool = "auto",
         registered_model_name: str | None = None,
         aliases: Iterable[str] = (),
+        promote: Promotion | Mapping[str, Any] | None = None,
         code_paths: Iterable[str] | None = None,
         register_trials: bool = False,
         log_checkpoints: bool = False,
@@ -119,6 +118,7 @@ class MLflowTrainerCallback(TrainerCallback):
             registered_model_name=registered_model_name,
             aliases=aliases,
             tags=tags or {},
+            promote=promote,
         )
         self.log_checkpoints = log_checkpoints or is_switched_on(LOG_CHECKPOINTS_VARIABLE)
         self._tracker = tracker
@@ -153,7 +153,7 @@ class MLflowTrainerCallback(TrainerCallback):
     ) -> None:
         """Open the run, or continue it, and log what it trains with."""
         if state.is_world_process_zero:  # wrong configuration raises, before the first step
-            check_choice(self.log_model, kwargs["model"])
+            check_choice(self.log_model, unwrapped(kwargs["model"]))
             self._attached(args).check_settings()
         self._begin(args, state, control, **kwargs)
 
@@ -181,6 +181,7 @@ class MLflowTrainerCallback(TrainerCallback):
         run = self._attached(args).run_for_evaluation()
         self._log_report(run, kwargs["metrics"], state.global_step)
         self._log_input(run, evaluation_prefix(kwargs["metrics"]) or "eval", "evaluation", kwargs)
+        run.compare_again(grouped(kwargs["metrics"]))
 
     @on_main_process
     def on_predict(
@@ -196,6 +197,7 @@ class MLflowTrainerCallback(TrainerCallback):
         run.log_metrics(self._numbers(grouped(metrics)), state.global_step)
         self._log_report(run, metrics, state.global_step)
         self._log_input(run, evaluation_prefix(metrics) or "test", "test", kwargs)
+        run.compare_again(grouped(metrics))
 
     @on_main_process
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -262,11 +264,20 @@ class MLflowTrainerCallback(TrainerCallback):
         run.log_params({f"trial.{key}": value for key, value in (state.trial_params or {}).items()})
         self._describe(run, args, model)
         self._log_train_input(run, kwargs)
+        if self._model_logger.wanted_by(run):
+            self._announce_limits(kwargs)
 
     @never_in_the_way
     def _tag_framework(self, run: Run, model: Any) -> None:
         model_type = getattr(config_of(model), "model_type", None)
         tag_framework(run, "transformers", transformers.__version__, model_type=model_type)
+
+    @never_in_the_way
+    def _announce_limits(self, given: Mapping[str, Any]) -> None:
+        """Say before the first step how the model will not load, as long as that can be changed."""
+        model = unwrapped(given["model"])
+        if limits := limits_of(_plan(model, given), model, str(self.log_model)):
+            logger.warning("model: %s", limits)
 
     @never_in_the_way
     def _describe(self, run: Run, args: TrainingArguments, model: Any) -> None:
@@ -328,21 +339,16 @@ class MLflowTrainerCallback(TrainerCallback):
         run.draw("confusion_matrix", folder, json.dumps(counts), note=f"{prefix or 'evaluation'}, step {step}")
 
     def _prepare_model(self, args: TrainingArguments, state: TrainerState, context: Mapping[str, Any]) -> PreparedModel:
-        model = context["model"]
+        model = unwrapped(context["model"])
         sharded = getattr(args, "deepspeed", None) and args.hf_deepspeed_config.is_zero3()
         if sharded or getattr(args, "fsdp", None):
             raise TrackingError("the weights are spread over processes; save them with trainer.save_model()")
-        chosen = choose_form(str(self.log_model), model)
-        if chosen.notice:
-            # For an adapter this is a limitation; for a merged model it only explains the choice.
-            level = logging.WARNING if chosen.form is ModelForm.ADAPTER else logging.INFO
-            logger.log(level, "model: %s", chosen.notice)
-        processor = processor_of(context.get("processing_class"), context.get("train_dataloader"), model)
-        code_paths = code_paths_of(model, processor) if self.code_paths is None else self.code_paths
+        save, tags = saver_of(_plan(model, context), model, str(self.log_model), self.code_paths)
         return PreparedModel(
-            lambda folder: save_mlmodel(model, processor, folder, chosen, code_paths or None),
+            save,
             step=_model_step(args, state),
-            tags={"form": str(chosen.form)} | ({"form_notice": chosen.notice} if chosen.notice else {}),
+            tags=tags,
+            save_files=functools.partial(save_files, model),
         )
 
 
@@ -380,6 +386,10 @@ def _write_run_reference(state: TrainerState, run: Run) -> None:
 def _checkpoint_state(state: TrainerState) -> dict[str, Any]:
     """Return what checkpoints carry for callbacks: a plain dict in transformers 5.23, whatever the annotation says."""
     return cast(dict[str, Any], state.stateful_callbacks)
+
+
+def _plan(model: Any, given: Mapping[str, Any]) -> SavePlan:
+    return plan_saving(model, given.get("processing_class"), given.get("train_dataloader"))
 
 
 def _model_step(args: TrainingArguments, state: TrainerState) -> int:

@@ -1,47 +1,41 @@
 """Saves the trained model as an MLmodel folder, so that it loads elsewhere and predicts the same.
 
-On the training side MLflow is imported only here, after the training has ended.
+On the training side MLflow is imported only here and in `other_flavors`, after the training has ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import enum
+import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracking_callbacks._callbacks.user_code import code_of
 from tracking_callbacks._journal.confined import delete
-from tracking_callbacks.errors import ConfigError, TrackingError
-from tracking_callbacks.huggingface.adapters import (
-    active_adapters,
-    has_adapters,
-    is_mergeable,
-    is_peft_model,
-    is_quantised,
-    keep_active_adapter,
-    merged,
-    peft_type,
-)
-from tracking_callbacks.huggingface.base_model import base_model_of, hub_snapshot_of
+from tracking_callbacks.errors import TrackingError
+from tracking_callbacks.flavors import adapter_base
+from tracking_callbacks.flavors.adapter_base import AdapterBase
+from tracking_callbacks.huggingface.adapters import keep_active_adapter, merged
+from tracking_callbacks.huggingface.base_model import base_model_of
+from tracking_callbacks.huggingface.base_weights import weights_beyond
+from tracking_callbacks.huggingface.forms import ModelForm, SavedForm
+from tracking_callbacks.huggingface.tasks import NO_TASK, TEXT2TEXT, task_of
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import DataLoader
 
-__all__ = ["CHOICES", "ModelForm", "SavedForm", "check_choice", "choose_form", "processor_of", "save_mlmodel"]
+__all__ = ["processor_of", "save_mlmodel"]
 
-CHOICES = ("auto", "adapter", "merged", "full")
-
-# Removed in transformers 5, but still the name of the task of T5 and similar models.
-TEXT2TEXT = "text2text-generation"
 TEXT2TEXT_PYFUNC = "tracking_callbacks.flavors.text2text"
+_MODEL_FOLDER = "model"  # MLflow's name for it
+_CLASSES_MODULE = "tracking_callbacks_classes"
 
 _OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
 _REQUIRED = ("mlflow", "torch", "transformers")
@@ -50,107 +44,6 @@ _EXAMPLES: dict[str, Any] = {
     "token-classification": ["The quick brown fox jumps over the lazy dog."],
     "text-generation": ["The quick brown fox"],
 }
-
-
-class ModelForm(enum.StrEnum):
-    """How a model is saved."""
-
-    ADAPTER = "adapter"  # only the PEFT adapter, with a reference to its base model
-    MERGED = "merged"  # the base model with the adapter merged into its weights
-    FULL = "full"  # the model as it is
-
-
-@dataclass(frozen=True, slots=True)
-class SavedForm:
-    """The form chosen for a model.
-
-    Attributes:
-        form: How to save it.
-        base: Folder with the base model that an adapter refers to; None for the other forms.
-        revision: Commit of the base model if it is from the Hub and `base` is its copy in the local cache.
-        notice: What the user should know about the choice; empty if it is obvious.
-    """
-
-    form: ModelForm
-    base: Path | None = None
-    revision: str | None = None
-    notice: str = ""
-
-
-def check_choice(log_model: str | bool, model: nn.Module | None = None) -> None:
-    """Check `log_model`, and that it suits `model` if one is given.
-
-    Raises:
-        ConfigError: The choice is unknown, or `model` cannot be saved that way.
-    """
-    if log_model is False:
-        return
-    if log_model not in CHOICES:
-        allowed = ", ".join(map(repr, CHOICES))
-        raise ConfigError(f"log_model: expected {allowed} or False, got {log_model!r}", setting="log_model")
-    if model is None or log_model == "auto":
-        return
-    if not has_adapters(model):
-        if log_model != "full":
-            raise ConfigError(
-                f"log_model: {log_model!r} needs a PEFT model, got {type(model).__name__}; use 'full' or 'auto'",
-                setting="log_model",
-            )
-    elif log_model == "adapter":
-        if reason := _not_an_adapter(model):
-            raise ConfigError(f"log_model: 'adapter' {reason}; use 'merged'", setting="log_model")
-    elif not is_mergeable(model):
-        raise ConfigError(f"log_model: {_not_mergeable(model)}; use 'adapter'", setting="log_model")
-
-
-def choose_form(log_model: str, model: nn.Module) -> SavedForm:
-    """Return how to save `model` so that it loads elsewhere and predicts the same.
-
-    "auto" saves only the adapter if its base model is on the Hub and has everything else that loading needs;
-    otherwise it merges the adapter into its base if it can. The other choices are taken literally.
-
-    Raises:
-        TrackingError: The model cannot be saved in the requested form, or would not load from it.
-    """
-    if not has_adapters(model):
-        return SavedForm(ModelForm.FULL)
-    if log_model in ("merged", "full"):
-        if not is_mergeable(model):
-            raise TrackingError(f"{_not_mergeable(model)}; use 'adapter'")
-        return SavedForm(ModelForm.MERGED)
-    name, snapshot = base_model_of(model), hub_snapshot_of(model)
-    base = snapshot or _folder_with_config(name)
-    lost = _lost_without_the_model(model, base)
-    not_alone = _not_an_adapter(model)
-    if log_model == "auto" and (not_alone or snapshot is None or lost) and is_mergeable(model):
-        if not_alone:
-            reason = f"an adapter alone {not_alone}"
-        elif snapshot is not None:
-            reason = f"an adapter alone would lose the {', '.join(lost)}, which {name} does not have"
-        elif name and Path(name).exists():
-            reason = f"the base model is only the local path {name}"
-        elif name:
-            reason = f"the commit of the base model {name} is not known"
-        else:
-            reason = "the base model has no name"
-        return SavedForm(ModelForm.MERGED, notice=f"{reason}: the adapter is merged into it, and loads on any machine")
-    if not_alone:
-        raise TrackingError(f"an adapter alone {not_alone}, and {_not_mergeable(model)}")
-    if base is None:
-        raise TrackingError(f"an adapter must refer to its base model, but {name!r} is not a folder with a config.json")
-    if unloadable := [field for field in lost if field != "label names"]:
-        raise TrackingError(f"an adapter alone would not load: its {', '.join(unloadable)} differs from that of {name}")
-    notices = [f"loads only where the path {base} exists"] if snapshot is None else []
-    notices += [f"predicts without the {field}" for field in lost]
-    if is_quantised(model):
-        notices.append("loads on a base that is not quantised, so its predictions differ slightly")
-    remedy = "; log_model='merged' has no such limit" if is_mergeable(model) else ""
-    return SavedForm(
-        ModelForm.ADAPTER,
-        base=base,
-        revision=snapshot.name if snapshot else None,
-        notice=f"the adapter {' and '.join(notices)}{remedy}" if notices else "",
-    )
 
 
 def processor_of(processing_class: Any, dataloader: DataLoader[Any] | None, model: nn.Module) -> Any:
@@ -189,6 +82,9 @@ def save_mlmodel(
 ) -> None:
     """Save `model` into `folder` in MLflow's transformers flavor, without changing the model or using the network.
 
+    Where transformers has no pipeline for its class, it loads as components (``return_type="components"``) and has no
+    pyfunc.
+
     Args:
         model: The trained model; its weights, mode and configuration stay unchanged.
         processor: A tokenizer, image processor, feature extractor or multi-modal processor.
@@ -212,15 +108,16 @@ def save_mlmodel(
     if chosen.form is not ModelForm.ADAPTER:
         # With any other name, MLflow would look up a model card and a licence on the Hub.
         saved.name_or_path = str(folder)
-    task = _task(model)
+    task = task_of(model) or NO_TASK
+    has_pipeline = task_of(model) is not None
     with _quiet("mlflow.transformers", "transformers.pipelines.base"), _mode_kept(model), _hub_left_alone():
         pipeline = _pipeline(saved, processor, task)
         mlflow.transformers.save_model(
             pipeline,
             str(folder),
             processor=processor if isinstance(processor, ProcessorMixin) else None,
-            signature=infer_or_get_default_signature(pipeline),
-            input_example=_EXAMPLES.get(task),
+            signature=infer_or_get_default_signature(pipeline) if has_pipeline else None,
+            input_example=_EXAMPLES.get(task) if has_pipeline else None,
             pip_requirements=_requirements(chosen.form, task),
             base_model_path=str(chosen.base) if chosen.base else None,
             code_paths=code_paths,
@@ -230,7 +127,11 @@ def save_mlmodel(
             delete(hidden, within=folder)
         if chosen.form is ModelForm.ADAPTER:
             keep_active_adapter(model, folder / "peft")
-    _amend_mlmodel(folder, model, chosen, task)
+        if chosen.own_head:
+            _write_adapter_base(folder / _MODEL_FOLDER, model, chosen)
+        elif chosen.form is not ModelForm.ADAPTER:
+            _name_own_classes(folder / _MODEL_FOLDER, saved)
+    _amend_mlmodel(folder, model, chosen, task if has_pipeline else None)
 
 
 def _pipeline(model: Any, processor: Any, task: str) -> Any:
@@ -259,28 +160,50 @@ def _pipeline(model: Any, processor: Any, task: str) -> Any:
     return make_pipeline(task=known, model=model, device=device, **{part: copy.deepcopy(processor)})
 
 
-def _task(model: Any) -> str:
-    # Undocumented (transformers 5.23.0), as is `_model_mapping`: no public function gives the task of a model's class.
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
-    from transformers.pipelines import PIPELINE_REGISTRY
+def _write_adapter_base(folder: Path, model: Any, chosen: SavedForm) -> None:
+    """Write what loads the base model with the adapter's own head: MLflow takes it for a custom model's own code."""
+    from safetensors.torch import save_file
 
-    base = model.get_base_model() if is_peft_model(model) else model
-    name = type(base).__name__
-    for task, entry in PIPELINE_REGISTRY.supported_tasks.items():
-        for auto_class in entry["pt"]:
-            known = auto_class._model_mapping._model_mapping.get(base.config.model_type, ())
-            if name == known or name in (known if isinstance(known, (tuple, list)) else ()):
-                return str(task)
-    if name in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
-        return TEXT2TEXT
-    raise TrackingError(f"transformers has no pipeline for a {name}, and MLflow saves only models that have one")
+    assert chosen.base is not None
+    inner = model.get_base_model()
+    config = copy.deepcopy(inner.config)
+    config.architectures = [AdapterBase.__name__]
+    config.auto_map = {"AutoModel": f"{Path(adapter_base.__file__).stem}.{AdapterBase.__name__}"}
+    config.save_pretrained(folder)
+    shutil.copy(adapter_base.__file__, folder)
+    name = base_model_of(model) if chosen.revision else None
+    base = {"class": type(inner).__name__, "name_or_path": name or str(chosen.base), "revision": chosen.revision}
+    (folder / adapter_base.BASE_FILE).write_text(json.dumps(base, indent=2), encoding="utf-8")
+    if weights := weights_beyond(model, chosen.base):
+        own = {name: weight.cpu().contiguous().clone() for name, weight in weights.items()}
+        save_file(own, folder / adapter_base.WEIGHTS_FILE)
 
 
-def _amend_mlmodel(folder: Path, model: nn.Module, chosen: SavedForm, task: str) -> None:
+def _name_own_classes(folder: Path, model: Any) -> None:
+    """Let transformers find the classes of a model in the user's own modules, which lie in the model's code folder."""
+    import transformers
+
+    cls, config = type(model), type(model.config)
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if hasattr(transformers, cls.__name__) or "auto_map" in content:
+        return
+    imported = [cls] if hasattr(transformers, config.__name__) else [config, cls]
+    lines = [f"from {one.__module__} import {one.__name__}" for one in imported]
+    text = "\n".join(['"""Finds the model\'s classes; written by tracking_callbacks."""', *lines, ""])
+    (folder / f"{_CLASSES_MODULE}.py").write_text(text, encoding="utf-8")
+    auto_map = {"AutoModel": f"{_CLASSES_MODULE}.{cls.__name__}"}
+    if config in imported:
+        auto_map["AutoConfig"] = f"{_CLASSES_MODULE}.{config.__name__}"
+    path.write_text(json.dumps(content | {"auto_map": auto_map}, indent=2), encoding="utf-8")
+
+
+def _amend_mlmodel(folder: Path, model: nn.Module, chosen: SavedForm, task: str | None) -> None:
     """Correct the MLmodel file where MLflow had to be given stand-ins.
 
     The folder stood in for the name of the base model. transformers has no pipeline for text2text generation, so the
-    text-generation pipeline stood in, which can load such a model but not predict with it.
+    text-generation pipeline stood in, which can load such a model but not predict with it. Another pipeline stood in
+    where transformers has none at all.
     """
     from mlflow.models import Model
 
@@ -289,7 +212,10 @@ def _amend_mlmodel(folder: Path, model: nn.Module, chosen: SavedForm, task: str)
     flavor = mlmodel.flavors["transformers"]
     if base:
         flavor["source_model_name"] = base
-    if chosen.revision is not None:
+    if chosen.own_head:
+        del flavor["local_base_model_path"]
+        flavor |= {"pipeline_model_type": AdapterBase.__name__, "model_binary": _MODEL_FOLDER}
+    elif chosen.revision is not None:
         del flavor["local_base_model_path"]
         flavor["source_model_revision"] = chosen.revision
         for part in flavor["components"]:
@@ -300,6 +226,8 @@ def _amend_mlmodel(folder: Path, model: nn.Module, chosen: SavedForm, task: str)
     if task == TEXT2TEXT:
         flavor |= {"task": TEXT2TEXT, "instance_type": "Text2TextGenerationPipeline"}
         mlmodel.flavors["python_function"]["loader_module"] = TEXT2TEXT_PYFUNC
+    if task is None:
+        mlmodel.flavors.pop("python_function", None)
     mlmodel.save(str(folder / "MLmodel"))
 
 
@@ -309,38 +237,6 @@ def _requirements(form: ModelForm, task: str) -> list[str]:
     names += ["peft"] if form is ModelForm.ADAPTER else []
     names += ["tracking-callbacks"] if task == TEXT2TEXT else []
     return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
-
-
-def _not_mergeable(model: nn.Module) -> str:
-    return f"adapters of type {peft_type(model)} cannot be merged into this base"
-
-
-def _not_an_adapter(model: nn.Module) -> str:
-    """Return why the adapter of `model` cannot be saved by itself, or an empty string if it can."""
-    if not is_peft_model(model):
-        return f"needs a PeftModel (get_peft_model), and {type(model).__name__} had it added by add_adapter"
-    if len(names := active_adapters(model)) > 1:
-        return f"is one adapter, and {', '.join(names)} are active together"
-    return ""
-
-
-def _folder_with_config(name: str | None) -> Path | None:
-    return Path(name) if name and Path(name, "config.json").is_file() else None
-
-
-def _lost_without_the_model(model: Any, base: Path | None) -> list[str]:
-    """Return what loading takes from the base model's configuration and what differs there from `model`'s."""
-    if base is None:
-        return []
-    from transformers import AutoConfig
-
-    trained, origin = model.config, AutoConfig.from_pretrained(base, local_files_only=True)
-    differs = {
-        "number of labels": trained.num_labels != origin.num_labels,
-        "label names": trained.id2label != origin.id2label,
-        "vocabulary size": getattr(trained, "vocab_size", None) != getattr(origin, "vocab_size", None),
-    }
-    return [field for field, different in differs.items() if different]
 
 
 @contextlib.contextmanager

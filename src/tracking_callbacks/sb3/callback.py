@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
 from tracking_callbacks._callbacks.callback_run import CallbackRun
 from tracking_callbacks._callbacks.description import Description, evaluation_folder, log_description, tag_framework
@@ -36,10 +37,11 @@ from tracking_callbacks._episodes.returns import Returns, check_initial_account,
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._values.conversion import to_scalar
+from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import ConfigError, MetricValueError
 from tracking_callbacks.flavors import sb3 as flavor
-from tracking_callbacks.sb3.environments import names_of_features
+from tracking_callbacks.sb3.environments import identity, names_of_features
 from tracking_callbacks.sb3.episode_recorder import EpisodeRecorder
 from tracking_callbacks.sb3.evaluation import BestAgent, Evaluation, EvaluationWatch, evaluations_in
 from tracking_callbacks.sb3.importance import feature_names, permutation_importance
@@ -80,6 +82,8 @@ class MLflowSB3Callback(BaseCallback):
         log_model_every: Also save the agent whenever this number of steps has passed; it is registered each time.
         registered_model_name: Name in the model registry; None registers nothing.
         aliases: Aliases that the registered version takes over.
+        promote: Let an alias move to the new version only if it is better at the step of the saved agent:
+            ``Promotion("champion", by="eval/sharpe_ratio")``, with ``log_model="best"`` and the same `best_by`.
         code_paths: Files and folders with your own code that the agent needs to be loaded; by default those below the
             project root whose modules the saved agent names.
         register_trials: Register the agents of a study's trials (Optuna, rl-baselines3-zoo) too, with their aliases.
@@ -115,6 +119,7 @@ class MLflowSB3Callback(BaseCallback):
         log_model_every: int | None = None,
         registered_model_name: str | None = None,
         aliases: Iterable[str] = (),
+        promote: Promotion | Mapping[str, Any] | None = None,
         code_paths: Iterable[str] | None = None,
         register_trials: bool = False,
         returns: Returns = "auto",
@@ -143,6 +148,7 @@ class MLflowSB3Callback(BaseCallback):
             registered_model_name=registered_model_name,
             aliases=aliases,
             tags=self.tags,
+            promote=promote,
         )
         self._run_name = run_name
         self._callback_run = CallbackRun(
@@ -326,7 +332,13 @@ class MLflowSB3Callback(BaseCallback):
             watch = EvaluationWatch(callback, self._account(), on_evaluation, run=self.run)
             self._watches.append(watch)
             if self.run is not None:
+                self._note_environment(self.run, callback.eval_env, role)
                 log_prices(self.run, callback.eval_env, role, context="evaluation")
+
+    @never_in_the_way
+    def _note_environment(self, run: Run, env: VecEnv, role: str) -> None:
+        if (made := identity(env)) is not None:
+            run.evaluated_on(role, made)
 
     @never_in_the_way
     def _wind_up(self) -> None:

@@ -6,6 +6,8 @@ single environments, and batched simulators have no single environments at all.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +15,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 
 from tracking_callbacks._episodes.returns import Info
+from tracking_callbacks._values.conversion import to_jsonable
 from tracking_callbacks._writing.guard import never_in_the_way
 
-__all__ = ["attribute_of", "innermost", "is_monitored", "names_of_features", "reset_info"]
+__all__ = ["attribute_of", "identity", "innermost", "is_monitored", "names_of_features", "reset_info"]
 
 
 def innermost(env: VecEnv) -> Any:
@@ -27,6 +30,18 @@ def attribute_of(env: VecEnv, index: int, name: str) -> Any:
     """Return an attribute of one environment inside its wrappers; None if it has none, or runs in another process."""
     envs = getattr(innermost(env), "envs", None)
     return None if envs is None else getattr(getattr(envs[index], "unwrapped", None), name, None)
+
+
+def identity(env: VecEnv) -> str | None:
+    """Return the same text for environments that are made in the same way; None if that is unknown.
+
+    It is the registered id and its keyword arguments. An environment with a frame of prices is known by that instead.
+    """
+    spec = attribute_of(env, 0, "spec")
+    if spec is None or attribute_of(env, 0, "df") is not None:
+        return None
+    arguments = json.dumps(to_jsonable(spec.kwargs), sort_keys=True, default=str)
+    return f"{spec.id} {hashlib.blake2b(arguments.encode(), digest_size=4).hexdigest()}"
 
 
 def names_of_features(env: VecEnv) -> Sequence[Any] | None:

@@ -25,6 +25,7 @@ from tracking_callbacks._delivery.stores.store import (
     StoredRun,
     StoredVersion,
     files_below,
+    names_model,
 )
 from tracking_callbacks._delivery.stores.translation import REQUEST_TIMEOUT_VARIABLE, translate_errors
 from tracking_callbacks._journal.handover import TRACKING_URI_VARIABLE
@@ -118,6 +119,10 @@ class MlflowStore(Store, DirectFiles):
             # Undocumented (MLflow 3.17.2): `data.metrics` has the values without their steps and times.
             metrics=[Point(one.key, one.value, one.timestamp, one.step) for one in found.data._metric_objs],
             models=[output.model_id for output in (found.outputs.model_outputs if found.outputs else [])],
+            datasets=[
+                (next((tag.value for tag in one.tags if tag.key == CONTEXT_TAG), ""), one.dataset.digest)
+                for one in (found.inputs.dataset_inputs if found.inputs else [])
+            ],
         )
 
     def delete_run(self, run_id: str) -> None:
@@ -271,9 +276,17 @@ class MlflowStore(Store, DirectFiles):
     @retry_transient
     def find_versions(self, name: str, run_id: str, record_key: str) -> list[StoredVersion]:
         with translate_errors(self.shown_uri):
-            versions = [_stored_version(one) for one in self._client().search_model_versions(f"run_id = '{run_id}'")]
-        made = [one for one in versions if one.name == name and one.tags.get(RECORD_TAG) == record_key]
-        return sorted(made, key=lambda version: int(version.version))
+            found = self._search_versions(f"run_id = '{run_id}'")
+        return [one for one in found if one.name == name and one.tags.get(RECORD_TAG) == record_key]
+
+    def _search_versions(self, expression: str) -> list[StoredVersion]:
+        found: list[StoredVersion] = []
+        token: str | None = None
+        while True:
+            page = self._client().search_model_versions(expression, page_token=token)
+            found += map(_stored_version, page)
+            if not (token := page.token):
+                return sorted(found, key=lambda version: int(version.version))
 
     def delete_version(self, name: str, version: str) -> None:
         with translate_errors(self.shown_uri):
@@ -314,6 +327,50 @@ class MlflowStore(Store, DirectFiles):
         with translate_errors(self.shown_uri):
             self._client().set_registered_model_alias(name, alias, version)
 
+    @retry_transient
+    def model_names(self) -> list[str]:
+        names: list[str] = []
+        token: str | None = None
+        with translate_errors(self.shown_uri):
+            while True:
+                page = self._client().search_registered_models(page_token=token)
+                names += [model.name for model in page]
+                if not (token := page.token):
+                    return sorted(names)
+
+    @retry_transient
+    def aliases(self, name: str) -> dict[str, str]:
+        with translate_errors(self.shown_uri):
+            found = self._client().get_registered_model(name).aliases
+        return {alias: str(version) for alias, version in found.items()}
+
+    @retry_transient
+    def version(self, name: str, version: str) -> StoredVersion:
+        with translate_errors(self.shown_uri):
+            return _stored_version(self._client().get_model_version(name, version))
+
+    @retry_transient
+    def versions(self, name: str) -> list[StoredVersion]:
+        with translate_errors(self.shown_uri):
+            return self._search_versions(names_model(name))
+
+    @retry_transient
+    def tag_version(self, name: str, version: str, tags: dict[str, str]) -> None:
+        with translate_errors(self.shown_uri):
+            for key, value in tags.items():
+                self._client().set_model_version_tag(name, version, key, value)
+
+    @retry_transient
+    def describe_version(self, name: str, version: str, description: str) -> None:
+        with translate_errors(self.shown_uri):
+            self._client().update_model_version(name, version, description)
+
+    @retry_transient
+    def model_points(self, model_id: str) -> list[Point]:
+        with translate_errors(self.shown_uri):
+            found = self._client().get_logged_model(model_id).metrics or []
+        return [Point(one.key, one.value, one.timestamp, one.step) for one in found]
+
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _client(self) -> MlflowClient:
@@ -339,7 +396,14 @@ def _stored_model(model: LoggedModel) -> StoredModel:
 
 
 def _stored_version(version: ModelVersion) -> StoredVersion:
-    return StoredVersion(version.name, str(version.version), dict(version.tags or {}))
+    return StoredVersion(
+        version.name,
+        str(version.version),
+        dict(version.tags or {}),
+        version.run_id or "",
+        getattr(version, "model_id", None) or "",
+        version.description or "",
+    )
 
 
 def _time_and_step(point: Point) -> tuple[int, int]:

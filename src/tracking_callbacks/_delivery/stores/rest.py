@@ -24,6 +24,7 @@ from tracking_callbacks._delivery.stores.store import (
     StoredRun,
     StoredVersion,
     files_below,
+    names_model,
 )
 from tracking_callbacks._journal.handover import TRACKING_URI_VARIABLE
 from tracking_callbacks._journal.records import Dataset
@@ -109,6 +110,7 @@ class RestStore(Store):
             tags=_mapping(found.data.tags),
             metrics=[metric.point() for metric in found.data.metrics],
             models=[output.model_id for output in found.outputs.model_outputs],
+            datasets=[(one.context(), one.dataset.digest) for one in found.inputs.dataset_inputs],
         )
 
     def delete_run(self, run_id: str) -> None:
@@ -247,16 +249,18 @@ class RestStore(Store):
         self._registry.repeat("POST", "registered-models/create", _Nothing, {"name": name})
 
     def find_versions(self, name: str, run_id: str, record_key: str) -> list[StoredVersion]:
+        found = self._search_versions(f"run_id = '{run_id}'")
+        return [one for one in found if one.name == name and one.tags.get(RECORD_TAG) == record_key]
+
+    def _search_versions(self, expression: str) -> list[StoredVersion]:
         found: list[StoredVersion] = []
-        query = {"filter": f"run_id = '{run_id}'", "max_results": "10000"}
+        query = {"filter": expression, "max_results": "10000"}
         while True:
             page = self._registry.get("model-versions/search", _Versions, **query)
             found += [version.value() for version in page.model_versions]
             if not page.next_page_token:
-                break
+                return sorted(found, key=lambda version: int(version.version))
             query["page_token"] = page.next_page_token
-        made = [one for one in found if one.name == name and one.tags.get(RECORD_TAG) == record_key]
-        return sorted(made, key=lambda version: int(version.version))
 
     def delete_version(self, name: str, version: str) -> None:
         self._registry.call("DELETE", "model-versions/delete", _Nothing, {"name": name, "version": version})
@@ -277,6 +281,41 @@ class RestStore(Store):
     def set_alias(self, name: str, alias: str, version: str) -> None:
         body = {"name": name, "alias": alias, "version": version}
         self._registry.repeat("POST", "registered-models/alias", _Nothing, body)
+
+    def model_names(self) -> list[str]:
+        names: list[str] = []
+        query = {"max_results": "1000"}
+        while True:
+            page = self._registry.get("registered-models/search", _RegisteredModels, **query)
+            names += [model.name for model in page.registered_models]
+            if not page.next_page_token:
+                return sorted(names)
+            query["page_token"] = page.next_page_token
+
+    def aliases(self, name: str) -> dict[str, str]:
+        found = self._registry.get("registered-models/get", _RegisteredModelAnswer, name=name).registered_model
+        return {one.alias: one.version for one in found.aliases}
+
+    def version(self, name: str, version: str) -> StoredVersion:
+        return self._registry.get(
+            "model-versions/get", _VersionAnswer, name=name, version=version
+        ).model_version.value()
+
+    def versions(self, name: str) -> list[StoredVersion]:
+        return self._search_versions(names_model(name))
+
+    def tag_version(self, name: str, version: str, tags: dict[str, str]) -> None:
+        for key, value in tags.items():
+            body = {"name": name, "version": version, "key": key, "value": value}
+            self._registry.repeat("POST", "model-versions/set-tag", _Nothing, body)
+
+    def describe_version(self, name: str, version: str, description: str) -> None:
+        body = {"name": name, "version": version, "description": description}
+        self._registry.repeat("PATCH", "model-versions/update", _Nothing, body)
+
+    def model_points(self, model_id: str) -> list[Point]:
+        found = self._server.get(f"logged-models/{model_id}", _ModelAnswer).model
+        return [metric.point() for metric in found.data.metrics]
 
 
 def _below(root: str, place: str | None) -> str:
@@ -354,10 +393,27 @@ class _Outputs(msgspec.Struct):
     model_outputs: list[_Output] = []
 
 
+class _DatasetInfo(msgspec.Struct):
+    digest: str = ""
+
+
+class _DatasetInput(msgspec.Struct):
+    dataset: _DatasetInfo = msgspec.field(default_factory=_DatasetInfo)
+    tags: list[_Pair] = []
+
+    def context(self) -> str:
+        return _mapping(self.tags).get(CONTEXT_TAG, "")
+
+
+class _Inputs(msgspec.Struct):
+    dataset_inputs: list[_DatasetInput] = []
+
+
 class _Run(msgspec.Struct):
     info: _RunInfo
     data: _RunData = msgspec.field(default_factory=_RunData)
     outputs: _Outputs = msgspec.field(default_factory=_Outputs)
+    inputs: _Inputs = msgspec.field(default_factory=_Inputs)
 
 
 class _RunAnswer(msgspec.Struct):
@@ -381,8 +437,13 @@ class _ModelInfo(msgspec.Struct):
     tags: list[_Pair] = []
 
 
+class _ModelData(msgspec.Struct):
+    metrics: list[_Metric] = []
+
+
 class _Model(msgspec.Struct):
     info: _ModelInfo
+    data: _ModelData = msgspec.field(default_factory=_ModelData)
 
     def value(self) -> StoredModel:
         info = self.info
@@ -402,13 +463,35 @@ class _Version(msgspec.Struct):
     name: str
     version: str
     tags: list[_Pair] = []
+    run_id: str = ""
+    model_id: str = ""
+    description: str = ""
 
     def value(self) -> StoredVersion:
-        return StoredVersion(self.name, self.version, _mapping(self.tags))
+        return StoredVersion(self.name, self.version, _mapping(self.tags), self.run_id, self.model_id, self.description)
 
 
 class _VersionAnswer(msgspec.Struct):
     model_version: _Version
+
+
+class _Alias(msgspec.Struct):
+    alias: str
+    version: str
+
+
+class _RegisteredModel(msgspec.Struct):
+    name: str
+    aliases: list[_Alias] = []
+
+
+class _RegisteredModelAnswer(msgspec.Struct):
+    registered_model: _RegisteredModel
+
+
+class _RegisteredModels(msgspec.Struct):
+    registered_models: list[_RegisteredModel] = []
+    next_page_token: str = ""
 
 
 class _Versions(msgspec.Struct):

@@ -23,6 +23,7 @@ __all__ = [
     "StoredRun",
     "StoredVersion",
     "files_below",
+    "names_model",
 ]
 
 RUN_KEY_TAG = "tracking_callbacks.run_key"
@@ -48,6 +49,7 @@ class StoredRun(NamedTuple):
         start_time: Milliseconds since the epoch.
         artifact_uri: Where its artifacts lie.
         metrics: The last point of each metric.
+        datasets: What its datasets are used for (their context) and their digests.
         models: Ids of the logged models that are its outputs.
     """
 
@@ -60,6 +62,7 @@ class StoredRun(NamedTuple):
     tags: dict[str, str]
     metrics: list[Point]
     models: list[str]
+    datasets: list[tuple[str, str]]
 
 
 class StoredModel(NamedTuple):
@@ -73,11 +76,14 @@ class StoredModel(NamedTuple):
 
 
 class StoredVersion(NamedTuple):
-    """A model version of the registry."""
+    """A model version of the registry; the ids of its run and of its logged model may be empty."""
 
     name: str
     version: str
     tags: dict[str, str]
+    run_id: str = ""
+    model_id: str = ""
+    description: str = ""
 
 
 class Store(ABC):
@@ -310,6 +316,38 @@ class Store(ABC):
     def set_alias(self, name: str, alias: str, version: str) -> None:
         """Point `alias` of a registered model at `version`."""
 
+    @abstractmethod
+    def model_names(self) -> list[str]:
+        """Return the names of all registered models, in order."""
+
+    @abstractmethod
+    def aliases(self, name: str) -> dict[str, str]:
+        """Return the versions of a registered model that aliases point at, by alias."""
+
+    @abstractmethod
+    def version(self, name: str, version: str) -> StoredVersion:
+        """Return a model version.
+
+        Raises:
+            Refused: There is none.
+        """
+
+    @abstractmethod
+    def versions(self, name: str) -> list[StoredVersion]:
+        """Return all versions of a registered model, oldest first."""
+
+    @abstractmethod
+    def tag_version(self, name: str, version: str, tags: dict[str, str]) -> None:
+        """Set tags of a model version."""
+
+    @abstractmethod
+    def describe_version(self, name: str, version: str, description: str) -> None:
+        """Set the description of a model version."""
+
+    @abstractmethod
+    def model_points(self, model_id: str) -> list[Point]:
+        """Return the points that are linked to a logged model."""
+
     def register_model(self, name: str) -> None:
         """Create a registered model unless one of that name exists."""
         try:
@@ -317,6 +355,12 @@ class Store(ABC):
         except Refused as error:
             if error.code not in ALREADY_THERE:
                 raise
+
+
+def names_model(name: str) -> str:
+    """Return the search expression for the versions of one registered model."""
+    quote = '"' if "'" in name else "'"
+    return f"name = {quote}{name}{quote}"
 
 
 def files_below(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -1,0 +1,131 @@
+"""Decides how a trained model is saved, before the first step: what will not load is known while it can be changed."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracking_callbacks.errors import TrackingError
+from tracking_callbacks.huggingface.adapters import is_peft_model
+from tracking_callbacks.huggingface.forms import ModelForm, choose_form
+from tracking_callbacks.huggingface.other_flavors import (
+    is_sentence_transformer,
+    save_pytorch,
+    save_sentence_transformer,
+)
+from tracking_callbacks.huggingface.saving import code_paths_of, processor_of, save_mlmodel
+from tracking_callbacks.huggingface.tasks import task_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import DataLoader
+
+__all__ = ["SavePlan", "limits_of", "plan_saving", "saver_of", "unwrapped"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SavePlan:
+    """How a model is saved.
+
+    Attributes:
+        flavor: MLflow's name of the flavor.
+        limits: What the user should know about it before training: how the model loads, and what would make it load
+            better; empty if it loads as a pipeline.
+        processor: The tokenizer or processor that is saved with it; None for flavors without one.
+    """
+
+    flavor: str
+    limits: str = ""
+    processor: Any = None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile(model)``; every other model as it is."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)  # undocumented (torch 2.13)
+    return inner
+
+
+def plan_saving(model: nn.Module, processing_class: Any, dataloader: DataLoader[Any] | None) -> SavePlan:
+    """Return the best of MLflow's flavors that can hold `model`.
+
+    Args:
+        model: The model, not wrapped by ``torch.compile``.
+        processing_class: The trainer's tokenizer or processor, None if it has none.
+        dataloader: That of training, whose collator may have a tokenizer.
+    """
+    from transformers import PreTrainedModel
+
+    name = type(model).__name__
+    if is_sentence_transformer(model):
+        return SavePlan("sentence_transformers")
+    load = "load it with mlflow.pytorch.load_model"
+    trained: Any = model
+    inner = trained.get_base_model() if is_peft_model(model) else trained
+    if not isinstance(inner, PreTrainedModel):
+        return SavePlan("pytorch", f"a {name} is not a model of transformers, so it is pickled; {load}")
+    if not _is_importable(type(inner)):
+        where = "is defined in the script itself" if type(inner).__module__ == "__main__" else "cannot be imported"
+        return SavePlan(
+            "pytorch",
+            f"the class {type(inner).__name__} {where}, so the model is pickled; {load}. "
+            "In a module of your project it would load with its tokenizer",
+        )
+    try:
+        processor = processor_of(processing_class, dataloader, model)
+    except TrackingError as error:
+        return SavePlan("pytorch", f"{error}. Until then it is pickled without one; {load}")
+    if task_of(model) is None:
+        limits = (
+            f"transformers has no pipeline for a {name}: load it with "
+            "mlflow.transformers.load_model(uri, return_type='components'); it has no pyfunc"
+        )
+        return SavePlan("transformers", limits, processor)
+    return SavePlan("transformers", processor=processor)
+
+
+def _is_importable(cls: type) -> bool:
+    module = sys.modules.get(cls.__module__)
+    return cls.__module__ != "__main__" and getattr(module, cls.__name__, None) is cls
+
+
+def limits_of(plan: SavePlan, model: nn.Module, log_model: str) -> str:
+    """Return what will not work with the model as it is going to be saved; empty if everything will."""
+    if plan.flavor != "transformers":
+        return plan.limits
+    try:
+        choose_form(log_model, model)
+    except TrackingError as error:
+        return f"it will not be saved, because {error}"
+    return plan.limits
+
+
+def saver_of(
+    plan: SavePlan, model: nn.Module, log_model: str, code_paths: list[str] | None
+) -> tuple[Callable[[Path], object], dict[str, str]]:
+    """Return what saves `model` into a folder, and tags that say how it is saved.
+
+    Raises:
+        TrackingError: It cannot be saved in the requested form.
+    """
+    paths = (code_paths_of(model, plan.processor) if code_paths is None else code_paths) or None
+    if plan.flavor == "sentence_transformers":
+        return functools.partial(save_sentence_transformer, model, code_paths=paths), {"form": "full"}
+    if plan.flavor == "pytorch":
+        return functools.partial(save_pytorch, model, code_paths=paths), {"form": "full"}
+    chosen = choose_form(log_model, model)
+    if chosen.notice:
+        # For an adapter this is a limitation; for a merged model it only explains the choice.
+        logger.log(logging.WARNING if chosen.form is ModelForm.ADAPTER else logging.INFO, "model: %s", chosen.notice)
+    tags = {"form": str(chosen.form)} | ({"form_notice": chosen.notice} if chosen.notice else {})
+
+    def save(folder: Path) -> None:
+        save_mlmodel(model, plan.processor, folder, chosen, paths)
+
+    return save, tags
