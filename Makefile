@@ -40,7 +40,7 @@ soak: $(READY) ## ten minutes of random kills, then count every point; 64 traine
 	$(BIN)/python tests/faults/soak.py
 	$(BIN)/python tests/faults/scale.py 16 64
 	SOAK=1 $(BIN)/python -m pytest tests/faults/test_processes_killed.py tests/faults/test_processes_together.py \
-		tests/faults/test_damaged_journals.py
+		tests/faults/test_damaged_journals.py tests/huggingface/test_model_environment.py
 
 scale: $(READY) ## 1, 4, 16 and 64 trainers at once against one server with PostgreSQL; 1 and 8 on local SQLite
 	$(BIN)/python tests/faults/scale.py

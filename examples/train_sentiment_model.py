@@ -115,7 +115,7 @@ def main() -> None:
     tracker = MLflowTracker(
         experiment_name=None if options.config else EXPERIMENT,
         config=options.config,
-        record=Recording(sample_rows=True, system_metrics=True),  # the reviews are public
+        record=Recording(sample_rows=True, importance=True, system_metrics=True),  # the reviews are public
     )
     callback = train(
         tracker,

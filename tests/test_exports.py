@@ -13,7 +13,10 @@ PUBLIC = {
         *("MLflowTracker", "Recording", "Delivery", "Promotion", "Run", "DeliveryReport", "__version__"),
         *("TrackingError", "ConfigError", "InputError", "InvalidNameError", "MetricValueError"),
     },
-    "tracking_callbacks.huggingface": {"MLflowTrainerCallback", "ClassificationMetrics"},
+    "tracking_callbacks.huggingface": {
+        *("MLflowTrainerCallback", "ClassificationMetrics", "MultiLabelMetrics", "RegressionMetrics"),
+        "TokenClassificationMetrics",
+    },
     "tracking_callbacks.sb3": {"MLflowSB3Callback"},
 }
 

@@ -205,7 +205,7 @@ def test_a_trainers_handler_holds_its_callbacks() -> None:
     assert handler.callbacks == [callback]
 
 
-@use("TrainerState.stateful_callbacks", TRANSFORMERS, "huggingface/callback.py")
+@use("TrainerState.stateful_callbacks", TRANSFORMERS, "huggingface/trainer_state.py")
 def test_the_state_carries_a_dict_for_callbacks() -> None:
     from transformers import TrainerState
 

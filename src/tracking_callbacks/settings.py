@@ -79,8 +79,13 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         datasets: The datasets that a training run is given, as inputs of the run. Default True.
         sample_rows: Twenty rows of each dataset, as tables under ``data/``. Default False, because data may be
             private.
-        importance: How much the agent's decisions depend on each feature of its observations, of the last evaluation,
-            under its folder. Default False, because it takes up to two seconds.
+        input_example: A row of the evaluation as the input example of a text model, which its server answers. Default
+            True; without it the example is a well-known sentence.
+        importance: What decisions depend on, under the folder of the last evaluation: the features of an agent's
+            observations, the words of a text classifier's rows (which needs the extra ``explain`` and shows these
+            rows). Default False, because it takes up to two seconds, for a classifier up to five.
+        description: A report card as the description of the run and of the versions that it registers, unless you have
+            written one yourself. Default True.
         models: The model that a callback has trained, also where no argument of the callback asks for it. Default
             True.
 
@@ -98,7 +103,9 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     system_metrics: Flag = _NOT_GIVEN
     datasets: Flag = _NOT_GIVEN
     sample_rows: Flag = _NOT_GIVEN
+    input_example: Flag = _NOT_GIVEN
     importance: Flag = _NOT_GIVEN
+    description: Flag = _NOT_GIVEN
     models: Flag = _NOT_GIVEN
 
     def __post_init__(self) -> None:
@@ -160,11 +167,13 @@ _GROUPS: dict[str, type[msgspec.Struct]] = {"record": Recording, "delivery": Del
 
 _EVERYTHING = Recording(
     config=True, config_files=(), source=True, environment=True, python_logging=True, pictures=True, reports=True,
-    system_metrics=False, datasets=True, sample_rows=False, importance=False, models=True,
+    system_metrics=False, datasets=True, sample_rows=False, input_example=True, importance=False,
+    description=True,    models=True,
 )  # fmt: skip
 _NOTHING = Recording(
     config=False, config_files=(), source=False, environment=False, python_logging=False, pictures=False,
-    reports=False, system_metrics=False, datasets=False, sample_rows=False, importance=False, models=False,
+    reports=False, system_metrics=False, datasets=False, sample_rows=False, input_example=False,
+    importance=False, description=False, models=False,
 )  # fmt: skip
 _DELIVERY = Delivery(offline=False, flush_timeout=60.0, wait_at_end=30.0, grace=600.0)
 

@@ -27,7 +27,14 @@ from tracking_callbacks._delivery.stores.client import MlflowStore
 from tracking_callbacks._delivery.system_metrics import SystemSampler
 from tracking_callbacks._journal import records
 from tracking_callbacks._journal.frames import JournalWriter
-from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState
+from tracking_callbacks._journal.layout import (
+    JournalRoot,
+    LoggedModel,
+    PromotionState,
+    RunFolder,
+    RunState,
+    SessionState,
+)
 from tracking_callbacks._journal.owner import Owner
 from tracking_callbacks._journal.pending import pending_runs, read_opened, unreadable_folders
 
@@ -67,7 +74,8 @@ file_records = st.one_of(
     ),
     st.builds(records.Automatic, mappings, st.none() | paths, places),
     st.builds(
-        records.Drawing, st.sampled_from(["learning_curves", "confusion_matrix", "episodes", "equity"]),
+        records.Drawing,
+        st.sampled_from(["learning_curves", "confusion_matrix", "classifier_curves", "importance", "equity"]),
         places.map(str), st.none() | paths, mappings,
     ),
 )  # fmt: skip
@@ -76,7 +84,13 @@ other_records = st.one_of(
     st.builds(records.Tags, mappings),
     st.builds(records.Metrics, times, times, st.dictionaries(names, st.floats(), max_size=3)),
     st.builds(records.Dataset, names, names, names, names, st.none() | names, st.none() | names, st.none() | names),
-)
+    st.builds(
+        records.Promote, names, names, names, names, st.booleans(), st.floats(), st.none() | names,
+        st.none() | integers, st.none() | names,
+    ),
+    st.builds(records.DeleteModel, names),
+    st.builds(records.Describe, times, st.sampled_from(["FINISHED", "KILLED", None])),
+)  # fmt: skip
 hostile_records = st.one_of(file_records, file_records, file_records, other_records)
 sessions = st.builds(
     SessionState, *(st.one_of(st.just(0), integers) for _ in range(5)),
@@ -85,6 +99,10 @@ sessions = st.builds(
 states = st.builds(
     RunState, st.none() | names, st.none() | names, st.dictionaries(names, integers, max_size=2),
     st.dictionaries(st.just("1".zfill(20)) | names, sessions, max_size=2), names, st.booleans(), st.booleans(),
+    st.dictionaries(names, names, max_size=2),
+    st.dictionaries(names, st.builds(PromotionState, st.booleans(), st.lists(names), st.none() | names), max_size=2),
+    st.dictionaries(names, st.builds(LoggedModel, st.lists(names), st.none() | names), max_size=2),
+    st.dictionaries(names, names, max_size=2), integers,
 )  # fmt: skip
 LINKS = [
     "state.json", ".state.json", "rejected.jsonl", "drain.lock", "takeover.lock", "uploading", "drawn", "live",

@@ -26,7 +26,7 @@ from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.promotion import Contender, best_of, deliver_promotion
 from tracking_callbacks._delivery.stores.store import StoredVersion
-from tracking_callbacks._journal.layout import RunState
+from tracking_callbacks._journal.layout import LoggedModel, RunState
 from tracking_callbacks._journal.records import Promote
 from tracking_callbacks._values.promotion import is_greater_better
 
@@ -415,7 +415,9 @@ class Process:
         self.turns, self.version = turns, version
         self.store: Any = InTurns(shared, turns, version, figure)
         self.record = Promote(f"key {version}", "model", "champion", "eval/f1", True, gain, step=3, data="same")
-        self.saved = msgspec.json.encode(RunState(versions={self.record.record_key: version}))
+        key = self.record.record_key
+        logged = {key: LoggedModel(["pytorch"], "model")}
+        self.saved = msgspec.json.encode(RunState(versions={key: version}, models=logged))
         self.failure: BaseException | None = None
 
     def deliver(self) -> None:

@@ -71,6 +71,7 @@ class Calls:
             lambda: store.link_model(self.run, self.model.model_id, 7),
             lambda: store.add_output(self.run, self.model.model_id, 7),
             lambda: store.link_metrics(self.run, self.model.model_id, [Point("loss", math.nan, START + 2, 3)]),
+            lambda: store.link_metrics(self.run, self.model.model_id, self.points()[-2:-1], ("ü", "digest")),
             lambda: store.tag_model(self.model.model_id, {"task": "ü"}),
             lambda: store.register_model(self.name),
             lambda: store.register_model(self.name),

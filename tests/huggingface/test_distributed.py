@@ -104,3 +104,79 @@ def test_only_rank_0_writes_a_run(
     assert [step for step, _ in stored("test/loss")] == [4]
     assert client.get_model_version_by_alias(name, "champion").run_id == run.info.run_id
     assert len(client.search_model_versions(f"name = '{name}'")) == 1
+
+
+SHARDED = """
+import json, os, sys
+from pathlib import Path
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.bert.modeling_bert import BertLayer
+from tracking_callbacks.huggingface.save_plan import plan_saving, saver_of
+from tracking_callbacks.huggingface.sharded import gathered, is_sharded
+
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+base, folder = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(base)
+inputs = tokenizer("good film", return_tensors="pt")
+results = {}
+for kind in ("full", "LoRA"):
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(base).eval()
+    if kind == "LoRA":
+        config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
+        model = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    assert not is_sharded(model)
+    for layer in model.modules():
+        if isinstance(layer, BertLayer):
+            fully_shard(layer)
+    fully_shard(model)
+    assert is_sharded(model), kind
+    whole = gathered(model)
+    assert (whole is None) == (rank != 0)
+    if rank == 0:
+        assert not is_sharded(whole)
+        save, _ = saver_of(plan_saving(whole, tokenizer, None), whole, "auto", [])
+        save(Path(folder, kind))
+        with torch.no_grad():
+            results[kind] = (whole.eval()(**inputs).logits - expected).abs().max().item()
+        import mlflow
+        loaded = mlflow.transformers.load_model(str(Path(folder, kind)), device="cpu").model.eval()
+        with torch.no_grad():
+            results[f"{kind} loaded"] = (loaded(**inputs).logits - expected).abs().max().item()
+    torch.distributed.barrier()
+if rank == 0:
+    Path(folder, "results.json").write_text(json.dumps(results))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_model_that_is_spread_over_processes_is_gathered_and_saved_whole(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate offers FSDP on accelerators only, so the test shards by `fully_shard` as it does, on the CPU."""
+    (tmp_path / "shard.py").write_text(SHARDED)
+    (tmp_path / "saved").mkdir()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"),
+            *("shard.py", str(base_folder), str(tmp_path / "saved")),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    differences = json.loads((tmp_path / "saved" / "results.json").read_text())
+
+    assert set(differences) == {f"{kind}{loaded}" for kind in ("full", "LoRA") for loaded in ("", " loaded")}
+    assert max(differences.values()) < 1e-6

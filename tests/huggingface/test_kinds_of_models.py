@@ -109,12 +109,18 @@ LOAD = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
 import mlflow, torch
+from mlflow.models import Model, validate_serving_input
 assert "tracking_callbacks" not in sys.modules
 results = {}
 for name, row in json.load(open(sys.argv[1])).items():
     try:
         if row["load"] == "pytorch":
             model = mlflow.pytorch.load_model(row["folder"], weights_only=False)
+        elif row["load"] == "sentence_transformers":
+            model = mlflow.sentence_transformers.load_model(row["folder"])
+            results[name] = model.encode([row["text"]]).tolist()
+            assert mlflow.pyfunc.load_model(row["folder"]).predict([row["text"]]).tolist() == results[name]
+            continue
         elif row["load"] == "components":
             model = mlflow.transformers.load_model(row["folder"], return_type="components")["model"]
         else:
@@ -123,6 +129,10 @@ for name, row in json.load(open(sys.argv[1])).items():
             results[name] = model.eval()(**torch.load(row["inputs"]))[0].tolist()
         if row["text"]:
             mlflow.pyfunc.load_model(row["folder"]).predict([row["text"]])
+            example = Model.load(row["folder"]).get_serving_input(row["folder"])
+            if example is not None:
+                assert row["text"] in example
+                validate_serving_input(row["folder"], example)
     except Exception as error:
         results[name] = f"{type(error).__name__}: {error}"
 json.dump(results, open(sys.argv[2], "w"))
@@ -185,6 +195,14 @@ class Workshop:
         model = BertForSequenceClassification.from_pretrained(base)
         model.resize_token_embeddings(len(self.tokenizer) + 3)
         return self.adapted(model, target_modules=["query"])
+
+    def sentence_transformer(self) -> Any:
+        """An encoder and the mean over its tokens."""
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.models import Pooling, Transformer
+
+        words = Transformer(str(self.base(BertModel(self.config()))), max_seq_length=8)
+        return SentenceTransformer(modules=[words, Pooling(16)], device="cpu")
 
     def remote_code(self) -> Any:
         """A model whose code lies next to its weights, as many on the Hub have it."""
@@ -269,6 +287,9 @@ KINDS = {
     "two heads": Kind(lambda make: make.nets.TwoHeads(make.config()), "components", predicts_text=False),
     "remote code": Kind(lambda make: make.remote_code(), "pipeline"),
     "compiled": Kind(lambda make: torch.compile(BertForSequenceClassification(make.config())), "pipeline"),
+    "sentence transformer": Kind(
+        lambda make: make.sentence_transformer(), "sentence_transformers", predicts_text=True,
+    ),
     "module without transformers": Kind(lambda make: make.nets.Plain(), "pytorch", predicts_text=False),
     "without a tokenizer": Kind(
         lambda make: BertForSequenceClassification(make.config()), "pytorch", tokenizer=False, predicts_text=False
@@ -312,7 +333,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
             model = unwrapped(kind.make(workshop))
             processor: Any = ViTImageProcessor(size={"height": 8, "width": 8}) if kind.inputs is pixels else tokenizer
             plan = plan_saving(model, processor if kind.tokenizer else None, None)
-            save, all_loaded.tags[name] = saver_of(plan, model, kind.log_model, None)
+            save, all_loaded.tags[name] = saver_of(plan, model, kind.log_model, None, "good film")
             folder = all_loaded.folders[name] = root / "saved" / str(number)
             folder.parent.mkdir(exist_ok=True)
             save(folder)
@@ -320,7 +341,11 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
             torch.save(inputs, root / f"{number}.pt")
             all_loaded.flavors[name] = plan.flavor
             with torch.no_grad():
-                all_loaded.expected[name] = model.eval()(**inputs)[0]
+                all_loaded.expected[name] = (
+                    torch.tensor(model.encode(["good film"]))
+                    if kind.load == "sentence_transformers"
+                    else model.eval()(**inputs)[0]
+                )
             text = "good film" if kind.predicts_text else ""
             rows[name] = {
                 "folder": str(folder), "inputs": str(root / f"{number}.pt"), "load": kind.load, "text": text
@@ -350,7 +375,7 @@ def test_each_kind_predicts_the_same_elsewhere(loaded: Loaded, name: str) -> Non
     # Kernels round differently for weights at another alignment in memory: one unit in the last place.
     assert (torch.tensor(loaded.found[name]) - loaded.expected[name]).abs().max() < 1e-6
     assert loaded.tags[name]["form"] == kind.form
-    assert loaded.flavors[name] == ("pytorch" if kind.load == "pytorch" else "transformers")
+    assert loaded.flavors[name] == (kind.load if kind.load in ("pytorch", "sentence_transformers") else "transformers")
     if kind.most_bytes is not None:
         size = sum(file.stat().st_size for file in loaded.folders[name].rglob("*") if file.is_file())
         assert size < kind.most_bytes

@@ -10,7 +10,7 @@ from tracking_callbacks._runs.run import Run
 from tracking_callbacks._values.conversion import cut_text
 from tracking_callbacks._writing.guard import never_in_the_way
 
-__all__ = ["log_input"]
+__all__ = ["log_input", "shortened"]
 
 _SAMPLE_ROWS = 20
 _LONG_TEXT = 2_000
@@ -47,13 +47,13 @@ def log_input(
 
     def write_sample(rows: Sequence[Row]) -> None:
         if rows:
-            shown = [{str(key): _shortened(value) for key, value in decorate(row).items()} for row in rows]
+            shown = [{str(key): shortened(value) for key, value in decorate(row).items()} for row in rows]
             run.log_table(shown, f"data/sample_{role}.json")
 
     run.record("datasets", write)
 
 
-def _shortened(value: Any) -> Any:
+def shortened(value: Any) -> Any:
     """Return `value` so that it fits a cell of a table."""
     if isinstance(value, str):
         return cut_text(value, _LONG_TEXT)
@@ -64,8 +64,8 @@ def _shortened(value: Any) -> Any:
         few = len(shape) == 0 or (len(shape) == 1 and shape[0] <= _LONG_LIST)
         return value.tolist() if few else f"<{value.dtype} of shape {shape}>"
     if isinstance(value, Mapping):
-        return {str(key): _shortened(inner) for key, inner in value.items()}
+        return {str(key): shortened(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        cut = [_shortened(inner) for inner in value[:_LONG_LIST]]
+        cut = [shortened(inner) for inner in value[:_LONG_LIST]]
         return cut if len(value) <= _LONG_LIST else [*cut, f"… {len(value)} in all"]
     return value

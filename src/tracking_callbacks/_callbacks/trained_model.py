@@ -103,6 +103,7 @@ class ModelLogger:
         self._wanted = log_model is not False
         self._asked_for = log_model != default or registered_model_name is not None
         self._tags = {safe_name(name): text for name, text in tags.items()}
+        self._checkpoints: dict[str, dict[int, str]] = {}  # keys by step, by run
 
     def wanted_by(self, run: Run) -> bool:
         """Return whether the model of `run` will be saved."""
@@ -120,6 +121,32 @@ class ModelLogger:
         """
         if self.wanted_by(run):
             self._log(run, prepare, register=register)
+
+    @never_in_the_way
+    def log_checkpoint(
+        self, run: Run, prepare: Callable[[], PreparedModel], *, keep: int | None, best_step: int | None
+    ) -> None:
+        """Log the model as it is now as one of several; it is not registered.
+
+        Args:
+            run: The run.
+            prepare: Decides how the model is saved.
+            keep: How many of the run's checkpoints stay; the oldest go. None keeps all of them.
+            best_step: Step of the best one so far, which stays in any case.
+        """
+        model = prepare()
+        name = f"checkpoint-{model.step}"
+        tags = self._tags | dict(model.tags)
+        key = run.save_model(model.save, name, step=model.step, tags=tags, checkpoint=True)
+        if key is None:
+            return
+        mine = self._checkpoints.setdefault(run.run_key, {})
+        mine[model.step] = key
+        while keep is not None and len(mine) > max(keep, 1):
+            oldest = next((step for step in mine if step not in (best_step, model.step)), None)
+            if oldest is None:
+                return
+            run.delete_model(mine.pop(oldest))
 
     @never_in_the_way
     def _log(self, run: Run, prepare: Callable[[], PreparedModel], *, register: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tracking_callbacks._delivery.backoff import Backoff, Pace
 from tracking_callbacks._delivery.batches import Batch, coalesce
+from tracking_callbacks._delivery.describing import deliver_descriptions
 from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible, Refused, Transient
 from tracking_callbacks._delivery.files import FileRecord, deliver_file, discard_staged, keep_staged
 from tracking_callbacks._delivery.heavy.process import HeavyProcess
@@ -34,6 +35,8 @@ from tracking_callbacks._journal.records import (
     Artifact,
     Automatic,
     Dataset,
+    DeleteModel,
+    Describe,
     Drawing,
     Model,
     Promote,
@@ -302,6 +305,8 @@ class RunDrain:
             began = self._store.run(self.state.run_id).start_time or 0
             # The clock may have been set back since, or differ from that of the machine where the run began.
             self._store.set_terminated(self.state.run_id, ending.status, max(ending.timestamp, began))
+            if self.state.described and session.state.ended is None:  # it died, and could not ask for it
+                deliver_descriptions(self._store, self.state.run_id, self.state, ending.status)
         logger.info("run %s: session %s ended, status %s", self.state.run_id, session.name, ending.status)
 
     def _newest(self, session: SessionJournal) -> bool:
@@ -343,7 +348,7 @@ class RunDrain:
         reached = session.state.files
         for record, end in chunk.records:
             if isinstance(record, FileRecord):
-                if isinstance(record, Model | Promote) and session.state.points < end:
+                if isinstance(record, Model | Promote | Describe) and session.state.points < end:
                     break  # it refers to the metrics logged before it, so they must arrive first
                 self._deliver_file(session, run_id, record, end)
                 worked = True
@@ -453,5 +458,7 @@ def _described(record: FileRecord) -> dict[str, object]:
             return {"name": Path(staged).name, "artifact_path": place}
         case Automatic(artifact_path=place) | Drawing(artifact_path=place):
             return {"artifact_path": place}
+        case DeleteModel() | Describe():
+            return {}
         case Dataset(name=name) | Model(name=name) | Promote(name=name):
             return {"name": name}

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path, PureWindowsPath
 
+from tracking_callbacks._delivery.describing import deliver_descriptions
 from tracking_callbacks._delivery.failures import Refused, Transient
 from tracking_callbacks._delivery.heavy.process import HeavyProcess
-from tracking_callbacks._delivery.models import deliver_model
+from tracking_callbacks._delivery.models import delete_model, deliver_model
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.promotion import deliver_promotion
 from tracking_callbacks._delivery.stores.store import Store
 from tracking_callbacks._journal.checkpoints import OverwrittenError, claim, secure
 from tracking_callbacks._journal.confined import OutsideError, check_tree, delete, inside, is_key
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState
-from tracking_callbacks._journal.records import Artifact, Automatic, Dataset, Drawing, Model, Promote
+from tracking_callbacks._journal.records import (
+    Artifact,
+    Automatic,
+    Dataset,
+    DeleteModel,
+    Describe,
+    Drawing,
+    Model,
+    Promote,
+)
 from tracking_callbacks._values.names import artifact_place
 from tracking_callbacks.errors import InputError
 
 __all__ = ["FileRecord", "deliver_file", "discard_staged", "keep_staged"]
 
-FileRecord = Artifact | Automatic | Dataset | Drawing | Model | Promote
+FileRecord = Artifact | Automatic | Dataset | DeleteModel | Describe | Drawing | Model | Promote
 
 
 def deliver_file(
@@ -55,10 +65,16 @@ def deliver_file(
     if isinstance(record, Promote):
         deliver_promotion(store, once, run_id, record, state)
         return True
+    if isinstance(record, DeleteModel):
+        delete_model(store, run_id, record.record_key, state)
+        return True
+    if isinstance(record, Describe):
+        deliver_descriptions(store, run_id, state, record.status)
+        return True
     _check_place(record)
     if record.staged is None:
         if isinstance(record, Drawing):
-            _deliver_drawing(store, heavy, run_id, record, None, folder)
+            _deliver_drawing(store, heavy, run_id, record, None, folder, state)
         return True
     try:
         snapshot = _take(record.staged, record, folder)
@@ -66,7 +82,7 @@ def deliver_file(
     except OutsideError as error:
         raise Refused(str(error)) from error
     if isinstance(record, Drawing):
-        _deliver_drawing(store, heavy, run_id, record, snapshot, folder)
+        _deliver_drawing(store, heavy, run_id, record, snapshot, folder, state)
         return True
     if not snapshot.exists():
         if _is_checkpoint(record):
@@ -75,8 +91,7 @@ def deliver_file(
     if isinstance(record, Artifact) and record.held:
         _secure(snapshot, record)
     if isinstance(record, Model):
-        if (version := deliver_model(store, once, run_id, record, snapshot)) is not None:
-            state.versions[record.record_key] = version
+        deliver_model(store, once, run_id, record, snapshot, state)
     elif not snapshot.is_dir():
         store.log_artifact(run_id, snapshot, record.artifact_path)
         if isinstance(record, Artifact) and record.table:
@@ -102,10 +117,17 @@ def _secure(snapshot: Path, record: Artifact) -> None:
 
 
 def _deliver_drawing(
-    store: Store, heavy: HeavyProcess, run_id: str, record: Drawing, snapshot: Path | None, folder: RunFolder
+    store: Store,
+    heavy: HeavyProcess,
+    run_id: str,
+    record: Drawing,
+    snapshot: Path | None,
+    folder: RunFolder,
+    state: RunState,
 ) -> None:
     for path in heavy.draw(run_id, record, snapshot, folder.path):
         store.log_artifact(run_id, path, record.artifact_path)
+        state.pictures[path.name] = f"{record.artifact_path}/{path.name}"
     delete(folder.drawn, within=folder.path)
 
 
@@ -127,7 +149,7 @@ def keep_staged(record: FileRecord, folder: RunFolder, root: JournalRoot) -> Pat
 
 def _holder(record: FileRecord, folder: RunFolder) -> Path | None:
     """Return the folder that one record's snapshot has to itself; None means it has none, or none inside the run's."""
-    if isinstance(record, Dataset | Promote) or record.staged is None:
+    if isinstance(record, Dataset | DeleteModel | Describe | Promote) or record.staged is None:
         return None
     try:
         snapshot = _take(record.staged, record, folder)
@@ -169,4 +191,4 @@ def _check_place(record: Artifact | Automatic | Drawing | Model) -> None:
 
 
 def _is_checkpoint(record: FileRecord) -> bool:
-    return isinstance(record, Artifact) and record.checkpoint
+    return isinstance(record, Artifact | Model) and record.checkpoint

@@ -6,17 +6,21 @@ it would do, in steps that are harmless when repeated.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from tracking_callbacks._delivery.batches import MAX_METRICS, Point
 from tracking_callbacks._delivery.failures import NotOffered, Refused
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.stores.store import RECORD_TAG, Store, StoredModel, StoredRun, StoredVersion
+from tracking_callbacks._journal.confined import is_key
+from tracking_callbacks._journal.layout import LoggedModel, RunState
 from tracking_callbacks._journal.records import Model
 
-__all__ = ["deliver_model"]
+__all__ = ["delete_model", "deliver_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +33,11 @@ _CONTEXT_TAGS = (
     "mlflow.source.git.branch",
     "mlflow.source.git.repoURL",
 )
+_EVALUATIONS = ("eval/", "test/")
 _VERSIONS_TAG = "mlflow.modelVersions"  # undocumented: mlflow.utils.mlflow_tags, MLflow 3.17.2
 
 
-def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: Path) -> str | None:
+def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: Path, state: RunState) -> None:
     """Log the model in `folder`, link it to the run and its last metrics, register it and set its aliases.
 
     In a store without logged models (MLflow before 3.0, Azure ML) the folder becomes artifacts of the run, and the
@@ -44,9 +49,7 @@ def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: 
         run_id: The run that produced the model; all its points must have been delivered.
         record: What the user asked for.
         folder: Snapshot of the MLmodel folder; its ``MLmodel`` file is completed in place.
-
-    Returns:
-        The model's version in the registry; None if it is not registered.
+        state: Receives the model's flavors, and its version if it is registered, by the record's key.
 
     Raises:
         Refused: `folder` is no model, or the store will never accept it.
@@ -54,6 +57,9 @@ def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: 
     """
     run = store.run(run_id)
     description = _read_mlmodel(folder / "MLmodel")
+    flavors = description.get("flavors")
+    names = sorted(map(str, flavors)) if isinstance(flavors, dict) else []
+    model: StoredModel | None = None
     try:
         model = _log_model(store, once, run, record, folder, description)
     except NotOffered:
@@ -61,13 +67,31 @@ def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: 
         identity = {"run_id": run_id, "artifact_path": record.name}
         _complete_mlmodel(folder / "MLmodel", description, identity)
         store.log_artifacts(run_id, folder, record.name)
-        return _register(store, once, run_id, record, None)
-    last = _last_points(run, record.step)
-    step = record.step if record.step is not None else max((point.step for point in last), default=0)
-    store.link_model(run_id, model.model_id, step)
-    for first in range(0, len(last), MAX_METRICS):
-        _link_metrics(store, run_id, model.model_id, last[first : first + MAX_METRICS])
-    return _register(store, once, run_id, record, model)
+    else:
+        points = _points_of(store, run, record.step)
+        step = record.step if record.step is not None else max((point.step for point in points), default=0)
+        store.link_model(run_id, model.model_id, step)
+        for dataset, own in _by_dataset(points, record.data).items():
+            for first in range(0, len(own), MAX_METRICS):
+                _link_metrics(store, run_id, model.model_id, own[first : first + MAX_METRICS], dataset)
+    if (version := _register(store, once, run_id, record, model)) is not None:
+        state.versions[record.record_key] = version
+    state.models[record.record_key] = LoggedModel(names, record.registered_model_name)
+
+
+def delete_model(store: Store, run_id: str, record_key: str, state: RunState) -> None:
+    """Delete the logged model of a record, if the store has it.
+
+    Raises:
+        Refused: `record_key` is none.
+        DeliveryError: The store did not do it this time.
+    """
+    if not is_key(record_key):
+        raise Refused(f"the model's record key {record_key[:200]!r} is not one")
+    with contextlib.suppress(NotOffered):
+        for model in store.find_models(store.run(run_id).experiment_id, record_key):
+            store.delete_model(model.model_id)
+    state.models.pop(record_key, None)
 
 
 def _log_model(
@@ -126,23 +150,44 @@ def _complete_mlmodel(path: Path, description: dict[str, object], identity: dict
     path.write_text(yaml.safe_dump(description | identity, sort_keys=True, allow_unicode=True), encoding="utf-8")
 
 
-def _last_points(run: StoredRun, step: int | None) -> list[Point]:
-    """Return the run's last value of each metric; if `step` is given, only of metrics last logged at that step."""
-    return [point for point in run.metrics if step is None or point.step == step]
+def _points_of(store: Store, run: StoredRun, step: int | None) -> list[Point]:
+    """Return the values that belong to a model: those at its step, without one the run's last values.
+
+    Of metrics that have gone on since, only those of evaluations are looked up: the model may be that of the best one.
+    """
+    if step is None:
+        return list(run.metrics)
+    points = [point for point in run.metrics if point.step == step]
+    for later in run.metrics:
+        if later.step > step and later.key.startswith(_EVALUATIONS):
+            own = [point for point in store.history(run.run_id, later.key) if point.step == step]
+            points += own[-1:]
+    return points
 
 
-def _link_metrics(store: Store, run_id: str, model_id: str, points: list[Point]) -> None:
+def _by_dataset(points: list[Point], data: Mapping[str, tuple[str, str]]) -> dict[tuple[str, str] | None, list[Point]]:
+    """Return the points by the dataset that they were measured on; None means that it is unknown."""
+    found: dict[tuple[str, str] | None, list[Point]] = {}
+    for point in points:
+        role = point.key.rpartition("/")[0].replace("/", "_")
+        found.setdefault(data.get(role), []).append(point)
+    return found
+
+
+def _link_metrics(
+    store: Store, run_id: str, model_id: str, points: list[Point], dataset: tuple[str, str] | None
+) -> None:
     """Link points to a model, apart from those that the store refuses: MLflow 3.0 does not find a NaN again."""
     try:
-        store.link_metrics(run_id, model_id, points)
+        store.link_metrics(run_id, model_id, points, dataset)
     except Refused as error:
         store.check_active(run_id)
         if len(points) == 1:
             logger.warning("run %s: %s is not linked to its model: %s", run_id, points[0].key, error)
             return
         middle = len(points) // 2
-        _link_metrics(store, run_id, model_id, points[:middle])
-        _link_metrics(store, run_id, model_id, points[middle:])
+        _link_metrics(store, run_id, model_id, points[:middle], dataset)
+        _link_metrics(store, run_id, model_id, points[middle:], dataset)
 
 
 def _register(store: Store, once: Once, run_id: str, record: Model, model: StoredModel | None) -> str | None:

@@ -91,7 +91,10 @@ def deliver_promotion(store: Store, once: Once, run_id: str, record: Promote, st
         DeliveryError: A step failed; another call continues from there.
     """
     if (version := state.versions.get(record.record_key)) is None:
-        raise Refused(f"the model was not registered as {record.name}, so {record.alias} is not moved")
+        raise Refused(f"the model was not registered, so the alias {record.alias[:200]!r} is not moved")
+    logged = state.models.get(record.record_key)
+    if logged is None or logged.registered != record.name:  # a journal is input from elsewhere
+        raise Refused(f"the model was not registered as {record.name[:200]!r}")
     once.outlast(f"alias:{record.name}/{record.alias}")
     promotion = state.promotions.get(record.record_key)
     if promotion is None or promotion.outcome:
@@ -172,7 +175,7 @@ def _holder(store: Store, record: Promote, version: str, mine: Contender) -> Con
     if run is not None:
         if figure is None:
             figure = next((point.value for point in run.metrics if point.key == record.by), None)
-        digests = {digest for context, digest in run.datasets if context == "evaluation"}
+        digests = {one.digest for one in run.datasets if one.context == "evaluation"}
         data = mine.data if mine.data in digests else next(iter(digests)) if len(digests) == 1 else None
     return Contender(version, figure, data)
 

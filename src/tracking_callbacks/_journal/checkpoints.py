@@ -36,6 +36,13 @@ class WaitingCheckpoints:
         with self._lock:
             self._snapshots.append((snapshot, size))
 
+    def discard(self, snapshot: Path) -> bool:
+        """Drop one snapshot; return False if delivery has claimed it or the store has it already."""
+        with self._lock:
+            known = [one for one in self._snapshots if one[0] == snapshot]
+            self._snapshots = [one for one in self._snapshots if one[0] != snapshot]
+        return bool(known) and _drop(snapshot)
+
     def make_room(self, size: int, folder: Path) -> int:
         """Drop the oldest checkpoints until one of `size` bytes fits, and return how many were dropped.
 

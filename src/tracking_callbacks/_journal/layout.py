@@ -42,7 +42,16 @@ from tracking_callbacks._journal.owner import Owner, current_owner, started_at
 from tracking_callbacks._journal.private import check_private
 from tracking_callbacks._journal.records import Status, StoreAddress
 
-__all__ = ["JournalRoot", "PromotionState", "RunFolder", "RunState", "SessionState", "is_held", "session_name"]
+__all__ = [
+    "JournalRoot",
+    "LoggedModel",
+    "PromotionState",
+    "RunFolder",
+    "RunState",
+    "SessionState",
+    "is_held",
+    "session_name",
+]
 
 _JOURNAL_SUFFIX = ".journal"
 _JOURNAL = re.compile(r"[0-9]+\.journal")
@@ -99,6 +108,18 @@ class PromotionState(msgspec.Struct):
     won: bool = False
 
 
+class LoggedModel(msgspec.Struct, frozen=True):
+    """A model as it was logged.
+
+    Attributes:
+        flavors: Names of its flavors.
+        registered: Name of the registered model. None means that it is not registered.
+    """
+
+    flavors: list[str]
+    registered: str | None = None
+
+
 class RunState(msgspec.Struct):
     """What delivery knows about a run. The training process reads it; only delivery writes it.
 
@@ -109,6 +130,9 @@ class RunState(msgspec.Struct):
         complete: Everything is delivered and the status is set.
         versions: The version that the registry gave to each model, by the key of its record.
         promotions: The comparisons of those versions, by the same key.
+        models: The models that were logged, by the same key.
+        pictures: Paths of the latest picture of each name among the run's artifacts, by name.
+        described: Time of the last description (ms since the epoch); 0 if there is none.
     """
 
     run_id: str | None = None
@@ -120,6 +144,9 @@ class RunState(msgspec.Struct):
     complete: bool = False
     versions: dict[str, str] = {}
     promotions: dict[str, PromotionState] = {}
+    models: dict[str, LoggedModel] = {}
+    pictures: dict[str, str] = {}
+    described: int = 0
 
 
 @dataclass(frozen=True, slots=True)

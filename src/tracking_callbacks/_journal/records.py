@@ -19,6 +19,8 @@ __all__ = [
     "Artifact",
     "Automatic",
     "Dataset",
+    "DeleteModel",
+    "Describe",
     "Drawing",
     "DrawingKind",
     "Intent",
@@ -41,7 +43,9 @@ __all__ = [
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Intent = Literal["own", "join", "amend"]
 ERROR_TAG = "tracking_callbacks.error"  # of a run that has failed: the last line of its traceback
-DrawingKind = Literal["learning_curves", "confusion_matrix", "episodes", "equity", "tear_sheet", "importance"]
+DrawingKind = Literal[
+    "learning_curves", "confusion_matrix", "classifier_curves", "episodes", "equity", "tear_sheet", "importance"
+]
 
 
 class StoreAddress(msgspec.Struct, frozen=True, array_like=True):
@@ -153,6 +157,9 @@ class Model(msgspec.Struct, frozen=True, array_like=True, tag="model"):
     Attributes:
         record_key: Identifies this record on the server, so that a replay creates no second model or version.
         step: Training step at which the model was logged. None means the run's last step.
+        data: Name and digest of the dataset that an evaluation's metrics are measured on, by what their names begin
+            with: ``eval`` for ``eval/f1``, ``eval_news`` for ``eval/news/f1``.
+        checkpoint: The snapshot may have been dropped to make room for later ones, see `checkpoints`.
     """
 
     timestamp: int
@@ -163,6 +170,18 @@ class Model(msgspec.Struct, frozen=True, array_like=True, tag="model"):
     aliases: tuple[str, ...] = ()
     step: int | None = None
     tags: dict[str, str] = {}
+    data: dict[str, tuple[str, str]] = {}
+    checkpoint: bool = False
+
+
+class DeleteModel(msgspec.Struct, frozen=True, array_like=True, tag="delete"):
+    """Takes back a logged model that newer checkpoints have replaced; not one of the user's entries.
+
+    Attributes:
+        record_key: That of the model's record.
+    """
+
+    record_key: str
 
 
 class Automatic(msgspec.Struct, frozen=True, array_like=True, tag="automatic"):
@@ -221,6 +240,17 @@ class Promote(msgspec.Struct, frozen=True, array_like=True, tag="promote"):
     data: str | None = None
 
 
+class Describe(msgspec.Struct, frozen=True, array_like=True, tag="describe"):
+    """Asks for the descriptions of the run and of the versions that it has registered; not one of the user's entries.
+
+    Attributes:
+        status: How the run ends. None means that it goes on.
+    """
+
+    timestamp: int
+    status: Status | None = None
+
+
 class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     """Last record of a journal. `status` is None if the session does not decide it."""
 
@@ -228,7 +258,21 @@ class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     status: Status | None
 
 
-Record = SessionOpened | Params | Metrics | Tags | Artifact | Dataset | Model | Automatic | Drawing | Promote | RunEnded
+Record = (
+    SessionOpened
+    | Params
+    | Metrics
+    | Tags
+    | Artifact
+    | Dataset
+    | Model
+    | Automatic
+    | Drawing
+    | DeleteModel
+    | Promote
+    | Describe
+    | RunEnded
+)
 
 
 def count_entries(record: Record) -> int:
@@ -238,7 +282,7 @@ def count_entries(record: Record) -> int:
     match record:
         case Metrics(metrics=mapping) | Params(params=mapping) | Tags(tags=mapping):
             return len(mapping)
-        case SessionOpened() | Automatic() | Drawing() | Promote() | RunEnded():
+        case SessionOpened() | Automatic() | Drawing() | DeleteModel() | Describe() | RunEnded():
             return 0
         case _:
             return 1

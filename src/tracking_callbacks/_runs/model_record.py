@@ -21,8 +21,14 @@ def model_record(
     aliases: Iterable[str],
     step: int | None,
     tags: Mapping[str, Any] | None,
+    data: Mapping[str, tuple[str, str]],
+    *,
+    checkpoint: bool = False,
 ) -> Callable[[str], records.Model]:
-    """Return what makes the record of a model from its staged path; see `Run.log_model` for the errors."""
+    """Return what makes the record of a model from its staged path; see `Run.log_model` for the errors.
+
+    `data` has the name and the digest of the data of evaluations, see `records.Model`.
+    """
     aliases = tuple(aliases)
     if aliases and registered_model_name is None:
         raise InputError(f"log_model: aliases {aliases!r} need a registered_model_name")
@@ -40,24 +46,27 @@ def model_record(
             aliases=checked,
             step=step,
             tags=texts,
+            data={role: used for role, used in data.items() if used[0]},
+            checkpoint=checkpoint,
         )
 
     return record
 
 
-def promotion_record(promotion: Promotion, model: records.Model, digests: Mapping[str, str]) -> records.Promote:
+def promotion_record(
+    promotion: Promotion, model: records.Model, data: Mapping[str, tuple[str, str]]
+) -> records.Promote:
     """Return the record that compares the version of `model`.
 
     Args:
         promotion: What is compared.
         model: The record of a model that names a registered model.
-        digests: Digests of the data of evaluations by what the names of their metrics begin with: ``eval``,
-            ``eval_news`` for ``eval/news/f1``.
+        data: Name and digest of the data of evaluations, see `records.Model`.
     """
     assert model.registered_model_name is not None
     assert promotion.greater_is_better is not None
     role = promotion.by.rpartition("/")[0].replace("/", "_")
-    only = next(iter(digests.values())) if len(digests) == 1 else None
+    used = data.get(role) or (next(iter(data.values())) if len(data) == 1 else None)
     return records.Promote(
         record_key=model.record_key,
         name=model.registered_model_name,
@@ -67,5 +76,5 @@ def promotion_record(promotion: Promotion, model: records.Model, digests: Mappin
         minimum_gain=promotion.minimum_gain,
         challenger=promotion.challenger,
         step=model.step,
-        data=promotion.data or digests.get(role, only),
+        data=promotion.data or (None if used is None else used[1]),
     )

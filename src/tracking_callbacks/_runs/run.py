@@ -96,12 +96,14 @@ class Run:
         self._metric_names, self._param_names, self._tag_names = SafeNames(), SafeNames(), SafeNames()
         self._checkpoints = WaitingCheckpoints(settings.delivery.max_checkpoint_bytes)
         self._checkpoint_sources: set[Path] = set()
+        self._checkpoint_models: dict[str, Path] = {}  # snapshots by the key of the model's record
+        self._model_bytes = 0  # of the last of them
         self._lock = threading.RLock()
         self._modules = exits.modules_on_stack()
         self._contents = ContentsRecorder(settings, self.journal, opened)
         self._registering: list[records.Model] = []
         self._promoting: tuple[Promotion, records.Model] | None = None
-        self._evaluated_on: dict[str, str] = {}
+        self._evaluated_on: dict[str, tuple[str, str]] = {}
         self._postponed: tuple[Callable[[], object], int] | None = None  # with the process that it is for
         self._status: records.Status | None = None
 
@@ -216,11 +218,7 @@ class Run:
             self.journal.drop_in_fork(1)
             return
         size = size_of(source)
-        if dropped := self._checkpoints.make_room(size, self.journal.root.path):
-            self.journal.withdraw(dropped)
-            logger.warning(
-                "too many checkpoints wait for delivery (max_checkpoint_bytes): dropped the oldest %d", dropped
-            )
+        self._make_room(size)
         held: dict[str, tuple[int, int]] = {}
 
         def write(target: Path) -> None:
@@ -327,16 +325,17 @@ class Run:
         if role is None and context == "evaluation":
             role = "eval"
         if role is not None:
-            self.evaluated_on(role, described.digest)
+            self.evaluated_on(role, described.digest, described.name)
 
-    def evaluated_on(self, role: str, digest: str) -> None:
+    def evaluated_on(self, role: str, digest: str, name: str = "") -> None:
         """Note which data the metrics of an evaluation are measured on; `log_dataset` does so for datasets.
 
         Args:
             role: See `log_dataset`.
             digest: The same text for the same data.
+            name: Name of the dataset; empty if it is none.
         """
-        self._evaluated_on[role] = digest
+        self._evaluated_on[role] = name, digest
 
     def log_model(
         self,
@@ -369,7 +368,7 @@ class Run:
         source = Path(mlmodel_folder)
         if not (source / "MLmodel").is_file():
             raise InputError(f"log_model: expected a folder with an MLmodel file, got {str(mlmodel_folder)!r}")
-        record = model_record(name, registered_model_name, aliases, step, tags)
+        record = model_record(name, registered_model_name, aliases, step, tags, self._evaluated_on)
         self._stage_model(
             lambda target: snapshot(source, target), record, self._checked(promote, registered_model_name)
         )
@@ -384,7 +383,8 @@ class Run:
         *,
         tags: Mapping[str, Any] | None = None,
         promote: Promotion | None = None,
-    ) -> None:
+        checkpoint: bool = False,
+    ) -> str | None:
         """Log a model that `save` saves straight into the journal's folder, and register it.
 
         Args:
@@ -395,12 +395,19 @@ class Run:
             step: See `log_model`.
             tags: See `log_model`.
             promote: See `log_model`.
+            checkpoint: It is one of many: where the store is away, the oldest are dropped to make room, as
+                `log_checkpoint` does. It cannot be registered.
+
+        Returns:
+            The key of the model for `delete_model`; None if it could not be kept.
 
         Raises:
             TrackingError: `save` raised an `OSError` or left no ``MLmodel`` file. Its other exceptions are passed on.
             InputError: As in `log_model`, and so is `ConfigError`.
         """
-        record = model_record(name, registered_model_name, aliases, step, tags)
+        record = model_record(
+            name, registered_model_name, aliases, step, tags, self._evaluated_on, checkpoint=checkpoint
+        )
         promotion = self._checked(promote, registered_model_name)
 
         def write(target: Path) -> None:
@@ -411,7 +418,24 @@ class Run:
             if not (target / "MLmodel").is_file():
                 raise TrackingError("the model cannot be logged: saving it left no MLmodel file")
 
-        self._stage_model(write, record, promotion)
+        if not checkpoint:
+            return self._stage_model(write, record, promotion)
+        self._make_room(self._model_bytes)
+        key = self._stage_model(write, record, None)
+        if key is not None:
+            self._model_bytes = size_of(self._checkpoint_models[key])
+            self._checkpoints.add(self._checkpoint_models[key], self._model_bytes)
+        return key
+
+    def delete_model(self, key: str) -> None:
+        """Delete a model that `save_model` has logged as a checkpoint, also from the store.
+
+        Args:
+            key: What `save_model` returned.
+        """
+        if (staged := self._checkpoint_models.pop(key, None)) is not None and self._checkpoints.discard(staged):
+            self.journal.withdraw(1)
+        self.journal.append(records.DeleteModel(key))
 
     def compare_again(self, metrics: Iterable[str]) -> None:
         """Compare the last registered version once more, because an evaluation after it has brought new values.
@@ -443,6 +467,15 @@ class Run:
         """
         if getattr(self.settings.record, part):
             write()
+
+    def describe(self, status: records.Status | None = None) -> None:
+        """Have delivery write what is known so far into the run's description, unless the user has written one.
+
+        Args:
+            status: How the run ends; None while it goes on.
+        """
+        if self.settings.record.description:
+            self.journal.append(records.Describe(records.now_ms(), status))
 
     def draw(
         self, kind: records.DrawingKind, artifact_path: str = "figures", data: Path | str | None = None, **captions: str
@@ -494,6 +527,8 @@ class Run:
                 self._contents.end()
                 self.ended = True
                 self._status = None if self.joined else status
+                if not self.joined:
+                    self.describe(status)
                 self.journal.seal(None if self.joined else status)
 
     def fail(self, error: BaseException) -> None:
@@ -631,20 +666,32 @@ class Run:
             raise InputError(f"promote: the alias {promote.alias!r} needs a registered_model_name")
         return None if registered_model_name is None else promote or self.settings.promote
 
+    def _make_room(self, size: int) -> None:
+        if dropped := self._checkpoints.make_room(size, self.journal.root.path):
+            self.journal.withdraw(dropped)
+            logger.warning(
+                "too many checkpoints wait for delivery (max_checkpoint_bytes): dropped the oldest %d", dropped
+            )
+
     def _stage_model(
         self, write: Callable[[Path], object], record: Callable[[str], records.Model], promotion: Promotion | None
-    ) -> None:
+    ) -> str | None:
         made: list[records.Model] = []
 
         def kept(staged: str) -> records.Model:
             made.append(record(staged))
             return made[-1]
 
-        if self.journal.stage("model", write, kept) is not None and made[-1].registered_model_name is not None:
+        if (staged := self.journal.stage("model", write, kept)) is None:
+            return None
+        if made[-1].checkpoint:
+            self._checkpoint_models[made[-1].record_key] = staged
+        if made[-1].registered_model_name is not None:
             self._registering.append(made[-1])
             if promotion is not None:
                 self._promoting = promotion, made[-1]
                 self.compare_again([promotion.by])
+        return made[-1].record_key
 
     def _log_file(self, artifact_file: str, write: Callable[[Path], object], *, table: bool = False) -> None:
         if not isinstance(artifact_file, str) or not artifact_file.strip("/ "):

@@ -7,5 +7,16 @@ trainer = Trainer(..., compute_metrics=ClassificationMetrics(), callbacks=[MLflo
 
 from tracking_callbacks.huggingface.callback import MLflowTrainerCallback
 from tracking_callbacks.huggingface.classification import ClassificationMetrics
+from tracking_callbacks.huggingface.task_metrics import (
+    MultiLabelMetrics,
+    RegressionMetrics,
+    TokenClassificationMetrics,
+)
 
-__all__ = ["ClassificationMetrics", "MLflowTrainerCallback"]
+__all__ = [
+    "ClassificationMetrics",
+    "MLflowTrainerCallback",
+    "MultiLabelMetrics",
+    "RegressionMetrics",
+    "TokenClassificationMetrics",
+]

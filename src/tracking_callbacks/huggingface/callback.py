@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import functools
-import glob
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tracking_callbacks._callbacks.callback_run import CallbackRun, run_key_from, run_reference
+from tracking_callbacks._callbacks.callback_run import CallbackRun
 from tracking_callbacks._callbacks.description import evaluation_folder, log_description, role_name, tag_framework
 from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel, check_code_paths
 from tracking_callbacks._callbacks.training_watch import watch_method
@@ -24,14 +21,22 @@ from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._writing.guard import never_in_the_way
-from tracking_callbacks.errors import MetricValueError, TrackingError
+from tracking_callbacks.errors import ConfigError, MetricValueError
 from tracking_callbacks.huggingface.classification import take_report
+from tracking_callbacks.huggingface.evaluations import log_report
+from tracking_callbacks.huggingface.explanation import log_explanation
 from tracking_callbacks.huggingface.forms import check_choice
 from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
-from tracking_callbacks.huggingface.other_flavors import save_files
 from tracking_callbacks.huggingface.params import config_of, describe, describe_search
-from tracking_callbacks.huggingface.save_plan import SavePlan, limits_of, plan_saving, saver_of, unwrapped
+from tracking_callbacks.huggingface.save_plan import announce_limits, prepare_model, unwrapped
+from tracking_callbacks.huggingface.sharded import gathered, is_sharded
 from tracking_callbacks.huggingface.trainer_datasets import log_dataset_of
+from tracking_callbacks.huggingface.trainer_state import (
+    latest_checkpoint,
+    model_step,
+    noted_run_key,
+    write_run_reference,
+)
 from tracking_callbacks.settings import is_switched_on
 
 __all__ = ["MLflowTrainerCallback"]
@@ -41,7 +46,7 @@ Hook = TypeVar("Hook", bound=Callable[..., None])
 logger = logging.getLogger(__name__)
 
 LOG_CHECKPOINTS_VARIABLE = "HF_MLFLOW_LOG_ARTIFACTS"  # of transformers' own callback
-STATE_KEY = "tracking_callbacks"  # in TrainerState.stateful_callbacks, and so in every checkpoint
+_AS_GIVEN: dict[str, Any] = {}
 SUMMARY_KEY = "total_flos"  # only the summary at the end of training has it
 
 
@@ -85,8 +90,10 @@ class MLflowTrainerCallback(TrainerCallback):
         code_paths: Files and folders with your own code that the model needs to be loaded; by default those below the
             project root that define the classes of the model and its tokenizer.
         register_trials: Register the models of a search's trials too, with their aliases.
-        log_checkpoints: Log every checkpoint that ``Trainer`` saves, as ``checkpoints/checkpoint-<step>``;
-            ``HF_MLFLOW_LOG_ARTIFACTS`` switches it on too.
+        log_checkpoints: Log every checkpoint that ``Trainer`` saves. True: its files, as
+            ``checkpoints/checkpoint-<step>``; ``HF_MLFLOW_LOG_ARTIFACTS`` switches that on too. ``"models"``: the model
+            at that step as a logged model of the run, linked to its metrics and the dataset behind them; as many stay
+            as ``save_total_limit`` says, the best one always.
 
     Raises:
         ConfigError: `log_model`, `registered_model_name`, `aliases` or `promote` cannot be used. That `log_model` does
@@ -105,7 +112,7 @@ class MLflowTrainerCallback(TrainerCallback):
         promote: Promotion | Mapping[str, Any] | None = None,
         code_paths: Iterable[str] | None = None,
         register_trials: bool = False,
-        log_checkpoints: bool = False,
+        log_checkpoints: bool | Literal["models"] = False,
     ) -> None:
         check_choice(log_model)
         self.register_trials = register_trials
@@ -120,6 +127,10 @@ class MLflowTrainerCallback(TrainerCallback):
             tags=tags or {},
             promote=promote,
         )
+        if log_checkpoints not in (True, False, "models"):
+            raise ConfigError(
+                f"log_checkpoints: expected True, False or 'models', got {log_checkpoints!r}", setting="log_checkpoints"
+            )
         self.log_checkpoints = log_checkpoints or is_switched_on(LOG_CHECKPOINTS_VARIABLE)
         self._tracker = tracker
         self._run_name = run_name
@@ -179,9 +190,10 @@ class MLflowTrainerCallback(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the report behind an evaluation; `on_log` has logged its metrics already."""
         run = self._attached(args).run_for_evaluation()
-        self._log_report(run, kwargs["metrics"], state.global_step)
+        self._log_report(run, kwargs["metrics"], state.global_step, kwargs)
         self._log_input(run, evaluation_prefix(kwargs["metrics"]) or "eval", "evaluation", kwargs)
         run.compare_again(grouped(kwargs["metrics"]))
+        run.describe()
 
     @on_main_process
     def on_predict(
@@ -195,23 +207,36 @@ class MLflowTrainerCallback(TrainerCallback):
         """Log the metrics of a prediction, which no other hook receives, and the report behind them."""
         run = self._attached(args).run_for_evaluation()
         run.log_metrics(self._numbers(grouped(metrics)), state.global_step)
-        self._log_report(run, metrics, state.global_step)
+        self._log_report(run, metrics, state.global_step, kwargs)
         self._log_input(run, evaluation_prefix(metrics) or "test", "test", kwargs)
         run.compare_again(grouped(metrics))
 
-    @on_main_process
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the checkpoint that has just been saved, with `log_checkpoints`."""
+        if self.log_checkpoints == "models":
+            kwargs |= self._whole_model(kwargs)
+        self._save(args, state, control, **kwargs)
+
+    @on_main_process
+    def _save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         run = self.run
-        checkpoint = _latest_checkpoint(args, state) if self.log_checkpoints else None
+        if run is not None and self.log_checkpoints == "models":
+            prepare = functools.partial(self._prepare_model, kwargs, state.global_step)
+            best = state.best_global_step if args.metric_for_best_model else None
+            self._model_logger.log_checkpoint(run, prepare, keep=args.save_total_limit, best_step=best)
+            return
+        checkpoint = latest_checkpoint(args, state) if self.log_checkpoints else None
         if run is not None and checkpoint is not None:
             run.log_checkpoint(checkpoint)
 
-    @on_main_process
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save and register the model, and end the run."""
+        self._end(args, state, control, **(kwargs | self._whole_model(kwargs)))
+
+    @on_main_process
+    def _end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         callback_run = self._attached(args)
         run = callback_run.run
         if run is None or not callback_run.training:
@@ -221,7 +246,9 @@ class MLflowTrainerCallback(TrainerCallback):
             callback_run.end_training("KILLED")
             return
         run.draw("learning_curves")
-        prepare = functools.partial(self._prepare_model, args, state, kwargs)
+        place = evaluation_folder("eval", state.global_step)
+        run.record("importance", lambda: log_explanation(run, kwargs, place))
+        prepare = functools.partial(self._prepare_model, kwargs, model_step(args, state))
         is_trial = state.is_hyper_param_search or callback_run.in_trial
         self._model_logger.log(run, prepare, register=self.register_trials or not is_trial)
         callback_run.end_training()
@@ -249,35 +276,27 @@ class MLflowTrainerCallback(TrainerCallback):
                     "tracking_callbacks.train_batch_size": state.train_batch_size,
                 }
             )
-            _write_run_reference(state, callback_run.run)
+            write_run_reference(state, callback_run.run)
             return
         self._attempts = 1
         if state.is_hyper_param_search:
             run = self._begin_trial(callback_run, args, state)
         else:
-            resume_key = run_key_from(
-                _checkpoint_state(state).get(STATE_KEY), callback_run.settings, owner="the checkpoint"
-            )
+            resume_key = noted_run_key(state, callback_run.settings)
             run = callback_run.begin_training(resume_key=resume_key, at_step=state.global_step or None)
-        _write_run_reference(state, run)
+        write_run_reference(state, run)
         self._tag_framework(run, model)
         run.log_params({f"trial.{key}": value for key, value in (state.trial_params or {}).items()})
         self._describe(run, args, model)
         self._log_train_input(run, kwargs)
+        run.describe()
         if self._model_logger.wanted_by(run):
-            self._announce_limits(kwargs)
+            announce_limits(kwargs, str(self.log_model))
 
     @never_in_the_way
     def _tag_framework(self, run: Run, model: Any) -> None:
         model_type = getattr(config_of(model), "model_type", None)
         tag_framework(run, "transformers", transformers.__version__, model_type=model_type)
-
-    @never_in_the_way
-    def _announce_limits(self, given: Mapping[str, Any]) -> None:
-        """Say before the first step how the model will not load, as long as that can be changed."""
-        model = unwrapped(given["model"])
-        if limits := limits_of(_plan(model, given), model, str(self.log_model)):
-            logger.warning("model: %s", limits)
 
     @never_in_the_way
     def _describe(self, run: Run, args: TrainingArguments, model: Any) -> None:
@@ -324,7 +343,7 @@ class MLflowTrainerCallback(TrainerCallback):
             tokenizer, model = given.get("processing_class"), given.get("model")
             log_dataset_of(run, dataloader, role, context=context, tokenizer=tokenizer, model=model)
 
-    def _log_report(self, run: Run, metrics: Mapping[str, Any], step: int) -> None:
+    def _log_report(self, run: Run, metrics: Mapping[str, Any], step: int, given: Mapping[str, Any]) -> None:
         prefix = evaluation_prefix(metrics) or ""
         report = take_report(metrics, prefix)
         if report is None:
@@ -333,22 +352,18 @@ class MLflowTrainerCallback(TrainerCallback):
         self._reports[run.run_key, folder] += 1
         if (count := self._reports[run.run_key, folder]) > 1:  # another evaluation at this step has its own report
             folder += f"-{count}"
-        counts = {"labels": report.labels, "matrix": report.matrix}
-        run.record("reports", lambda: run.log_text(report.table, f"{folder}/classification_report.txt"))
-        run.record("reports", lambda: run.log_dict(counts, f"{folder}/confusion_matrix.json"))
-        run.draw("confusion_matrix", folder, json.dumps(counts), note=f"{prefix or 'evaluation'}, step {step}")
+        log_report(run, report, prefix, step, folder, given)
 
-    def _prepare_model(self, args: TrainingArguments, state: TrainerState, context: Mapping[str, Any]) -> PreparedModel:
-        model = unwrapped(context["model"])
-        sharded = getattr(args, "deepspeed", None) and args.hf_deepspeed_config.is_zero3()
-        if sharded or getattr(args, "fsdp", None):
-            raise TrackingError("the weights are spread over processes; save them with trainer.save_model()")
-        save, tags = saver_of(_plan(model, context), model, str(self.log_model), self.code_paths)
-        return PreparedModel(
-            save,
-            step=_model_step(args, state),
-            tags=tags,
-            save_files=functools.partial(save_files, model),
+    @never_in_the_way(default=_AS_GIVEN)
+    def _whole_model(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the model with all of its weights, if they are spread over processes; each of them takes part."""
+        model = unwrapped(given["model"])
+        return {"model": gathered(model)} if self.log_model is not False and is_sharded(model) else {}
+
+    def _prepare_model(self, given: Mapping[str, Any], step: int) -> PreparedModel:
+        example = self.run is not None and self.run.settings.record.input_example
+        return prepare_model(
+            given, step, log_model=str(self.log_model), code_paths=self.code_paths, with_example=example
         )
 
 
@@ -362,36 +377,3 @@ def _watch_trainers() -> None:
     watch_method(Trainer, "train")
     watch_method(Trainer, "hyperparameter_search")
     replace_own_callback(MLflowTrainerCallback)
-
-
-def _output_folder(args: TrainingArguments) -> Path:
-    return Path(args.output_dir or ".")
-
-
-def _latest_checkpoint(args: TrainingArguments, state: TrainerState) -> Path | None:
-    """Return the checkpoint of this step, or None where ``save_total_limit`` has deleted it already."""
-    name = f"checkpoint-{state.global_step}"
-    # A search gives each trial a folder: ``run-<number>``, or the name that the user's ``hp_name`` returns.
-    trial = glob.escape(state.trial_name) if state.trial_name else "run-*"
-    pattern = f"{trial}/{name}" if state.is_hyper_param_search else name
-    found = [folder for folder in _output_folder(args).glob(pattern) if folder.is_dir()]
-    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
-
-
-def _write_run_reference(state: TrainerState, run: Run) -> None:
-    """Note in the trainer's state, and so in every checkpoint, which run this is."""
-    _checkpoint_state(state)[STATE_KEY] = run_reference(run)
-
-
-def _checkpoint_state(state: TrainerState) -> dict[str, Any]:
-    """Return what checkpoints carry for callbacks: a plain dict in transformers 5.23, whatever the annotation says."""
-    return cast(dict[str, Any], state.stateful_callbacks)
-
-
-def _plan(model: Any, given: Mapping[str, Any]) -> SavePlan:
-    return plan_saving(model, given.get("processing_class"), given.get("train_dataloader"))
-
-
-def _model_step(args: TrainingArguments, state: TrainerState) -> int:
-    best = state.best_global_step if args.load_best_model_at_end else None
-    return best or state.global_step

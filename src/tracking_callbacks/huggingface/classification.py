@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tracking_callbacks.errors import InputError
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
-__all__ = ["ClassificationMetrics", "ClassificationReport", "take_report"]
+__all__ = ["IGNORED_LABEL", "ClassificationMetrics", "ClassificationReport", "class_ids", "first_array", "take_report"]
 
 IGNORED_LABEL = -100  # transformers' collators give it to tokens without a label
 
@@ -31,12 +31,16 @@ class ClassificationReport:
         labels: The classes' names, in the order of the matrix.
         matrix: How often class ``i`` (row) was predicted as class ``j`` (column).
         table: scikit-learn's classification report as text.
+        references: True class ids, shape (samples,).
+        scores: Logits, shape (samples, classes); None if the evaluation gave class ids, or several labels a row.
     """
 
     statistics: dict[str, float]
     labels: tuple[str, ...]
     matrix: tuple[tuple[int, ...], ...]
     table: str
+    references: IntArray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
+    scores: NDArray[Any] | None = field(default=None, repr=False, compare=False)
 
 
 _latest = threading.local()  # trainers in several threads evaluate at the same time
@@ -57,6 +61,7 @@ class ClassificationMetrics:
     def __init__(self, labels: Sequence[str] | None = None) -> None:
         self.labels = None if labels is None else tuple(labels)
         self._batches: list[tuple[IntArray, IntArray]] = []
+        self._scores: list[NDArray[Any] | None] = []
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         """Return the statistics of one evaluation.
@@ -71,19 +76,26 @@ class ClassificationMetrics:
             InputError: The shapes of predictions and labels do not match, or a label has no name.
         """
         references = _array(prediction.label_ids)
-        predicted = _class_ids(prediction.predictions, references)
+        predicted = class_ids(prediction.predictions, references)
         counted = references != IGNORED_LABEL
         self._batches.append((references[counted].astype(np.int64), predicted[counted].astype(np.int64)))
+        self._scores.append(_scores_of_rows(prediction.predictions, references, counted))
         if not compute_result:
             return {}
         batches, self._batches = self._batches, []
+        scores, self._scores = self._scores, []
         report = _report(
             np.concatenate([batch[0] for batch in batches]),
             np.concatenate([batch[1] for batch in batches]),
             labels=self.labels,
             classes=_number_of_classes(prediction.predictions, references),
         )
-        _latest.report = report
+        known = [one for one in scores if one is not None]
+        _latest.report = replace(
+            report,
+            references=np.concatenate([batch[0] for batch in batches]),
+            scores=np.concatenate(known) if len(known) == len(scores) else None,
+        )
         return dict(report.statistics)
 
 
@@ -139,8 +151,13 @@ def _report(
     )
 
 
-def _class_ids(predictions: Any, references: NDArray[Any]) -> NDArray[Any]:
-    scores = _first_array(predictions)
+def class_ids(predictions: Any, references: NDArray[Any]) -> NDArray[Any]:
+    """Return the predicted class ids in the labels' shape, from ids or logits.
+
+    Raises:
+        InputError: The shapes do not match.
+    """
+    scores = first_array(predictions)
     if scores.shape == references.shape:
         return scores
     if scores.shape[:-1] == references.shape and scores.shape[-1] > 1:
@@ -151,12 +168,19 @@ def _class_ids(predictions: Any, references: NDArray[Any]) -> NDArray[Any]:
     )
 
 
+def _scores_of_rows(predictions: Any, references: NDArray[Any], counted: NDArray[Any]) -> NDArray[Any] | None:
+    """Return the logits, if each row of the dataset has one label."""
+    scores = first_array(predictions)
+    return scores if references.ndim == 1 and scores.ndim == 2 and counted.all() else None
+
+
 def _number_of_classes(predictions: Any, references: NDArray[Any]) -> int | None:
-    scores = _first_array(predictions)
+    scores = first_array(predictions)
     return None if scores.shape == references.shape else scores.shape[-1]
 
 
-def _first_array(predictions: Any) -> NDArray[Any]:
+def first_array(predictions: Any) -> NDArray[Any]:
+    """Return predictions as an array; of a tuple, its first part."""
     return _array(predictions[0] if isinstance(predictions, (tuple, list)) else predictions)
 
 

@@ -5,27 +5,31 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tracking_callbacks._callbacks.trained_model import PreparedModel
+from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import TrackingError
 from tracking_callbacks.huggingface.adapters import is_peft_model
 from tracking_callbacks.huggingface.forms import ModelForm, choose_form
 from tracking_callbacks.huggingface.other_flavors import (
     is_sentence_transformer,
+    save_files,
     save_pytorch,
     save_sentence_transformer,
 )
 from tracking_callbacks.huggingface.saving import code_paths_of, processor_of, save_mlmodel
 from tracking_callbacks.huggingface.tasks import task_of
+from tracking_callbacks.huggingface.trainer_datasets import example_text
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import DataLoader
 
-__all__ = ["SavePlan", "limits_of", "plan_saving", "saver_of", "unwrapped"]
+__all__ = ["SavePlan", "announce_limits", "plan_saving", "prepare_model", "saver_of", "unwrapped"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +99,7 @@ def _is_importable(cls: type) -> bool:
     return cls.__module__ != "__main__" and getattr(module, cls.__name__, None) is cls
 
 
-def limits_of(plan: SavePlan, model: nn.Module, log_model: str) -> str:
+def _limits_of(plan: SavePlan, model: nn.Module, log_model: str) -> str:
     """Return what will not work with the model as it is going to be saved; empty if everything will."""
     if plan.flavor != "transformers":
         return plan.limits
@@ -106,10 +110,60 @@ def limits_of(plan: SavePlan, model: nn.Module, log_model: str) -> str:
     return plan.limits
 
 
+@never_in_the_way
+def announce_limits(given: Mapping[str, Any], log_model: str) -> None:
+    """Say before the first step how the model will not load, as long as that can be changed.
+
+    Args:
+        given: What ``Trainer`` passed to the hook.
+        log_model: The callback's argument.
+    """
+    model = unwrapped(given["model"])
+    if limits := _limits_of(_plan(model, given), model, log_model):
+        logger.warning("model: %s", limits)
+
+
+def prepare_model(
+    given: Mapping[str, Any],
+    step: int,
+    *,
+    log_model: str,
+    code_paths: list[str] | None,
+    with_example: bool,
+) -> PreparedModel:
+    """Return how the trained model is saved.
+
+    Args:
+        given: What ``Trainer`` passed to the hook.
+        step: Training step of the model.
+        log_model: The callback's argument.
+        code_paths: Files and folders with code that the model needs; None finds them.
+        with_example: Whether a row of the evaluation becomes the input example.
+
+    Raises:
+        TrackingError: It cannot be saved in the requested form.
+    """
+    model = unwrapped(given["model"])
+    example = example_text(given.get("eval_dataloader"), given.get("processing_class")) if with_example else None
+    save, tags = saver_of(_plan(model, given), model, log_model, code_paths, example)
+    return PreparedModel(save, step=step, tags=tags, save_files=functools.partial(save_files, model))
+
+
+def _plan(model: nn.Module, given: Mapping[str, Any]) -> SavePlan:
+    return plan_saving(model, given.get("processing_class"), given.get("train_dataloader"))
+
+
 def saver_of(
-    plan: SavePlan, model: nn.Module, log_model: str, code_paths: list[str] | None
+    plan: SavePlan, model: nn.Module, log_model: str, code_paths: list[str] | None, example: str | None = None
 ) -> tuple[Callable[[Path], object], dict[str, str]]:
     """Return what saves `model` into a folder, and tags that say how it is saved.
+
+    Args:
+        plan: How it is saved.
+        model: The model.
+        log_model: The callback's argument.
+        code_paths: Files and folders with code that it needs; None finds them.
+        example: A text for its input example.
 
     Raises:
         TrackingError: It cannot be saved in the requested form.
@@ -126,6 +180,6 @@ def saver_of(
     tags = {"form": str(chosen.form)} | ({"form_notice": chosen.notice} if chosen.notice else {})
 
     def save(folder: Path) -> None:
-        save_mlmodel(model, plan.processor, folder, chosen, paths)
+        save_mlmodel(model, plan.processor, folder, chosen, paths, example)
 
     return save, tags

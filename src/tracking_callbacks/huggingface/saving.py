@@ -78,7 +78,12 @@ def code_paths_of(model: nn.Module, processor: Any) -> list[str]:
 
 
 def save_mlmodel(
-    model: nn.Module, processor: Any, folder: Path, chosen: SavedForm, code_paths: list[str] | None = None
+    model: nn.Module,
+    processor: Any,
+    folder: Path,
+    chosen: SavedForm,
+    code_paths: list[str] | None = None,
+    example: str | None = None,
 ) -> None:
     """Save `model` into `folder` in MLflow's transformers flavor, without changing the model or using the network.
 
@@ -91,6 +96,7 @@ def save_mlmodel(
         folder: The folder to create; it must not exist.
         chosen: How to save.
         code_paths: Files and folders with the code that defines the model's classes.
+        example: A text for the input example; by default one that everybody knows.
 
     Raises:
         TrackingError: MLflow's flavor does not support this kind of model.
@@ -117,7 +123,7 @@ def save_mlmodel(
             str(folder),
             processor=processor if isinstance(processor, ProcessorMixin) else None,
             signature=infer_or_get_default_signature(pipeline) if has_pipeline else None,
-            input_example=_EXAMPLES.get(task) if has_pipeline else None,
+            input_example=_example_for(task, example) if has_pipeline else None,
             pip_requirements=_requirements(chosen.form, task),
             base_model_path=str(chosen.base) if chosen.base else None,
             code_paths=code_paths,
@@ -132,6 +138,11 @@ def save_mlmodel(
         elif chosen.form is not ModelForm.ADAPTER:
             _name_own_classes(folder / _MODEL_FOLDER, saved)
     _amend_mlmodel(folder, model, chosen, task if has_pipeline else None)
+
+
+def _example_for(task: str, example: str | None) -> list[str] | None:
+    usual: list[str] | None = _EXAMPLES.get(task)
+    return usual if usual is None or example is None else [example]
 
 
 def _pipeline(model: Any, processor: Any, task: str) -> Any:

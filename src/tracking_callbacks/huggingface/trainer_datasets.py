@@ -13,7 +13,7 @@ from tracking_callbacks.huggingface.params import config_of
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["log_dataset_of"]
+__all__ = ["example_text", "label_of", "log_dataset_of", "readable_row", "rows_of"]
 
 _LABEL_COLUMNS = ("labels", "label", "label_ids")
 
@@ -32,10 +32,7 @@ def log_dataset_of(
         tokenizer: Decodes token ids for the sample of rows.
         model: Its configuration has the names of the labels for the sample of rows.
     """
-    dataset: Any = getattr(dataloader, "dataset", None)
-    # Undocumented (transformers 5.23.0, accelerate 1.15.0): both wrap the user's dataset in a class of this name.
-    if type(dataset).__name__ == "IterableDatasetShard":
-        dataset = dataset.dataset
+    dataset = _dataset_of(dataloader)
     if dataset is not None:
         labels = getattr(config_of(model), "id2label", None) or {}
         log_input(
@@ -44,18 +41,48 @@ def log_dataset_of(
             role,
             context=context,
             readable=not getattr(dataloader, "num_workers", 0),
-            decorate=functools.partial(_readable, tokenizer=tokenizer, labels=labels),
+            decorate=functools.partial(readable_row, tokenizer=tokenizer, labels=labels),
         )
 
 
-def _readable(row: Mapping[str, Any], *, tokenizer: Any, labels: Mapping[int, str]) -> dict[str, Any]:
+def rows_of(dataloader: Any) -> Any:
+    """Return the dataset behind a dataloader if its rows can be read by their places in this process, else None."""
+    dataset = _dataset_of(dataloader)
+    if getattr(dataloader, "num_workers", 0) or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        return None
+    return dataset
+
+
+def example_text(dataloader: Any, tokenizer: Any) -> str | None:
+    """Return the text of the first row of an evaluation; None if it has no text, or cannot be read in this process."""
+    dataset = rows_of(dataloader)
+    if dataset is None or not len(dataset) or not isinstance(row := dataset[0], Mapping):
+        return None
+    text = readable_row(row, tokenizer=tokenizer, labels={}).get("text")
+    return text if isinstance(text, str) and text.strip() else None
+
+
+def label_of(row: Any) -> int | None:
+    """Return the class id in a row of a dataset, None if it has none."""
+    for column in _LABEL_COLUMNS if isinstance(row, Mapping) else ():
+        label: Any = row.get(column)
+        label = label.item() if getattr(label, "shape", None) == () else label
+        if isinstance(label, int):
+            return label
+    return None
+
+
+def _dataset_of(dataloader: Any) -> Any:
+    dataset: Any = getattr(dataloader, "dataset", None)
+    # Undocumented (transformers 5.23.0, accelerate 1.15.0): both wrap the user's dataset in a class of this name.
+    return dataset.dataset if type(dataset).__name__ == "IterableDatasetShard" else dataset
+
+
+def readable_row(row: Mapping[str, Any], *, tokenizer: Any, labels: Mapping[int, str]) -> dict[str, Any]:
     """Return `row` with the decoded text of its token ids and the name of its label added."""
     added = {}
     if "input_ids" in row and "text" not in row and hasattr(tokenizer, "decode"):
         added["text"] = tokenizer.decode(row["input_ids"], skip_special_tokens=True)
-    for column in _LABEL_COLUMNS:
-        label: Any = row.get(column)
-        label = label.item() if getattr(label, "shape", None) == () else label
-        if isinstance(label, int) and label in labels:
-            added["label name"] = labels[label]
+    if (label := label_of(row)) is not None and label in labels:
+        added["label name"] = labels[label]
     return added | dict(row)

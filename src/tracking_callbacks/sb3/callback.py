@@ -282,6 +282,7 @@ class MLflowSB3Callback(BaseCallback):
             self.logger.info(f"Tracking to {settings.masked_uri}, experiment {settings.experiment_name!r}")
         self._describe(run)
         log_prices(run, self.training_env, "train", context="training")
+        run.describe()
 
     @never_in_the_way
     def _name_run(self) -> None:
@@ -434,6 +435,7 @@ class MLflowSB3Callback(BaseCallback):
             reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(evaluation.skipped.items()))
             run.set_tags({"eval.left_out": f"episodes of the last evaluation without trading statistics: {reasons}"})
         self._last_evaluations[role] = (self.model.num_timesteps, evaluation)
+        run.describe()
         if role == "eval" and self.log_model == "best":
             scores = evaluation.statistics | {"mean_reward": evaluation.mean_reward}
             if self._best.offer(self.model, scores.get(self.best_by, math.nan), run):

@@ -6,6 +6,7 @@ backend and ``rcParams`` are left alone, so pictures can be drawn in any thread.
 """
 
 from tracking_callbacks._delivery.pictures.canvas import png
+from tracking_callbacks._delivery.pictures.classifier import classifier_curves
 from tracking_callbacks._delivery.pictures.confusion import confusion_matrix
 from tracking_callbacks._delivery.pictures.episode_curves import episode_curves, sharpe_curve
 from tracking_callbacks._delivery.pictures.equity import equity_curves
@@ -14,6 +15,7 @@ from tracking_callbacks._delivery.pictures.series import read_columns
 from tracking_callbacks._delivery.pictures.tear_sheet import importance_bars, sheet_figures, tear_sheet
 
 __all__ = [
+    "classifier_curves",
     "confusion_matrix",
     "episode_curves",
     "equity_curves",

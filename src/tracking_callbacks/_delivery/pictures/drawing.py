@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["draw", "points_of"]
 
 _NOT_DRAWN = ("system/", "episode/", "rollout/", "time/")
+_OF_ONE_CLASS = "/class/"
 _MOST_POINTS = 100_000  # of one metric; a picture is some thousand pixels wide
 
 
@@ -62,6 +63,9 @@ def _drawn(record: Drawing, snapshot: Path | None, points: dict[str, Curve]) -> 
             counted = json.loads(content)
             figure = figures.confusion_matrix(counted["labels"], counted["matrix"], note=captions.get("note", ""))
             return {"confusion_matrix.png": figure}
+        case "classifier_curves":
+            figure = figures.classifier_curves(json.loads(content), note=captions.get("note", ""))
+            return {"roc_precision_recall_calibration.png": figure}
         case "episodes":
             table = figures.read_columns(content.splitlines())
             steps = table["timestep"]
@@ -79,7 +83,7 @@ def _drawn(record: Drawing, snapshot: Path | None, points: dict[str, Curve]) -> 
             return {f"{name}.png": figure for name, figure in figures.sheet_figures(json.loads(content)).items()}
         case "importance":
             ranking = {name: float(value) for name, value in list(csv.reader(content.splitlines()))[1:]}
-            figure = figures.importance_bars(ranking)
+            figure = figures.importance_bars(ranking, note=captions.get("note", ""))
             return {"feature_importance.png": figure}
         case "equity":
             values = figures.read_columns(content.splitlines())
@@ -119,7 +123,7 @@ def points_of(folder: RunFolder, store: Store, run_id: str) -> dict[str, Curve]:
                 curves = _stored(store, run_id, before=record.timestamp)
             elif isinstance(record, Metrics):
                 for name, value in record.metrics.items():
-                    if not name.startswith(_NOT_DRAWN):
+                    if not name.startswith(_NOT_DRAWN) and _OF_ONE_CLASS not in name:
                         curves.setdefault(name, Curve()).add(record.step, value)
     return curves
 
@@ -127,7 +131,7 @@ def points_of(folder: RunFolder, store: Store, run_id: str) -> dict[str, Curve]:
 def _stored(store: Store, run_id: str, *, before: int) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for name in {point.key for point in store.run(run_id).metrics}:
-        if not name.startswith(_NOT_DRAWN):
+        if not name.startswith(_NOT_DRAWN) and _OF_ONE_CLASS not in name:
             for point in store.history(run_id, name):
                 if point.timestamp < before:
                     curves.setdefault(name, Curve()).add(point.step, point.value)

@@ -132,11 +132,12 @@ def sheet_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def importance_bars(importance: Mapping[str, float]) -> Figure | None:
+def importance_bars(importance: Mapping[str, float], *, note: str = "") -> Figure | None:
     """Draw how much the decision depends on each feature; of many features, the most important ones.
 
     Args:
         importance: Mean change of the decision by the name of the feature.
+        note: How it was measured.
     """
     ranked = sorted(importance.items(), key=lambda item: item[1])[-_MOST_BARS:]
     if not ranked:
@@ -153,7 +154,8 @@ def importance_bars(importance: Mapping[str, float]) -> Figure | None:
     axes.set_xlim(0.0, most)
     axes.set_title("Feature importance", loc="left", fontsize=13, fontweight="bold", color=INK, pad=20)
     shown = f"; the first {len(ranked)} of {len(importance)}" if len(importance) > len(ranked) else ""
-    add_note(axes, f"mean change of the decision when a feature is exchanged between observations{shown}")
+    how = note or "mean change of the decision when a feature is exchanged between observations"
+    add_note(axes, f"{how}{shown}")
     return finish(figure, legend=False)
 
 

@@ -19,6 +19,7 @@ from tracking_callbacks._delivery.stores.store import (
     CONTEXT_TAG,
     RECORD_TAG,
     RUN_KEY_TAG,
+    DatasetUse,
     Experiment,
     Store,
     StoredModel,
@@ -120,7 +121,11 @@ class MlflowStore(Store, DirectFiles):
             metrics=[Point(one.key, one.value, one.timestamp, one.step) for one in found.data._metric_objs],
             models=[output.model_id for output in (found.outputs.model_outputs if found.outputs else [])],
             datasets=[
-                (next((tag.value for tag in one.tags if tag.key == CONTEXT_TAG), ""), one.dataset.digest)
+                DatasetUse(
+                    next((tag.value for tag in one.tags if tag.key == CONTEXT_TAG), ""),
+                    one.dataset.name,
+                    one.dataset.digest,
+                )
                 for one in (found.inputs.dataset_inputs if found.inputs else [])
             ],
         )
@@ -260,13 +265,18 @@ class MlflowStore(Store, DirectFiles):
             self._client().log_outputs(run_id, [LoggedModelOutput(model_id, step)])
 
     @retry_transient
-    def link_metrics(self, run_id: str, model_id: str, points: Sequence[Point]) -> None:
+    def link_metrics(
+        self, run_id: str, model_id: str, points: Sequence[Point], dataset: tuple[str, str] | None = None
+    ) -> None:
         from mlflow.entities import Metric
 
         with translate_errors(self.shown_uri):
-            self._client().log_batch(
-                run_id, metrics=[Metric(*point, model_id=model_id, run_id=run_id) for point in points]
-            )
+            name, digest = dataset or (None, None)
+            metrics = [
+                Metric(*point, model_id=model_id, dataset_name=name, dataset_digest=digest, run_id=run_id)
+                for point in points
+            ]
+            self._client().log_batch(run_id, metrics=metrics)
 
     @retry_transient
     def create_registered_model(self, name: str) -> None:

@@ -18,6 +18,7 @@ from tracking_callbacks._delivery.stores.store import (
     CONTEXT_TAG,
     RECORD_TAG,
     RUN_KEY_TAG,
+    DatasetUse,
     Experiment,
     Store,
     StoredModel,
@@ -110,7 +111,7 @@ class RestStore(Store):
             tags=_mapping(found.data.tags),
             metrics=[metric.point() for metric in found.data.metrics],
             models=[output.model_id for output in found.outputs.model_outputs],
-            datasets=[(one.context(), one.dataset.digest) for one in found.inputs.dataset_inputs],
+            datasets=[one.value() for one in found.inputs.dataset_inputs],
         )
 
     def delete_run(self, run_id: str) -> None:
@@ -236,8 +237,11 @@ class RestStore(Store):
         body = {"run_id": run_id, "models": [{"model_id": model_id, "step": step}]}
         self._server.repeat("POST", "runs/outputs", _Nothing, body)
 
-    def link_metrics(self, run_id: str, model_id: str, points: Sequence[Point]) -> None:
-        linked = [_metric(point) | {"model_id": model_id, "run_id": run_id} for point in points]
+    def link_metrics(
+        self, run_id: str, model_id: str, points: Sequence[Point], dataset: tuple[str, str] | None = None
+    ) -> None:
+        used = {} if dataset is None else {"dataset_name": dataset[0], "dataset_digest": dataset[1]}
+        linked = [_metric(point) | {"model_id": model_id, "run_id": run_id} | used for point in points]
         self._server.repeat("POST", "runs/log-batch", _Nothing, {"run_id": run_id, "metrics": linked})
 
     def tag_model(self, model_id: str, tags: dict[str, str]) -> None:
@@ -394,6 +398,7 @@ class _Outputs(msgspec.Struct):
 
 
 class _DatasetInfo(msgspec.Struct):
+    name: str = ""
     digest: str = ""
 
 
@@ -401,8 +406,8 @@ class _DatasetInput(msgspec.Struct):
     dataset: _DatasetInfo = msgspec.field(default_factory=_DatasetInfo)
     tags: list[_Pair] = []
 
-    def context(self) -> str:
-        return _mapping(self.tags).get(CONTEXT_TAG, "")
+    def value(self) -> DatasetUse:
+        return DatasetUse(_mapping(self.tags).get(CONTEXT_TAG, ""), self.dataset.name, self.dataset.digest)
 
 
 class _Inputs(msgspec.Struct):

@@ -17,6 +17,7 @@ __all__ = [
     "RECORD_TAG",
     "RUN_KEY_TAG",
     "SESSION_TAG",
+    "DatasetUse",
     "Experiment",
     "Store",
     "StoredModel",
@@ -41,6 +42,14 @@ class Experiment(NamedTuple):
     active: bool
 
 
+class DatasetUse(NamedTuple):
+    """A dataset that a run has used, and what for."""
+
+    context: str
+    name: str
+    digest: str
+
+
 class StoredRun(NamedTuple):
     """A run as the store has it.
 
@@ -49,7 +58,7 @@ class StoredRun(NamedTuple):
         start_time: Milliseconds since the epoch.
         artifact_uri: Where its artifacts lie.
         metrics: The last point of each metric.
-        datasets: What its datasets are used for (their context) and their digests.
+        datasets: Its datasets.
         models: Ids of the logged models that are its outputs.
     """
 
@@ -62,7 +71,7 @@ class StoredRun(NamedTuple):
     tags: dict[str, str]
     metrics: list[Point]
     models: list[str]
-    datasets: list[tuple[str, str]]
+    datasets: list[DatasetUse]
 
 
 class StoredModel(NamedTuple):
@@ -273,8 +282,17 @@ class Store(ABC):
         """Record a logged model as an output of the run. A store refuses to do so twice."""
 
     @abstractmethod
-    def link_metrics(self, run_id: str, model_id: str, points: Sequence[Point]) -> None:
-        """Link points that the run already has to a model, by sending them again with the model's id."""
+    def link_metrics(
+        self, run_id: str, model_id: str, points: Sequence[Point], dataset: tuple[str, str] | None = None
+    ) -> None:
+        """Link points that the run already has to a model, by sending them again with the model's id.
+
+        Args:
+            run_id: The run.
+            model_id: The logged model.
+            points: The points.
+            dataset: Name and digest of the dataset that they were measured on.
+        """
 
     @abstractmethod
     def tag_model(self, model_id: str, tags: dict[str, str]) -> None:
