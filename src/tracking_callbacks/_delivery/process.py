@@ -57,7 +57,7 @@ def main(root: Path) -> int:
         signal.signal(name, signal.SIG_IGN)
     assignment = Assignment.decode(os.environ.pop(DELIVERY_VARIABLE))
     progress = Progress()
-    heavy = HeavyProcess(progress.add)
+    heavy = HeavyProcess(progress.add, root)
     store = store_for(os.environ[TRACKING_URI_VARIABLE], os.environ.get(REGISTRY_URI_VARIABLE), heavy)
     DeliveryProcess(JournalRoot(root), store, heavy, assignment, progress).deliver()
     return 0

@@ -41,10 +41,12 @@ class HeavyProcess(DirectFiles):
 
     Args:
         sent: Called with the bytes that an upload has sent since the last call.
+        root: The journal root, which tells such processes apart in a list of them; None where none is started.
     """
 
-    def __init__(self, sent: Callable[[int], None]) -> None:
+    def __init__(self, sent: Callable[[int], None], root: Path | None = None) -> None:
         self._sent = sent
+        self._command = [sys.executable, "-P", str(_ENTRY), *([] if root is None else [str(root)])]
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._used = 0.0
@@ -125,7 +127,7 @@ class HeavyProcess(DirectFiles):
             self._end()
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", str(_ENTRY)],
+                    self._command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                 )
