@@ -426,3 +426,11 @@ def test_threads_draw_the_same_pictures_at_once() -> None:
         together = list(pool.map(draw, names[::-1]))
 
     assert together == alone[::-1]
+
+
+def test_two_evaluations_are_shown_as_points_and_said() -> None:
+    loss = [(step, 1.0) for step in range(10)]
+    figure = drawn(pictures.learning_curves({"train/loss": loss, "eval/loss": [(3, 0.5), (6, 0.4)]}))
+    styles = {line.get_label(): line.get_linestyle() for axes in figure.axes for line in axes.lines}
+
+    assert (styles["train"], styles["eval (only 2 evaluations)"]) == ("-", "None")

@@ -18,13 +18,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     BertModel,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    DistilBertModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -185,10 +183,10 @@ class Workshop:
         model = BertForSequenceClassification.from_pretrained(base, ignore_mismatched_sizes=True, **more)
         return self.adapted(model, target_modules=["query"])
 
-    def lora_on_an_encoder(self) -> Any:
-        config = DistilBertConfig(vocab_size=len(self.tokenizer), dim=16, n_layers=1, n_heads=2, hidden_dim=32)
-        base = self.base(DistilBertModel(config))
-        return self.adapted(DistilBertForSequenceClassification.from_pretrained(base), target_modules=["q_lin"])
+    def lora_on_a_language_model(self) -> Any:
+        """A masked language model has no pooler, and PEFT does not save the new one."""
+        base = self.base(BertForMaskedLM(self.config()))
+        return self.adapted(BertForSequenceClassification.from_pretrained(base), target_modules=["query"])
 
     def lora_with_a_new_token(self) -> Any:
         base = self.base(BertForSequenceClassification(self.config()))
@@ -243,8 +241,8 @@ KINDS = {
     "LoRA, adapter with its own label names": Kind(
         lambda make: make.lora({0: "no", 1: "yes"}), "pipeline", "adapter", "adapter", most_bytes=100_000
     ),
-    "LoRA, adapter on an encoder without a head": Kind(
-        lambda make: make.lora_on_an_encoder(), "pipeline", "adapter", "adapter", inputs=without_types
+    "LoRA, adapter on a model without a pooler": Kind(
+        lambda make: make.lora_on_a_language_model(), "pipeline", "adapter", "adapter",
     ),
     "LoRA, adapter with new tokens": Kind(
         lambda make: make.lora_with_a_new_token(), "pipeline", "adapter", "adapter"

@@ -42,7 +42,9 @@ def log_input(
 
     def write() -> None:
         summary = summarize(dataset, readable=readable)
-        run.log_dataset(name or summary.name or role, dataset=summary, context=context, role=role)
+        known = name or summary.name or role
+        digest = run.log_dataset(known, dataset=summary, context=context)
+        run.evaluated_on(role, digest, known)
         run.record("sample_rows", lambda: write_sample(summary.sample(_SAMPLE_ROWS)))
 
     def write_sample(rows: Sequence[Row]) -> None:

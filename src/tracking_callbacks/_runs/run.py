@@ -290,9 +290,10 @@ class Run:
         source: str = "",
         source_type: str | None = None,
         context: str | None = None,
-        role: str | None = None,
-    ) -> None:
+    ) -> str:
         """Record a dataset as an input of the run.
+
+        What is used for ``evaluation`` counts as the data behind the metrics ``eval/…``, see `evaluated_on`.
 
         Args:
             name: Name of the dataset.
@@ -304,8 +305,9 @@ class Run:
             source: Where it comes from: a path or URI; credentials in it are masked.
             source_type: MLflow's word for the kind of source: ``local``, ``http``, ``hugging_face``, ``code``, …
             context: What the run uses it for: ``training``, ``evaluation``, …
-            role: What the names of the metrics begin with that are measured on it: ``"eval"`` for ``eval/f1``,
-                ``"eval_news"`` for ``eval/news/f1``; by default the context ``evaluation`` stands for ``eval``.
+
+        Returns:
+            The digest.
 
         Raises:
             InvalidNameError: The name is empty.
@@ -322,16 +324,15 @@ class Run:
             context=context,
         )
         self.journal.append(described)
-        if role is None and context == "evaluation":
-            role = "eval"
-        if role is not None:
-            self.evaluated_on(role, described.digest, described.name)
+        if context == "evaluation":
+            self.evaluated_on("eval", described.digest, described.name)
+        return described.digest
 
     def evaluated_on(self, role: str, digest: str, name: str = "") -> None:
-        """Note which data the metrics of an evaluation are measured on; `log_dataset` does so for datasets.
+        """Note which data the metrics of an evaluation are measured on.
 
         Args:
-            role: See `log_dataset`.
+            role: What their names begin with: ``"eval"`` for ``eval/f1``, ``"eval_news"`` for ``eval/news/f1``.
             digest: The same text for the same data.
             name: Name of the dataset; empty if it is none.
         """

@@ -1,7 +1,8 @@
 """Finds the weights that a model with an adapter needs and that neither its base model nor the adapter has.
 
-``AutoModelForSequenceClassification.from_pretrained("distilbert-base-uncased")`` initialises two layers at random, and
-PEFT saves only one of them with the adapter: loaded elsewhere, such a model predicts something else.
+A BERT that was trained as a masked language model has no pooler. A classifier made from it initialises one at random,
+and PEFT saves only the classifier's last layer with the adapter: loaded elsewhere, such a model predicts something
+else.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ Points = Sequence[tuple[int, float]]
 Curves = Mapping[str, tuple[Series, Series]]  # steps and values by the set that they were measured on
 
 MAX_PANELS = 6  # below the loss
+_FEW = 2  # an evaluation set with so many points is drawn without a line, and the legend says so
 SMOOTHED = 60  # a series of more points has a running mean
 LOG_SPAN = 100.0  # a loss that spans two orders of magnitude is drawn on a logarithmic axis
 
@@ -105,7 +106,11 @@ def _draw_panel(
         window = min(3 + y.size // 25, 500) if y.size > SMOOTHED else 0
         label = shown if not window else f"{shown} (each logged value)" if explained else "_"
         mean_label = f"{shown} (running mean over {window} values)"
-        draw_curve(axes, x, y, pen=pens[name], label=label, window=window, mean_label=mean_label)
+        pen = pens[name]
+        if x.size == _FEW and name != "train":  # a line between them would look like a measured course
+            pen = Pen(pen.color, pen.marker, "none")
+            label = f"{shown} (only {_FEW} evaluations)"
+        draw_curve(axes, x, y, pen=pen, label=label, window=window, mean_label=mean_label)
     values = np.concatenate([with_gaps(values) for _, values in curves.values()])
     known = values[~np.isnan(values)]
     share = metric != "loss" and known.size > 0 and known.min() >= 0.0 and known.max() <= 1.0
