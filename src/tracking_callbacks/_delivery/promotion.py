@@ -2,9 +2,9 @@
 
 No registry can compare and set an alias in one request, and several training processes may end at once. So each
 version says what it competes with (tags) before its delivery looks for others. Delivery compares the holder with all
-versions whose comparison was not over when it began to look, and looks again after every move of the alias. Whoever
-moves it last has seen the tags of all others that are not over, so the best of them holds it in the end. A version
-whose comparison was over by then is left alone: a user may have moved the alias since.
+versions whose comparison was not over when it began to look, and looks again after every move of the alias. The
+delivery that moves it last has seen the tags of all others that are not over, so the best of them holds it in the end.
+A version whose comparison was over by then is left alone: a user may have moved the alias since.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIGURE_TAG = "tracking_callbacks.promotion.figure"
 DATA_TAG = "tracking_callbacks.promotion.data"
 OUTCOME_TAG = "tracking_callbacks.promotion.outcome"
 _PENDING = "pending"
-_ROUNDS = 50  # each ends in a request that moves the alias; more would mean that somebody works against it
+_ROUNDS = 50  # each ends in a request that moves the alias; more would mean that another program works against it
 
 
 class Contender(NamedTuple):

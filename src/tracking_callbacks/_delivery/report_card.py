@@ -191,7 +191,7 @@ def _number(value: float) -> str:
 
 
 def _inline(text: str) -> str:
-    """Return `text` on one line, in which Markdown finds nothing of its own."""
+    """Return `text` on one line, which Markdown shows literally."""
     line = " ".join(text.split())
     line = line if len(line) <= 300 else f"{line[:299]}…"
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line)

@@ -30,7 +30,7 @@ class AdapterBase:
 
     @classmethod
     def from_pretrained(cls, folder: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG003 - transformers' signature
-        """Return the base model with the configuration in `folder`, and the weights there on top of its own.
+        """Return the base model with the configuration and the additional weights in `folder`.
 
         Args:
             folder: The folder of this file.
