@@ -44,7 +44,7 @@ def test_a_run_says_what_was_trained_on_what_and_how_well(tracker: MLflowTracker
     version = client.get_model_version(name, "2")
 
     assert note.startswith(
-        "**bert** from tiny/bert, LoRA of rank 8, trained with transformers, on reviews (abc) for evaluation. FINISHED."
+        "**bert** from tiny/bert, LoRA of rank 8, trained with transformers, evaluated on reviews (abc). FINISHED."
     )
     assert "- champion: eval/f1 0.75 is better than 0.5 of version 1, on the same data" in note
     assert "| metric | value | version 1 |" in note
@@ -157,7 +157,7 @@ def test_what_people_look_at_first_comes_first() -> None:
     assert [line.split()[1] for line in card.splitlines() if line.startswith("| ")] == [
         *("metric", "---", "eval/f1", "test/f1", "eval/loss", "eval/runtime"),
     ]
-    assert card.count("prices (d1) for training") == 1
+    assert card.count("on prices (d1)") == 1
 
 
 @pytest.mark.parametrize(
@@ -172,3 +172,13 @@ def test_what_people_look_at_first_comes_first() -> None:
 )
 def test_the_card_says_how_to_load_the_model(flavors: list[str], call: str) -> None:
     assert loading_call(flavors) == call
+
+
+@pytest.mark.parametrize(
+    ("base", "shown"),
+    [("org/model", "org/model"), ("/home/me/.venv/lib/base/model", "base/model"), ("C:\\models\\bert", "models/bert")],
+)
+def test_a_base_model_on_one_machine_is_named_by_the_end_of_its_path(base: str, shown: str) -> None:
+    card = run_card(stored(params={"base_model": base}, tags={"model_type": "bert", "framework": "f"}), None, [], [])
+
+    assert card.startswith(f"**bert** from {shown}, trained with f")

@@ -35,7 +35,9 @@ from tracking_callbacks.huggingface.task_metrics import entities_of
 @pytest.fixture
 def planted(tokenizer: PreTrainedTokenizerFast) -> Dataset:
     """Sentences in which the word "book", and nothing else, makes the label."""
-    texts = [f"{first} {noun} {last}" for first in WORDS[:6] for noun in WORDS[6:] for last in WORDS[:6:2]]
+    texts = [
+        f"{first} {noun} {last}".strip() for first in WORDS[:6] for noun in WORDS[6:] for last in ("", *WORDS[:4:2])
+    ]
     return Dataset.from_dict({**tokenizer(texts), "text": texts, "labels": [int("book" in text) for text in texts]})
 
 
@@ -50,6 +52,9 @@ def table(uri: str) -> pd.DataFrame:
     return pd.DataFrame(content["data"], columns=content["columns"])
 
 
+@pytest.mark.parametrize(
+    "sampling", [{}, {"train_sampling_strategy": "group_by_length"}], ids=["in order", "by length"]
+)
 def test_the_planted_word_is_found_first_and_the_worst_errors_lead_their_table(
     all_recorded: MLflowTracker,
     client: MlflowClient,
@@ -57,12 +62,13 @@ def test_the_planted_word_is_found_first_and_the_worst_errors_lead_their_table(
     make_trainer: Callable[..., Trainer],
     full_model: Any,
     planted: Dataset,
+    sampling: dict[str, Any],
 ) -> None:
     set_seed(0)
     labels = [1 - label if at in (3, 30) else label for at, label in enumerate(planted["labels"])]
     wrong = planted.remove_columns("labels").add_column("labels", labels)
     callback = MLflowTrainerCallback(all_recorded, log_model=False)
-    trainer = make_trainer(full_model, callback, max_steps=150, eval_dataset=wrong, eval_strategy="no")
+    trainer = make_trainer(full_model, callback, max_steps=150, eval_dataset=wrong, eval_strategy="no", **sampling)
     trainer.train_dataset = planted
     trainer.evaluate()
     trainer.train()

@@ -51,15 +51,17 @@ def deliver_descriptions(store: Store, run_id: str, state: RunState, status: Sta
             store.log_batch(run_id, Batch(tags={NOTE_TAG: note}))
     if status is None:
         return
-    for model in models.values():
+    for key, model in models.items():
         if model.registered is not None:
-            _describe_version(store, run, model, *model.registered)
+            _describe_version(store, run, model, *model.registered, model_id=state.models[key].model_id)
 
 
-def _describe_version(store: Store, run: StoredRun, model: CardModel, name: str, number: str) -> None:
+def _describe_version(
+    store: Store, run: StoredRun, model: CardModel, name: str, number: str, *, model_id: str | None
+) -> None:
     try:
         version = store.version(name, number)
-        points = store.model_points(version.model_id) if version.model_id else run.metrics
+        points = store.model_points(model_id) if model_id is not None else run.metrics
     except (Refused, NotOffered):  # deleted meanwhile, or a store that keeps no logged models
         return
     if is_ours(version.description):

@@ -76,7 +76,8 @@ def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: 
                 _link_metrics(store, run_id, model.model_id, own[first : first + MAX_METRICS], dataset)
     if (version := _register(store, once, run_id, record, model)) is not None:
         state.versions[record.record_key] = version
-    state.models[record.record_key] = LoggedModel(names, record.registered_model_name)
+    model_id = None if model is None else model.model_id
+    state.models[record.record_key] = LoggedModel(names, record.registered_model_name, model_id)
 
 
 def delete_model(store: Store, run_id: str, record_key: str, state: RunState) -> None:

@@ -18,7 +18,7 @@ from tracking_callbacks._journal.records import ERROR_TAG, Status
 __all__ = ["NOTE_TAG", "CardModel", "is_ours", "loading_call", "run_card", "signed", "version_card"]
 
 NOTE_TAG = "mlflow.note.content"  # what the UI shows as the description
-_MARK = re.compile(r"\n*<!-- tracking_callbacks ([0-9a-f]{16}) -->\n?\Z")
+_MARK = re.compile(r"\n\n<!-- tracking_callbacks ([0-9a-f]{16}) -->\n?\Z")
 _MOST_CHARACTERS = 4_500  # some stores cut tags at 5 000
 _MOST_METRICS = 8
 # What people look at first; the rest follows in the order of its names.
@@ -27,6 +27,7 @@ _TELLING = (
     *("precision", "recall", "reward", "length"),
 )
 _GROUPS = ("eval/", "test/")
+_USES = {"on": ("training", "train", ""), "evaluated on": ("evaluation", "eval", "validation"), "tested on": ("test",)}
 _TROUBLE = {
     ERROR_TAG: "The training run failed",
     "tracking_callbacks.interrupted": "Training was stopped by an exception",
@@ -129,18 +130,24 @@ def _headline(run: StoredRun, status: Status | None, *, running: bool = True) ->
     tags, params = run.tags, run.params
     what = tags.get("model_type") or tags.get("framework") or "A run"
     base = params.get("base_model") or params.get("model.name_or_path")
-    made = f"**{what}**" + (f" from {base}" if base else "")
+    made = f"**{what}**" + (f" from {_origin(base)}" if base else "")
     adapter = next((name for name in params if name.startswith("lora.") and name.endswith(".r")), None)
     if adapter is not None:
         made += f", LoRA of rank {params[adapter]}"
     if framework := tags.get("framework"):
         made += f", trained with {framework} {tags.get('framework_version', '')}".rstrip()
-    used = {f"{one.name} ({one.digest}) for {one.context}" if one.context else one.name: None for one in run.datasets}
-    if used:
-        made += f", on {'; '.join(used)}"
+    for said, contexts in _USES.items():
+        used = {f"{one.name} ({one.digest})": None for one in run.datasets if one.context in contexts}
+        made += f", {said} {' and '.join(used)}" if used else ""
     if not running:
         return f"{made}."
     return f"{made}. {status or 'Under way'}."
+
+
+def _origin(base: str) -> str:
+    """Return the name of a base model; of a path on one machine its last two parts."""
+    parts = [part for part in re.split(r"[\\/]", base) if part]
+    return "/".join(parts[-2:]) if base.startswith(("/", "\\")) or base[1:2] == ":" else base
 
 
 def _trouble(tags: Mapping[str, str]) -> str:

@@ -114,10 +114,12 @@ class LoggedModel(msgspec.Struct, frozen=True):
     Attributes:
         flavors: Names of its flavors.
         registered: Name of the registered model. None means that it is not registered.
+        model_id: The store's id of the logged model. None means that the store has no logged models.
     """
 
     flavors: list[str]
     registered: str | None = None
+    model_id: str | None = None
 
 
 class RunState(msgspec.Struct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +15,11 @@ from tracking_callbacks._runs.run import Run
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.huggingface.classification import ClassificationReport
 from tracking_callbacks.huggingface.classifier_curves import curves_of, per_class_statistics, probabilities_of
-from tracking_callbacks.huggingface.trainer_datasets import label_of, readable_row, rows_of
+from tracking_callbacks.huggingface.trainer_datasets import label_of, readable_row, row_order, rows_of
 
 __all__ = ["log_report"]
+
+logger = logging.getLogger(__name__)
 
 _MOST_ROWS = 200
 
@@ -81,12 +84,13 @@ def _log_errors(run: Run, report: ClassificationReport, folder: str, given: Mapp
     wrong = predicted != report.references
     order = np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))[:_MOST_ROWS]
     losses = -np.log(np.maximum(probabilities[np.arange(len(predicted)), report.references], 1e-12))
-    tokenizer = given.get("processing_class")
+    tokenizer, places = given.get("processing_class"), row_order(given["eval_dataloader"])
     rows = []
     for index in order.tolist():
-        row = dataset[index]
+        row = dataset[places[index]]
         if label_of(row) not in (None, int(report.references[index])):
-            return  # the evaluation read the rows in another order
+            logger.info("no table of errors: the evaluation read its rows in an order that is not known")
+            return
         rows.append(
             {
                 "text": shortened(_text_of(readable_row(row, tokenizer=tokenizer, labels={}))),
@@ -94,7 +98,7 @@ def _log_errors(run: Run, report: ClassificationReport, folder: str, given: Mapp
                 "prediction": report.labels[int(predicted[index])],
                 "probability": round(float(confidence[index]), 4),
                 "loss": round(float(losses[index]), 4),
-                "row": index,
+                "row": places[index],
             }
         )
     run.log_table(rows, f"{folder}/errors.json")

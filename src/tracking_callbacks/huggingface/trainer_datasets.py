@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from tracking_callbacks.huggingface.params import config_of
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["example_text", "label_of", "log_dataset_of", "readable_row", "rows_of"]
+__all__ = ["example_text", "label_of", "log_dataset_of", "readable_row", "row_order", "rows_of"]
 
 _LABEL_COLUMNS = ("labels", "label", "label_ids")
 
@@ -60,6 +61,21 @@ def example_text(dataloader: Any, tokenizer: Any) -> str | None:
         return None
     text = readable_row(row, tokenizer=tokenizer, labels={}).get("text")
     return text if isinstance(text, str) and text.strip() else None
+
+
+def row_order(dataloader: Any) -> list[int]:
+    """Return the places of an evaluation's rows in the order in which it read them.
+
+    With ``train_sampling_strategy="group_by_length"`` an evaluation is sorted by length, in an order that depends on
+    the seed of its sampler's generator.
+    """
+    sampler: Any = getattr(getattr(dataloader, "batch_sampler", None), "sampler", None)
+    generator = getattr(sampler, "generator", None)
+    if generator is None:
+        return list(range(len(rows_of(dataloader))))
+    again: Any = copy.copy(sampler)
+    again.generator = type(generator)().manual_seed(generator.initial_seed())
+    return list(again)
 
 
 def label_of(row: Any) -> int | None:

@@ -26,6 +26,7 @@ from tracking_callbacks._delivery.stores.store import (
     StoredRun,
     StoredVersion,
     files_below,
+    model_id_in,
     names_model,
 )
 from tracking_callbacks._delivery.stores.translation import REQUEST_TIMEOUT_VARIABLE, translate_errors
@@ -411,7 +412,7 @@ def _stored_version(version: ModelVersion) -> StoredVersion:
         str(version.version),
         dict(version.tags or {}),
         version.run_id or "",
-        getattr(version, "model_id", None) or "",
+        getattr(version, "model_id", None) or model_id_in(version.source or ""),
         version.description or "",
     )
 

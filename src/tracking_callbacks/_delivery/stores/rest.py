@@ -25,6 +25,7 @@ from tracking_callbacks._delivery.stores.store import (
     StoredRun,
     StoredVersion,
     files_below,
+    model_id_in,
     names_model,
 )
 from tracking_callbacks._journal.handover import TRACKING_URI_VARIABLE
@@ -470,10 +471,12 @@ class _Version(msgspec.Struct):
     tags: list[_Pair] = []
     run_id: str = ""
     model_id: str = ""
+    source: str = ""
     description: str = ""
 
     def value(self) -> StoredVersion:
-        return StoredVersion(self.name, self.version, _mapping(self.tags), self.run_id, self.model_id, self.description)
+        model_id = self.model_id or model_id_in(self.source)
+        return StoredVersion(self.name, self.version, _mapping(self.tags), self.run_id, model_id, self.description)
 
 
 class _VersionAnswer(msgspec.Struct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,8 +25,11 @@ __all__ = [
     "StoredRun",
     "StoredVersion",
     "files_below",
+    "model_id_in",
     "names_model",
 ]
+
+_MODEL_ID = re.compile(r"\bm-[0-9a-f]{32}\b")
 
 RUN_KEY_TAG = "tracking_callbacks.run_key"
 SESSION_TAG = "tracking_callbacks.session"
@@ -373,6 +377,12 @@ class Store(ABC):
         except Refused as error:
             if error.code not in ALREADY_THERE:
                 raise
+
+
+def model_id_in(source: str) -> str:
+    """Return the id of the logged model that a version's source names; empty if it names none."""
+    found = _MODEL_ID.search(source)
+    return "" if found is None else found.group()
 
 
 def names_model(name: str) -> str:
