@@ -26,7 +26,8 @@ from transformers import (
 
 from tracking_callbacks import ConfigError, TrackingError
 from tracking_callbacks.huggingface.forms import ModelForm, SavedForm, check_choice, choose_form
-from tracking_callbacks.huggingface.save_plan import plan_saving
+from tracking_callbacks.huggingface.other_flavors import save_files
+from tracking_callbacks.huggingface.save_plan import plan_saving, saver_of
 from tracking_callbacks.huggingface.saving import processor_of, save_mlmodel
 
 TEXTS = ["good film", "awful book play", "lovely"]
@@ -310,3 +311,20 @@ def test_a_model_without_a_pipeline_says_how_it_loads(tokenizer: PreTrainedToken
 
     assert "no pipeline for a T5EncoderModel" in limits
     assert "return_type='components'" in limits
+
+
+def test_what_is_no_module_keeps_its_files(tmp_path: Path) -> None:
+    """As SetFit's models, whose head is fitted after the callback has seen the end of training."""
+
+    class Composed:
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "head.pkl").write_text("fitted")
+
+    plan = plan_saving(Composed(), None, None)  # type: ignore[arg-type]
+    save, _ = saver_of(plan, Composed(), "auto", None)  # type: ignore[arg-type]
+
+    assert plan.limits == "MLflow has no flavor for a Composed; its files become the artifacts model_files"
+    with pytest.raises(TrackingError, match="no flavor for a Composed"):
+        save(tmp_path / "model")
+    save_files(Composed(), tmp_path / "files")
+    assert (tmp_path / "files" / "head.pkl").read_text() == "fitted"

@@ -28,7 +28,7 @@ from tracking_callbacks.huggingface.explanation import log_explanation
 from tracking_callbacks.huggingface.forms import check_choice
 from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
 from tracking_callbacks.huggingface.params import config_of, describe, describe_search
-from tracking_callbacks.huggingface.save_plan import announce_limits, prepare_model, unwrapped
+from tracking_callbacks.huggingface.save_plan import announce_limits, is_module, prepare_model, unwrapped
 from tracking_callbacks.huggingface.sharded import gathered, is_sharded
 from tracking_callbacks.huggingface.trainer_datasets import log_dataset_of
 from tracking_callbacks.huggingface.trainer_state import (
@@ -250,7 +250,11 @@ class MLflowTrainerCallback(TrainerCallback):
         run.record("importance", lambda: log_explanation(run, kwargs, place))
         prepare = functools.partial(self._prepare_model, kwargs, model_step(args, state))
         is_trial = state.is_hyper_param_search or callback_run.in_trial
-        self._model_logger.log(run, prepare, register=self.register_trials or not is_trial)
+        log = functools.partial(self._model_logger.log, run, prepare, register=self.register_trials or not is_trial)
+        if is_module(kwargs["model"]):
+            log()
+        else:
+            run.postpone(log)
         callback_run.end_training()
 
     # -- what they do --------------------------------------------------------------------------------------
@@ -279,6 +283,8 @@ class MLflowTrainerCallback(TrainerCallback):
             write_run_reference(state, callback_run.run)
             return
         self._attempts = 1
+        if self.run is not None:
+            self.run.write_postponed()
         if state.is_hyper_param_search:
             run = self._begin_trial(callback_run, args, state)
         else:
@@ -358,7 +364,8 @@ class MLflowTrainerCallback(TrainerCallback):
     def _whole_model(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the model with all of its weights, if they are spread over processes; each of them takes part."""
         model = unwrapped(given["model"])
-        return {"model": gathered(model)} if self.log_model is not False and is_sharded(model) else {}
+        wanted = self.log_model is not False and is_module(model)
+        return {"model": gathered(model)} if wanted and is_sharded(model) else {}
 
     def _prepare_model(self, given: Mapping[str, Any], step: int) -> PreparedModel:
         example = self.run is not None and self.run.settings.record.input_example

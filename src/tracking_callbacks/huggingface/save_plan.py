@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import DataLoader
 
-__all__ = ["SavePlan", "announce_limits", "plan_saving", "prepare_model", "saver_of", "unwrapped"]
+__all__ = ["SavePlan", "announce_limits", "is_module", "plan_saving", "prepare_model", "saver_of", "unwrapped"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,13 @@ class SavePlan:
     processor: Any = None
 
 
+def is_module(model: object) -> bool:
+    """Return whether `model` is a module of torch; that of SetFit is not, and is complete only after its training."""
+    from torch import nn
+
+    return isinstance(model, nn.Module)
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside ``torch.compile(model)``; every other model as it is."""
     inner: nn.Module = getattr(model, "_orig_mod", model)  # undocumented (torch 2.13)
@@ -67,6 +74,8 @@ def plan_saving(model: nn.Module, processing_class: Any, dataloader: DataLoader[
     from transformers import PreTrainedModel
 
     name = type(model).__name__
+    if not is_module(model):
+        return SavePlan("none", f"MLflow has no flavor for a {name}; its files become the artifacts model_files")
     if is_sentence_transformer(model):
         return SavePlan("sentence_transformers")
     load = "load it with mlflow.pytorch.load_model"
@@ -153,6 +162,10 @@ def _plan(model: nn.Module, given: Mapping[str, Any]) -> SavePlan:
     return plan_saving(model, given.get("processing_class"), given.get("train_dataloader"))
 
 
+def _refuse(reason: str, folder: Path) -> None:  # noqa: ARG001 - what saves a model takes a folder
+    raise TrackingError(reason)
+
+
 def saver_of(
     plan: SavePlan, model: nn.Module, log_model: str, code_paths: list[str] | None, example: str | None = None
 ) -> tuple[Callable[[Path], object], dict[str, str]]:
@@ -168,6 +181,8 @@ def saver_of(
     Raises:
         TrackingError: It cannot be saved in the requested form.
     """
+    if plan.flavor == "none":
+        return functools.partial(_refuse, plan.limits), {}
     paths = (code_paths_of(model, plan.processor) if code_paths is None else code_paths) or None
     if plan.flavor == "sentence_transformers":
         return functools.partial(save_sentence_transformer, model, code_paths=paths), {"form": "full"}
