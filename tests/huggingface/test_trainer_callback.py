@@ -495,3 +495,13 @@ def test_the_variable_of_transformers_callback_logs_every_checkpoint(
 
     found = {entry.path for entry in client.list_artifacts(run.run_id, "checkpoints")}
     assert found == {"checkpoints/checkpoint-3", "checkpoints/checkpoint-6"}
+
+
+def test_the_users_tags_come_first_in_the_overview(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, full_model: Any
+) -> None:
+    callback = MLflowTrainerCallback(tracker, tags={"team": "desk", "zone": "eu"}, log_model=False)
+    make_trainer(full_model, callback).train()
+    shown = [key for key in client.get_run(finished_run(callback).run_id).data.tags if not key.startswith("mlflow.")]
+
+    assert shown[:4] == ["team", "zone", "framework", "framework_version"]

@@ -112,6 +112,8 @@ class CallbackRun:
         tracker: Where runs go; None means ``MLflowTracker()``, built at the first event.
         run_name: Name of runs that are started.
         tags: Tags of runs that are started.
+        framework: Tags that name the framework and its version. They are set when a run is created, because the UI
+            shows a run's tags in the order in which they came, and those of its delivery come next.
         wind_up: Logs what the callback still holds; called before training that raised an exception ends.
         keep_model: Logs the model of training that an exception has stopped; called after `wind_up` with the exception,
             but not for a trial that a search has pruned.
@@ -131,6 +133,7 @@ class CallbackRun:
         *,
         run_name: str | None = None,
         tags: Mapping[str, Any] | None = None,
+        framework: Mapping[str, str] | None = None,
         wind_up: Callable[[], object] | None = None,
         keep_model: Callable[[BaseException], object] | None = None,
     ) -> None:
@@ -142,6 +145,7 @@ class CallbackRun:
         self.in_trial = False
         self.trials = 1
         self._tags = dict(tags or {})
+        self._framework = dict(framework or {})
         self._wind_up = wind_up
         self._keep_model = keep_model
         self._trained = False
@@ -150,6 +154,9 @@ class CallbackRun:
     def __getstate__(self) -> dict[str, Any]:
         """Leave the runs out of a copy, which begins new ones: they belong to this process and to this object."""
         return self.__dict__ | {"run": None, "search": None, "_borrowed": None, "training": False, "_trained": False}
+
+    def _first_tags(self) -> dict[str, Any]:
+        return self._tags | (self._framework if self.settings.record.environment else {})
 
     def begin_training(
         self, *, resume_key: str | None = None, continues: bool = False, at_step: int | None = None
@@ -207,7 +214,7 @@ class CallbackRun:
             call.on_end(self._on_call_end)
             if (search_call := call.surrounding()) is not None:
                 search_call.on_end(self._on_search_call_end)
-        self.run = MLflowTracker.of(self.search).start_run(run_name, tags=self._tags, parent=self.search)
+        self.run = MLflowTracker.of(self.search).start_run(run_name, tags=self._first_tags(), parent=self.search)
         self.run.status_at_exit = "FAILED"  # the search has caught what stopped its last trial
         self.training = self._trained = True
         return self.run, self.search
@@ -223,7 +230,7 @@ class CallbackRun:
                 unnamed = trial.study.startswith("no-name-")  # what Optuna calls a study without a name
                 study = _studies[key] = self._join_or_start("study" if unnamed else f"study {trial.study}")
                 study.status_at_exit = "FINISHED"  # no hook says that a study is over
-        self.run = MLflowTracker.of(study).start_run(f"trial {trial.number}", tags=self._tags, parent=study)
+        self.run = MLflowTracker.of(study).start_run(f"trial {trial.number}", tags=self._first_tags(), parent=study)
         self.run.log_params({f"trial.{name}": value for name, value in trial.params.items()})
         self.run.status_at_exit = "KILLED"
         self.training = self._trained = self.in_trial = True
@@ -335,7 +342,7 @@ class CallbackRun:
             return self._join(users)
         if resume_key is not None:  # an earlier nested run, which continues
             return self._start(resume_key, at_step)
-        return users.tracker.start_run(self.run_name, tags=self._tags, parent=users.entered or users.identity)
+        return users.tracker.start_run(self.run_name, tags=self._first_tags(), parent=users.entered or users.identity)
 
     def _join(self, users: _UsersRun) -> Run:
         if users.entered is None:
@@ -370,7 +377,7 @@ class CallbackRun:
     def _start(self, resume_key: str | None = None, at_step: int | None = None, *, run_name: str | None = None) -> Run:
         if resume_key is not None:
             return self._tracker().resume_run(resume_key, at_step=at_step)
-        return self._tracker().start_run(run_name or self.run_name, tags=self._tags)
+        return self._tracker().start_run(run_name or self.run_name, tags=self._first_tags())
 
     def _tracker(self) -> MLflowTracker:
         if self.tracker is None:

@@ -13,7 +13,15 @@ from typing import Any
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._values.names import safe_name
 
-__all__ = ["Description", "evaluation_folder", "log_description", "role_name", "tag_framework", "telling_first"]
+__all__ = [
+    "Description",
+    "evaluation_folder",
+    "framework_tags",
+    "log_description",
+    "role_name",
+    "tag_framework",
+    "telling_first",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +74,14 @@ def log_description(run: Run, description: Description) -> None:
         run.record("config", lambda name=name, document=document: run.log_dict(document, f"config/{name}"))  # type: ignore[misc]
 
 
+def framework_tags(framework: str, version: str | None) -> dict[str, str]:
+    """Return the tags that name a framework and its version."""
+    return {"framework": framework} | ({"framework_version": version} if version else {})
+
+
 def tag_framework(run: Run, framework: str, version: str | None = None, *, model_type: str | None = None) -> None:
     """Tag the run with the framework that trains, its version, and the type of the model."""
-    tags: Mapping[str, str | None] = {
-        "framework": framework,
-        "framework_version": version,
-        "model_type": model_type,
-    }
-    known = {key: text for key, text in tags.items() if text}
+    known = framework_tags(framework, version) | ({"model_type": model_type} if model_type else {})
     run.record("environment", lambda: run.set_tags(known))
 
 

@@ -13,7 +13,13 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tracking_callbacks._callbacks.callback_run import CallbackRun
-from tracking_callbacks._callbacks.description import evaluation_folder, log_description, role_name, tag_framework
+from tracking_callbacks._callbacks.description import (
+    evaluation_folder,
+    framework_tags,
+    log_description,
+    role_name,
+    tag_framework,
+)
 from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel, check_code_paths
 from tracking_callbacks._callbacks.training_watch import watch_method
 from tracking_callbacks._runs.run import Run
@@ -264,7 +270,12 @@ class MLflowTrainerCallback(TrainerCallback):
             # Older versions of transformers give the output folder as the name.
             trainer_name = getattr(args, "run_name", None)
             trainer_name = trainer_name if trainer_name != getattr(args, "output_dir", None) else None
-            self._callback_run = CallbackRun(self._tracker, run_name=self._run_name or trainer_name, tags=self._tags)
+            self._callback_run = CallbackRun(
+                self._tracker,
+                run_name=self._run_name or trainer_name,
+                tags=self._tags,
+                framework=framework_tags("transformers", transformers.__version__),
+            )
         return self._callback_run
 
     @functools.partial(on_main_process, begins=True)

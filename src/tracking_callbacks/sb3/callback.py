@@ -26,7 +26,13 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from tracking_callbacks._callbacks.callback_run import CallbackRun
-from tracking_callbacks._callbacks.description import Description, evaluation_folder, log_description, tag_framework
+from tracking_callbacks._callbacks.description import (
+    Description,
+    evaluation_folder,
+    framework_tags,
+    log_description,
+    tag_framework,
+)
 from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel, check_code_paths
 from tracking_callbacks._callbacks.training_watch import watch_method
 from tracking_callbacks._episodes.account import AccountSettings
@@ -155,6 +161,7 @@ class MLflowSB3Callback(BaseCallback):
             tracker,
             run_name=run_name,
             tags=self.tags,
+            framework=framework_tags("stable_baselines3", stable_baselines3.__version__),
             wind_up=self._wind_up,
             keep_model=self._keep_interrupted,
         )
