@@ -57,7 +57,9 @@ def end(trainer: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def losses(folder: Path, experiment: str = "shared") -> dict[str, list[tuple[int, float]]]:
-    """Return the points of each run by its name."""
+    """Return the points of each run by its name; a store that is not there yet is left to delivery, which makes it."""
+    if not (folder / "mlflow.db").exists():
+        return {}
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     client = MlflowClient(uri, uri)
     if (found := client.get_experiment_by_name(experiment)) is None:
