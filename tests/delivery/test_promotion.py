@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from processes import script, stop_delivery
 from tracking_callbacks import ConfigError, Delivery, InputError, MLflowTracker, Promotion, Run
 from tracking_callbacks._delivery.batches import Point
-from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible
+from tracking_callbacks._delivery.failures import DeliveryError, NotYetVisible, Transient
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.promotion import Contender, best_of, deliver_promotion
 from tracking_callbacks._delivery.stores.store import StoredVersion
@@ -534,3 +534,36 @@ def test_the_command_line_says_why_a_version_is_champion(registry: Registry, ser
     assert (local.returncode, local.stdout) == (0, "No model is registered.\n")
     assert unknown.returncode == 1
     assert "no-such-model" in unknown.stderr
+
+
+class Flaky(InTurns):
+    """Fails to set the challenger at the first time."""
+
+    challenger: str | None = None
+    failed = False
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        if alias == "champion":
+            self.shared.alias = version
+        elif not self.failed:
+            self.failed = True
+            raise Transient("away")
+        else:
+            self.challenger = version
+
+
+def test_a_challenger_that_could_not_be_set_is_set_by_the_next_attempt() -> None:
+    outcome = {"alias": "champion", "by": "eval/f1", "figure": "0.5", "data": "same", "outcome": "champion"}
+    shared = Shared({"1": {f"tracking_callbacks.promotion.{key}": text for key, text in outcome.items()}, "2": {}}, "1")
+    turns = Turns(lambda _: 0)
+    turns.wait = lambda name: None  # type: ignore[method-assign]
+    store = Flaky(shared, turns, "2", 0.9)
+    record = Promote("key", "model", "champion", "eval/f1", True, 0.0, "challenger", step=3, data="same")
+    state = RunState(versions={"key": "2"}, models={"key": LoggedModel(["pytorch"], "model")})
+    once = Once(state.attempts, lambda: None)
+    with pytest.raises(Transient):
+        deliver_promotion(store, once, "run", record, state)  # type: ignore[arg-type]
+    deliver_promotion(store, once, "run", record, state)  # type: ignore[arg-type]
+
+    assert (shared.alias, store.challenger) == ("2", "1")
+    assert state.promotions["key"].outcome == "champion: eval/f1 0.9 is better than 0.5 of version 1, on the same data"

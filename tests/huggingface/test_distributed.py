@@ -114,7 +114,8 @@ from peft import LoraConfig, get_peft_model
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.bert.modeling_bert import BertLayer
-from tracking_callbacks.huggingface.save_plan import plan_saving, saver_of
+from tracking_callbacks import TrackingError
+from tracking_callbacks.huggingface.save_plan import plan_saving, prepare_model, saver_of
 from tracking_callbacks.huggingface.sharded import gathered, is_sharded
 
 torch.set_num_threads(1)
@@ -138,6 +139,11 @@ for kind in ("full", "LoRA"):
             fully_shard(layer)
     fully_shard(model)
     assert is_sharded(model), kind
+    try:
+        prepare_model({"model": model}, 1, log_model="auto", code_paths=[], with_example=False)
+        raise SystemExit("a sharded model was about to be saved by one process")
+    except TrackingError:
+        pass
     whole = gathered(model)
     assert (whole is None) == (rank != 0)
     if rank == 0:

@@ -103,15 +103,16 @@ def deliver_promotion(store: Store, once: Once, run_id: str, record: Promote, st
     if mine.figure is None or math.isnan(mine.figure):
         at_step = "" if record.step is None else f" at step {record.step}, which the model is of"
         missing = "is not a number" if mine.figure is not None else "has no value"
-        _conclude(store, record, mine, promotion, f"not compared: {record.by} {missing}{at_step}", won=False)
+        _conclude(store, record, mine, promotion, f"not compared: {record.by} {missing}{at_step}")
         return
     store.tag_version(record.name, version, _tags(record, mine) | {OUTCOME_TAG: _PENDING})
     winner, over = _settle(store, once, record, mine, promotion)
     won = winner is not None and winner.version == version
-    _conclude(store, record, mine, promotion, _outcome(record, mine, winner, over), won=won)
     beaten, by = (over, mine) if won else (mine, winner)
     if record.challenger is not None and beaten is not None and by is not None and _can_be_compared(beaten, by):
         store.set_alias(record.name, record.challenger, beaten.version)
+    # Last, because a comparison with an outcome is begun anew, and would not know any more who held the alias.
+    _conclude(store, record, mine, promotion, _outcome(record, mine, winner, over))
 
 
 def _settle(
@@ -120,9 +121,8 @@ def _settle(
     """Move the alias until it is where it belongs; return that version and the one that held it at first."""
     over: Contender | None = None
     for _ in range(_ROUNDS):
-        everyone = [
-            one for one in store.versions(record.name) if _competes(one, record)
-        ]  # before the holder, see above
+        # The versions are asked for before the holder, see above.
+        everyone = [one for one in store.versions(record.name) if _competes(one, record)]
         held = store.aliases(record.name).get(record.alias)
         if not promotion.begun:
             promotion.decided = [one.version for one in everyone if _is_decided(one) and one.version != mine.version]
@@ -206,12 +206,10 @@ def _tags(record: Promote, mine: Contender) -> dict[str, str]:
     }
 
 
-def _conclude(
-    store: Store, record: Promote, mine: Contender, promotion: PromotionState, outcome: str, *, won: bool
-) -> None:
+def _conclude(store: Store, record: Promote, mine: Contender, promotion: PromotionState, outcome: str) -> None:
     store.tag_version(record.name, mine.version, {OUTCOME_TAG: outcome})
     logger.info("%s version %s: %s", record.name, mine.version, outcome)
-    promotion.outcome, promotion.won = outcome, won
+    promotion.outcome = outcome
 
 
 def _outcome(record: Promote, mine: Contender, winner: Contender | None, over: Contender | None) -> str:

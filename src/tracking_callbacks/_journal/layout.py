@@ -98,14 +98,12 @@ class PromotionState(msgspec.Struct):
         decided: The versions whose comparison was over when this one began.
         over: The version that held the alias at that time.
         outcome: What came of it; empty until it is over.
-        won: The version has received the alias.
     """
 
     begun: bool = False
     decided: list[str] = []
     over: str | None = None
     outcome: str = ""
-    won: bool = False
 
 
 class LoggedModel(msgspec.Struct, frozen=True):

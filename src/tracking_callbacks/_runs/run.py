@@ -406,6 +406,8 @@ class Run:
             TrackingError: `save` raised an `OSError` or left no ``MLmodel`` file. Its other exceptions are passed on.
             InputError: As in `log_model`, and so is `ConfigError`.
         """
+        if checkpoint and registered_model_name is not None:
+            raise InputError(f"save_model: a checkpoint cannot be registered (as {registered_model_name!r})")
         record = model_record(
             name, registered_model_name, aliases, step, tags, self._evaluated_on, checkpoint=checkpoint
         )

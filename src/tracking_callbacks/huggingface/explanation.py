@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.huggingface.params import config_of
+from tracking_callbacks.huggingface.save_plan import is_module, unwrapped
+from tracking_callbacks.huggingface.sharded import is_sharded
 from tracking_callbacks.huggingface.trainer_datasets import rows_of
 
 if TYPE_CHECKING:
@@ -65,9 +67,12 @@ def log_explanation(run: Run, given: Mapping[str, Any], folder: str) -> None:
             tokenizer, and the dataloader of the last evaluation.
         folder: The evaluation's folder among the artifacts.
     """
-    model, tokenizer, dataloader = (given.get(key) for key in ("model", "processing_class", "eval_dataloader"))
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
-    if dataloader is None:
+    model: Any = unwrapped(given["model"])
+    tokenizer, dataloader = given.get("processing_class"), given.get("eval_dataloader")
+    if dataloader is None or not is_module(model):
+        return
+    if is_sharded(model):  # a pass through it in this process alone would wait for the others
+        logger.info("the run goes on without importance: the model's weights are spread over processes")
         return
     if find_spec("captum") is None:
         logger.warning("importance: captum is not installed (pip install 'tracking-callbacks[explain]'); left out")

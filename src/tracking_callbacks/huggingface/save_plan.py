@@ -22,6 +22,7 @@ from tracking_callbacks.huggingface.other_flavors import (
     save_sentence_transformer,
 )
 from tracking_callbacks.huggingface.saving import code_paths_of, processor_of, save_mlmodel
+from tracking_callbacks.huggingface.sharded import is_sharded
 from tracking_callbacks.huggingface.tasks import task_of
 from tracking_callbacks.huggingface.trainer_datasets import example_text
 
@@ -153,6 +154,8 @@ def prepare_model(
         TrackingError: It cannot be saved in the requested form.
     """
     model = unwrapped(given["model"])
+    if is_module(model) and is_sharded(model):  # what this process did with it alone would wait for the others
+        raise TrackingError("its weights are spread over processes, and they could not be gathered")
     example = example_text(given.get("eval_dataloader"), given.get("processing_class")) if with_example else None
     save, tags = saver_of(_plan(model, given), model, log_model, code_paths, example)
     return PreparedModel(save, step=step, tags=tags, save_files=functools.partial(save_files, model))
