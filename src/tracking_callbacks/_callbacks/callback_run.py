@@ -262,14 +262,18 @@ class CallbackRun:
             self._end(self.run, status)
             call = current_call()
             if call is None:
-                self._wait_for_registration(None)
+                self._wait(None)
             else:
-                call.on_end(self._wait_for_registration)  # after the hooks of the user's other callbacks
+                call.on_end(self._wait)  # after the hooks of the user's other callbacks
 
     @never_in_the_way
-    def _wait_for_registration(self, error: BaseException | None) -> None:
-        if error is None and self.run is not None:
+    def _wait(self, error: BaseException | None) -> None:
+        if self.run is None:
+            return
+        if error is None:
             self.run.wait_for_registration()
+        if self._user_owns(self.run):  # it has not ended, which would have waited
+            self.run.outlast_supervisor()
 
     @property
     def settings(self) -> Settings:

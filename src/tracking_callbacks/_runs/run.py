@@ -36,7 +36,7 @@ from tracking_callbacks._values.names import (
 )
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._values.secrets import mask_text
-from tracking_callbacks._writing.flushing import wait_for_delivery, wait_for_registration
+from tracking_callbacks._writing.flushing import outlast_supervisor, wait_for_delivery, wait_for_registration
 from tracking_callbacks._writing.launch import DeliveryLauncher
 from tracking_callbacks._writing.report import DeliveryReport
 from tracking_callbacks._writing.session import RunJournal
@@ -517,6 +517,9 @@ class Run:
     def end(self, status: records.Status = "FINISHED") -> None:
         """End the run; a second call does nothing. Delivery goes on in the background, `flush` waits for it.
 
+        Where all processes of a job end together (Ray's workers, Slurm, a pod, …), delivery cannot go on, and this
+        call waits for it, `Delivery.wait_at_end` seconds at most.
+
         Args:
             status: ``FINISHED``, ``FAILED`` or ``KILLED``. A run that was only joined keeps its own status.
 
@@ -533,6 +536,11 @@ class Run:
                 if not self.joined:
                     self.describe(status)
                 self.journal.seal(None if self.joined else status)
+        self.outlast_supervisor()
+
+    def outlast_supervisor(self) -> None:
+        """Wait for delivery where something ends this process together with its delivery process."""
+        outlast_supervisor(self.journal, self.settings.delivery.wait_at_end)
 
     def fail(self, error: BaseException) -> None:
         """End the run because of `error`: its traceback becomes ``error.txt``, its last line a tag.

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from tracking_callbacks._journal.records import Model
 from tracking_callbacks._writing.launch import detach_all
 from tracking_callbacks._writing.report import DeliveryReport
+from tracking_callbacks._writing.supervisor import current_supervisor
 
 if TYPE_CHECKING:
     from tracking_callbacks._writing.session import RunJournal
 
-__all__ = ["drain_at_exit", "wait_for_delivery", "wait_for_registration"]
+__all__ = ["drain_at_exit", "outlast_supervisor", "wait_for_delivery", "wait_for_registration"]
 
 _POLL_SECONDS = 0.05
 _QUIET_SECONDS = 2.0
@@ -85,6 +86,27 @@ def wait_for_registration(
         else:
             why = f" ({state.last_error})" if state.last_error else f" after {timeout:.0f} s"
             _print_line(f"{model.registered_model_name} is not registered yet{why}; delivery goes on in the background")
+
+
+def outlast_supervisor(journal: RunJournal, timeout: float) -> None:
+    """Wait for delivery where it cannot go on after this process, as in a worker of Ray.
+
+    The wait ends after `timeout` seconds, and at once where the store does not answer.
+    """
+    supervisor = current_supervisor()
+    if supervisor is None or journal.offline or not timeout:
+        return
+    started = time.monotonic()
+    while not (report := journal.report()).complete:
+        if report.last_error or time.monotonic() - started >= timeout:
+            journal.waited += time.monotonic() - started
+            _print_line(
+                f"{_remaining([report])} not delivered yet{_reason([report])}; if {supervisor} ends this job before "
+                f"that, 'tracking-callbacks sync {journal.root.path}' will deliver it"
+            )
+            return
+        journal.ensure_delivery()
+        time.sleep(_POLL_SECONDS)
 
 
 def drain_at_exit(journals: Sequence[RunJournal]) -> None:
