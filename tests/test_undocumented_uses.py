@@ -194,7 +194,7 @@ def test_total_flos_is_in_the_summary_and_in_no_other_log(bert: Any, tmp_path: P
     assert {"train_runtime", "train_samples_per_second"} <= set(logs.heard[-1])
 
 
-@use("CallbackHandler.add_callback or its callbacks", TRANSFORMERS, "huggingface/own_callback.py")
+@use("CallbackHandler.add_callback or its callbacks", TRANSFORMERS, "huggingface/report_to.py")
 def test_a_trainers_handler_holds_its_callbacks() -> None:
     from transformers.trainer_callback import CallbackHandler
 
@@ -203,6 +203,27 @@ def test_a_trainers_handler_holds_its_callbacks() -> None:
     handler.add_callback(callback)
 
     assert handler.callbacks == [callback]
+
+
+@use("INTEGRATION_TO_CALLBACK", TRANSFORMERS, "huggingface/report_to.py")
+def test_report_to_looks_a_name_up_in_a_dict() -> None:
+    from transformers.integrations import integration_utils
+
+    for name, callback in integration_utils.INTEGRATION_TO_CALLBACK.items():
+        assert integration_utils.get_reporting_integration_callbacks([name]) == [callback]
+
+
+@use("DEFAULT_CALLBACKS", TRANSFORMERS, "_switch.py")
+def test_a_trainer_holds_the_default_callbacks(bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import trainer
+
+    class Further(TrainerCallback):
+        pass
+
+    monkeypatch.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, Further])
+    held = Trainer(bert, TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)).callback_handler
+
+    assert any(isinstance(callback, Further) for callback in held.callbacks)
 
 
 @use("TrainerState.stateful_callbacks", TRANSFORMERS, "huggingface/trainer_state.py")

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 EXPERIMENT_ID_VARIABLE = "MLFLOW_EXPERIMENT_ID"
 JOURNAL_VARIABLE = "TRACKING_CALLBACKS_JOURNAL"
+CONFIG_VARIABLE = "TRACKING_CALLBACKS_CONFIG"
 SYSTEM_METRICS_VARIABLE = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 
 # Transformers' own callback knows the first one.
@@ -252,6 +253,7 @@ def resolve_settings(
         "delivery": delivery,
     }
     given = struct_from(_Given, arguments, "argument", _GROUPS)
+    config = config or environ.get(CONFIG_VARIABLE, "").strip() or None
     in_file = _read_config(Path(config)) if config is not None else _Given()
 
     project = project_root(Path.cwd())

@@ -90,8 +90,8 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, sentences: 
     """
     callbacks: list[MLflowTrainerCallback] = []
 
-    def make(model: Any, callback: MLflowTrainerCallback, **arguments: Any) -> Trainer:
-        callbacks.append(callback)
+    def make(model: Any, callback: MLflowTrainerCallback | None = None, **arguments: Any) -> Trainer:
+        callbacks.extend([callback] if callback else [])
         settings = {
             "output_dir": str(tmp_path / "output"),
             "max_steps": 6,
@@ -110,7 +110,7 @@ def make_trainer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, sentences: 
             train_dataset=sentences,
             processing_class=tokenizer,
             compute_metrics=ClassificationMetrics(LABELS),
-            callbacks=[callback],
+            callbacks=[callback] if callback else None,
             **{"eval_dataset": sentences} | given,
         )
 

@@ -48,6 +48,7 @@ class MLflowTracker:
             ``MLFLOW_EXPERIMENT_ID`` has chosen, as in ``mlflow.start_run``.
         config: Path of a YAML file with these arguments by name, `record` and `delivery` as mappings;
             ``default_experiment_name`` is the experiment. An argument takes precedence over the file, field by field.
+            None means the file that ``TRACKING_CALLBACKS_CONFIG`` names, if it is set.
         registry_uri: The model registry, where it is not the store's own; ``MLFLOW_REGISTRY_URI`` takes precedence.
         tags: Tags of every run: ``dataset_version``, ``status``, …
         record: What a run records automatically. True means everything that `Recording` has on by default. False

@@ -390,8 +390,5 @@ def _watch_trainers() -> None:
     # Heavy, and loaded already wherever there is something to train.
     from transformers.trainer import Trainer
 
-    from tracking_callbacks.huggingface.own_callback import replace_own_callback
-
     watch_method(Trainer, "train")
     watch_method(Trainer, "hyperparameter_search")
-    replace_own_callback(MLflowTrainerCallback)
