@@ -255,11 +255,16 @@ class CallbackRun:
             self.run.status_at_exit = "FINISHED"
         return self.run
 
-    def end_training(self, status: Status = "FINISHED") -> None:
-        """End the run if it belongs to the callback. A second call does nothing."""
+    def end_training(self, status: Status = "FINISHED", error: BaseException | None = None) -> None:
+        """End the run if it belongs to the callback. A second call does nothing.
+
+        Args:
+            status: How it ends without an error.
+            error: The exception that has ended training.
+        """
         if self.training and self.run is not None:
             self.training = False
-            self._end(self.run, status)
+            self._end(self.run, status, error)
             call = current_call()
             if call is None:
                 self._wait(None)

@@ -8,13 +8,13 @@ from typing import Any
 
 from stable_baselines3.common.logger import Figure, HParam, Image, KVWriter, Logger, Video
 
+from tracking_callbacks._callbacks.media import save_image, save_video
 from tracking_callbacks._episodes.point_budget import StepBudget
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._values.names import safe_name
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import InputError, InvalidNameError, MetricValueError
-from tracking_callbacks.sb3.media import save_image, save_video
 
 __all__ = ["RunWriter"]
 
@@ -172,9 +172,13 @@ class RunWriter(KVWriter):
             case Image(image=str(path)):
                 self.run.log_artifact(path, f"images/{key}")
             case Image():
-                self.run.log_file(f"images/{key}/{step:09d}.png", lambda path: save_image(value, path))
+                self.run.log_file(
+                    f"images/{key}/{step:09d}.png", lambda path: save_image(value.image, value.dataformats, path)
+                )
             case Video():
-                self.run.log_file(f"videos/{key}/{step:09d}.gif", lambda path: save_video(value, path))
+                self.run.log_file(
+                    f"videos/{key}/{step:09d}.gif", lambda path: save_video(value.frames, value.fps, path)
+                )
             case HParam():
                 content = {"hyperparameters": dict(value.hparam_dict), "metrics": dict(value.metric_dict)}
                 self.run.log_dict(content, f"hparams/{key}/{step:09d}.json")

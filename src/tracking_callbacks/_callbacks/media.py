@@ -1,4 +1,4 @@
-"""Images and videos of SB3's logger, as files that MLflow's UI shows."""
+"""Images and videos out of arrays, as files that MLflow's UI shows."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.logger import Image, Video
 
 __all__ = ["save_image", "save_video"]
 
 _LONGEST_FRAMES = 600  # of a video; of a longer one, every n-th frame is kept
 
 
-def save_image(image: Image, path: Path) -> None:
+def save_image(image: Any, dataformats: str, path: Path) -> None:
     """Write an image as a PNG file.
 
     Args:
-        image: Content with its ``dataformats``: the letters H, W and C in the order of its axes, with N for several
-            images, which are put next to each other.
+        image: An array or tensor; floats are taken as 0.0 to 1.0.
+        dataformats: The letters H, W and C in the order of its axes, with N for several images, which are put next to
+            each other.
         path: The file.
 
     Raises:
-        ValueError: The content does not fit its ``dataformats``.
+        ValueError: The image does not fit `dataformats`.
     """
     from PIL import Image as Pictures
 
-    content, axes = _as_array(image.image), image.dataformats.upper()
+    content, axes = _as_array(image), dataformats.upper()
     if content.ndim != len(axes) or set(axes) - set("NHWC"):
-        raise ValueError(f"an image with dataformats={image.dataformats!r} has the shape {content.shape}")
+        raise ValueError(f"an image with dataformats={dataformats!r} has the shape {content.shape}")
     for name in "NC":
         if name not in axes:
             content, axes = content[..., np.newaxis], axes + name
@@ -38,12 +38,13 @@ def save_image(image: Image, path: Path) -> None:
     Pictures.fromarray(_pixels(content.reshape(height, count * width, channels))).save(path, format="PNG")
 
 
-def save_video(video: Video, path: Path) -> None:
+def save_video(video: Any, fps: float, path: Path) -> None:
     """Write a video as an animated GIF, which every browser plays; it needs no further package.
 
     Args:
         video: Frames of shape (videos, time, channels, height, width), as TensorBoard takes them; several videos are
-            put next to each other. ``fps`` says how many frames make a second.
+            put next to each other.
+        fps: Frames per second.
         path: The file.
 
     Raises:
@@ -51,14 +52,14 @@ def save_video(video: Video, path: Path) -> None:
     """
     from PIL import Image as Pictures
 
-    frames = _as_array(video.frames)
+    frames = _as_array(video)
     if frames.ndim != 5 or not frames.size:
         raise ValueError(f"expected video frames of shape (videos, time, channels, height, width), got {frames.shape}")
     stride = -(-frames.shape[1] // _LONGEST_FRAMES)
     frames = frames[:, ::stride].transpose(1, 3, 0, 4, 2)
     time, height, count, width, channels = frames.shape
     pictures = [Pictures.fromarray(frame) for frame in _pixels(frames.reshape(time, height, count * width, channels))]
-    milliseconds = max(round(1000 * stride / float(video.fps)), 20)  # browsers play shorter ones slowly
+    milliseconds = max(round(1000 * stride / float(fps)), 20)  # browsers play shorter ones slowly
     pictures[0].save(
         path, format="GIF", save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, optimize=False
     )

@@ -1,0 +1,1 @@
+"""Tracking for further frameworks: one module for each, which imports that framework and no other."""
