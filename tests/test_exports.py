@@ -65,7 +65,9 @@ def test_signatures_are_those_of_the_design() -> None:
     assert keywords(tracking_callbacks.MLflowTracker) == [
         *("tracking_uri", "experiment_name", "config", "registry_uri", "tags", "record", "delivery"),
     ]
-    assert keywords(tracking_callbacks.MLflowTracker.start_run) == ["run_name", "tags", "parent", "run_id"]
+    assert keywords(tracking_callbacks.MLflowTracker.start_run) == [
+        *("run_name", "tags", "parent", "run_id", "run_key", "start_time"),
+    ]
     assert keywords(MLflowTrainerCallback) == [
         *("tracker", "run_name", "tags", "log_model", "registered_model_name", "aliases"),
         *("promote", "code_paths", "register_trials", "log_checkpoints"),

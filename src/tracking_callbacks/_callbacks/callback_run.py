@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from tracking_callbacks._callbacks.searches import Trial, current_trial
 from tracking_callbacks._callbacks.training_watch import current_call
@@ -33,7 +34,11 @@ _trained_in: dict[str, str] = {}
 
 # The run of each study whose trials train in this process, by what identifies the study.
 _studies: dict[tuple[str, ...], Run] = {}
-_studies_lock = threading.Lock()
+_studies_lock = threading.RLock()
+
+# The run of each trial that began in this process, for as long as something else holds it, and the keys of all of them.
+_trials: WeakValueDictionary[str, Run] = WeakValueDictionary()
+_begun_trials: set[str] = set()
 
 
 def _end_studies() -> None:
@@ -43,6 +48,7 @@ def _end_studies() -> None:
             if not run.joined and run.status_at_exit == "FINISHED" and run not in active_runs.get():
                 run.end()
         _studies.clear()
+        _begun_trials.clear()
 
 
 def run_reference(run: Run) -> dict[str, str]:
@@ -223,14 +229,7 @@ class CallbackRun:
         """Return a new run for a trial of a study, nested under the study's run."""
         if self.run is not None and not self._trained and not self._user_owns(self.run):
             self.run.end()  # an evaluation opened it
-        with _studies_lock:
-            key = (*_place(self.settings).values(), trial.study)
-            study = _studies.get(key)
-            if study is None:
-                unnamed = trial.study.startswith("no-name-")  # what Optuna calls a study without a name
-                study = _studies[key] = self._join_or_start("study" if unnamed else f"study {trial.study}")
-                study.status_at_exit = "FINISHED"  # no hook says that a study is over
-        self.run = MLflowTracker.of(study).start_run(f"trial {trial.number}", tags=self._first_tags(), parent=study)
+        self.run = self._start_trial(trial)
         self.run.log_params({f"trial.{name}": value for name, value in trial.params.items()})
         self.run.status_at_exit = "KILLED"
         self.training = self._trained = self.in_trial = True
@@ -238,6 +237,52 @@ class CallbackRun:
         if (call := current_call()) is not None:
             call.on_end(self._on_call_end)
         return self.run
+
+    def study_run(self, trial: Trial) -> Run:
+        """Return the run of a trial's study: one that the user has started, else one that all its processes share."""
+        with _studies_lock:
+            key = (*_place(self.settings).values(), trial.study_key)
+            study = _studies.get(key)
+            if study is None:
+                unnamed = trial.study.startswith("no-name-")  # what Optuna calls a study without a name
+                name = "study" if unnamed else f"study {trial.study}"
+                study = _studies[key] = self._join_or_start(name, run_key=trial.study_key)
+                study.status_at_exit = "FINISHED"  # no hook says that a study is over
+            elif study.ended:
+                study.reopen()
+            return study
+
+    def trial_run(self, trial: Trial) -> tuple[Run, bool]:
+        """Return the run of a trial, nested under that of the study, and whether it is new.
+
+        A callback within the trial's objective may have started it already.
+        """
+        run = _trials.get(trial.run_key)
+        return (self._start_trial(trial), True) if run is None else (run, False)
+
+    def end_study(self, trial: Trial, error: BaseException | None) -> None:
+        """End the run of a trial's study, if it does not belong to the user."""
+        with _studies_lock:
+            study = _studies.get((*_place(self.settings).values(), trial.study_key))
+        if study is not None and not self._user_owns(study) and study not in active_runs.get():
+            self._end(study, "FINISHED", error)
+
+    def _start_trial(self, trial: Trial) -> Run:
+        study = self.study_run(trial)
+        with _studies_lock:
+            # An objective that trains twice makes two runs.
+            run_key = None if trial.run_key in _begun_trials else trial.run_key
+            _begun_trials.add(trial.run_key)
+            run = MLflowTracker.of(study).start_run(
+                f"trial {trial.number}",
+                tags=self._first_tags(),
+                parent=study,
+                run_key=run_key,
+                start_time=trial.began or None,
+            )
+            if run_key is not None:
+                _trials[run_key] = run
+        return run
 
     def _trial(self) -> Trial | None:
         """Return the trial that this training belongs to, None if the trial's own code has started a run for it."""
@@ -359,9 +404,9 @@ class CallbackRun:
         self._borrowed = users.entered
         return users.entered
 
-    def _join_or_start(self, run_name: str | None = None) -> Run:
+    def _join_or_start(self, run_name: str | None = None, run_key: str | None = None) -> Run:
         users = self._users_run()
-        return self._start(run_name=run_name) if users is None else self._join(users)
+        return self._start(run_name=run_name, run_key=run_key) if users is None else self._join(users)
 
     def _users_run(self) -> _UsersRun | None:
         """Return the run that the user has started, None if there is none."""
@@ -383,10 +428,17 @@ class CallbackRun:
     def _must_nest(identity: str) -> bool:
         return identity in _trained_in.values() or is_switched_on(NESTED_VARIABLE)
 
-    def _start(self, resume_key: str | None = None, at_step: int | None = None, *, run_name: str | None = None) -> Run:
+    def _start(
+        self,
+        resume_key: str | None = None,
+        at_step: int | None = None,
+        *,
+        run_name: str | None = None,
+        run_key: str | None = None,
+    ) -> Run:
         if resume_key is not None:
             return self._tracker().resume_run(resume_key, at_step=at_step)
-        return self._tracker().start_run(run_name or self.run_name, tags=self._first_tags())
+        return self._tracker().start_run(run_name or self.run_name, tags=self._first_tags(), run_key=run_key)
 
     def _tracker(self) -> MLflowTracker:
         if self.tracker is None:

@@ -44,7 +44,14 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 Intent = Literal["own", "join", "amend"]
 ERROR_TAG = "tracking_callbacks.error"  # of a run that has failed: the last line of its traceback
 DrawingKind = Literal[
-    "learning_curves", "confusion_matrix", "classifier_curves", "episodes", "equity", "tear_sheet", "importance"
+    "learning_curves",
+    "confusion_matrix",
+    "classifier_curves",
+    "episodes",
+    "equity",
+    "tear_sheet",
+    "importance",
+    "study",
 ]
 
 

@@ -116,6 +116,8 @@ class MLflowTracker:
         tags: Mapping[str, Any] | None = None,
         parent: Run | str | None = None,
         run_id: str | None = None,
+        run_key: str | None = None,
+        start_time: int | None = None,
     ) -> Run:
         """Start a run, or continue the one that the server knows as `run_id`.
 
@@ -127,13 +129,20 @@ class MLflowTracker:
             tags: Tags of this run, over the tracker's.
             parent: The run, or the id of the run, that this one is nested under.
             run_id: Continue this run instead of making one.
+            run_key: Its `Run.run_key`, which is otherwise made up: processes that give the same key write to one run,
+                for example the workers of a search. Letters, digits and ``_.-``, 128 of them at most.
+            start_time: When it began, in milliseconds since the epoch; None means now.
 
         Raises:
-            InputError: `parent` or `run_id` has the wrong type, or both are given.
+            InputError: `parent`, `run_id` or `run_key` has the wrong type, or both of the first two are given.
         """
+        if run_key is not None:
+            _check_run_key(run_key)
         if run_id is not None and parent is not None:
             raise InputError("start_run: expected run_id or parent, got both; a run keeps the parent it began with")
-        return self._open(run_name=run_name, tags=tags, parent=parent, run_id=run_id)
+        return self._open(
+            run_name=run_name, tags=tags, parent=parent, run_id=run_id, run_key=run_key, start_time=start_time
+        )
 
     def join_run(self, run_id: str) -> Run:
         """Log to a run that another program has started and will end.
@@ -154,8 +163,7 @@ class MLflowTracker:
         Raises:
             InputError: `run_key` cannot be the key of a run.
         """
-        if not isinstance(run_key, str) or not is_key(run_key):
-            raise InputError(f"run_key: expected the key of a run, got {run_key!r}")
+        _check_run_key(run_key)
         return self._open(run_key=run_key, resumed=True, resumed_at=at_step)
 
     @property
@@ -175,6 +183,7 @@ class MLflowTracker:
         intent: Intent = "own",
         resumed: bool = False,
         resumed_at: int | None = None,
+        start_time: int | None = None,
     ) -> Run:
         if run_id is not None and (not isinstance(run_id, str) or not run_id.strip()):
             raise InputError(f"run_id: expected the id of a run, got {run_id!r}")
@@ -191,7 +200,7 @@ class MLflowTracker:
         opened = SessionOpened(
             run_key=run_key or uuid.uuid4().hex,
             session=now,
-            timestamp=now // 1_000_000,
+            timestamp=now // 1_000_000 if start_time is None else start_time,
             owner=current_owner(),
             store=settings.store,
             experiment=settings.experiment_name,
@@ -214,6 +223,11 @@ class MLflowTracker:
 
     def __repr__(self) -> str:
         return f"MLflowTracker({self.settings.masked_uri!r}, {self.settings.experiment_name!r})"
+
+
+def _check_run_key(run_key: object) -> None:
+    if not isinstance(run_key, str) or not is_key(run_key):
+        raise InputError(f"run_key: expected the key of a run, got {run_key!r}")
 
 
 def _environment_tags() -> dict[str, str]:

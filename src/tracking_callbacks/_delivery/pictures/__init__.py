@@ -2,7 +2,7 @@
 
 Every drawing function returns a ``matplotlib.figure.Figure``, or None if there is nothing to draw, and `png` turns it
 into the content of a file. matplotlib is imported by the first drawing, not by importing this package. pyplot, the
-backend and ``rcParams`` are left alone, so pictures can be drawn in any thread.
+backend and ``rcParams`` are left alone, so pictures can be drawn in any thread; `study_figures` alone uses pyplot.
 """
 
 from tracking_callbacks._delivery.pictures.canvas import png
@@ -12,6 +12,7 @@ from tracking_callbacks._delivery.pictures.episode_curves import episode_curves,
 from tracking_callbacks._delivery.pictures.equity import equity_curves
 from tracking_callbacks._delivery.pictures.learning import learning_curves
 from tracking_callbacks._delivery.pictures.series import read_columns
+from tracking_callbacks._delivery.pictures.study import study_figures
 from tracking_callbacks._delivery.pictures.tear_sheet import importance_bars, sheet_figures, tear_sheet
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "read_columns",
     "sharpe_curve",
     "sheet_figures",
+    "study_figures",
     "tear_sheet",
 ]

@@ -85,6 +85,8 @@ def _drawn(record: Drawing, snapshot: Path | None, points: dict[str, Curve]) -> 
             ranking = {name: float(value) for name, value in list(csv.reader(content.splitlines()))[1:]}
             figure = figures.importance_bars(ranking, note=captions.get("note", ""))
             return {"feature_importance.png": figure}
+        case "study":
+            return {f"{name}.png": figure for name, figure in figures.study_figures(json.loads(content)).items()}
         case "equity":
             values = figures.read_columns(content.splitlines())
             label = captions.get("label", "episode")
