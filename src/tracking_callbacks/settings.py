@@ -256,7 +256,9 @@ def resolve_settings(
     config = config or environ.get(CONFIG_VARIABLE, "").strip() or None
     in_file = _read_config(Path(config)) if config is not None else _Given()
 
-    project = project_root(Path.cwd())
+    # A worker of Ray Tune has left the folder that the program was started in.
+    here = Path(environ.get("TUNE_ORIG_WORKING_DIR") or Path.cwd())
+    project = project_root(here)
     uri = _chosen("tracking_uri", TRACKING_URI_VARIABLE, environ, given.tracking_uri, in_file.tracking_uri)
     registry = _chosen("registry_uri", REGISTRY_URI_VARIABLE, environ, given.registry_uri, in_file.registry_uri)
     disabled = any(is_switched_on(variable, environ) for variable in DISABLING_VARIABLES)
@@ -270,7 +272,7 @@ def resolve_settings(
         tracking_uri=resolved_uri,
         registry_uri=None if resolved_registry == resolved_uri else resolved_registry,
         experiment_name=name or (f"(id {experiment_id})" if experiment_id else DEFAULT_EXPERIMENT),
-        working_folder=project if uri is None else Path.cwd(),
+        working_folder=project if uri is None else here,
         tags={key: str(value) for key, value in (given.tags or in_file.tags or {}).items()},
         config_file=None if config is None else Path(os.path.abspath(config)),
         record=_resolve_recording(given.record, in_file.record, environ),

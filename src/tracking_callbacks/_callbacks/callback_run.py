@@ -244,9 +244,7 @@ class CallbackRun:
             key = (*_place(self.settings).values(), trial.study_key)
             study = _studies.get(key)
             if study is None:
-                unnamed = trial.study.startswith("no-name-")  # what Optuna calls a study without a name
-                name = "study" if unnamed else f"study {trial.study}"
-                study = _studies[key] = self._join_or_start(name, run_key=trial.study_key)
+                study = _studies[key] = self._join_or_start(trial.study, run_key=trial.study_key)
                 study.status_at_exit = "FINISHED"  # no hook says that a study is over
             elif study.ended:
                 study.reopen()
@@ -268,18 +266,20 @@ class CallbackRun:
             self._end(study, "FINISHED", error)
 
     def _start_trial(self, trial: Trial) -> Run:
-        study = self.study_run(trial)
         with _studies_lock:
             # An objective that trains twice makes two runs.
             run_key = None if trial.run_key in _begun_trials else trial.run_key
             _begun_trials.add(trial.run_key)
-            run = MLflowTracker.of(study).start_run(
-                f"trial {trial.number}",
-                tags=self._first_tags(),
-                parent=study,
-                run_key=run_key,
-                start_time=trial.began or None,
-            )
+            known: dict[str, Any] = {
+                "tags": self._first_tags(),
+                "run_key": run_key,
+                "start_time": trial.began or None,
+            }
+            if trial.is_remote:
+                run = self._tracker().start_nested(trial.name, parent_key=trial.study_key, **known)
+            else:
+                study = self.study_run(trial)
+                run = MLflowTracker.of(study).start_run(trial.name, parent=study, **known)
             if run_key is not None:
                 _trials[run_key] = run
         return run

@@ -1,10 +1,11 @@
 """Finds the trial of a search that the user's own code runs around a training run.
 
-That is a study of Optuna, also where rl-baselines3-zoo runs it.
+That is a study of Optuna, also where rl-baselines3-zoo runs it, or an experiment of Ray Tune.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import uuid
 from collections.abc import Mapping
@@ -13,34 +14,39 @@ from datetime import datetime
 from types import FrameType, TracebackType
 from typing import Any
 
-__all__ = ["Trial", "current_trial", "failed_trial", "trial_of"]
+__all__ = ["Trial", "current_trial", "experiment_trial", "failed_trial", "trial_of"]
 
 _KEYS = uuid.UUID("4a4cb2a8-8b0c-4f0e-9d8a-5f2f1a3c6d7e")  # of the names that run keys are derived from
+RAY_WORKER_VARIABLE = "RAY_RAYLET_PID"  # undocumented (Ray 2.60)
 _RUNS_TRIALS = ("optuna.study._optimize", "_run_trial")  # module and function, undocumented (Optuna 5.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial of a study.
+    """A trial of a study of Optuna, or of an experiment of Ray Tune.
 
     Attributes:
-        study: Name of the study.
+        study: What the run of the study is called.
+        name: What the trial's run is called.
         number: Number of the trial in the study.
         params: What the trial has suggested so far, by name.
         began: When it began, in milliseconds since the epoch.
         study_key: `Run.run_key` of the study's run, the same in all processes that work on the study.
+        is_remote: Another process has the study's run.
     """
 
     study: str
+    name: str
     number: int
     params: dict[str, Any]
     began: int
     study_key: str
+    is_remote: bool = False
 
     @property
     def run_key(self) -> str:
         """`Run.run_key` of the trial's run."""
-        return uuid.uuid5(_KEYS, f"{self.study_key} {self.number}").hex
+        return _key(self.study_key, self.name)
 
 
 def trial_of(study: Any, trial: Any) -> Trial:
@@ -52,22 +58,45 @@ def trial_of(study: Any, trial: Any) -> Trial:
     """
     # A study that is made again under the same name begins at another time.
     first: datetime | None = study.get_trials(deepcopy=False)[0].datetime_start
+    unnamed = study.study_name.startswith("no-name-")  # what Optuna calls a study without a name
     return Trial(
-        study=str(study.study_name),
+        study="study" if unnamed else f"study {study.study_name}",
+        name=f"trial {trial.number}",
         number=int(trial.number),
         params=dict(trial.params),
         began=_milliseconds(trial.datetime_start),
-        study_key=uuid.uuid5(_KEYS, f"{study.study_name} {first}").hex,
+        study_key=_key(study.study_name, str(first)),
+    )
+
+
+def experiment_trial(experiment: str, trial_id: str, name: str, *, is_remote: bool = False) -> Trial:
+    """Return what is known of a trial of Ray Tune.
+
+    Args:
+        experiment: Name of the experiment's folder.
+        trial_id: Id of the trial, which ends in its number: ``3f2a1_00007``.
+        name: Name of the trial.
+        is_remote: This process is not the experiment's driver.
+    """
+    number = trial_id.rpartition("_")[2]
+    return Trial(
+        study=experiment,
+        name=name,
+        number=int(number) if number.isdecimal() else 0,
+        params={},
+        began=0,
+        study_key=_key("ray tune", experiment),
+        is_remote=is_remote,
     )
 
 
 def current_trial() -> Trial | None:
-    """Return the trial whose objective has called this function, None outside ``study.optimize``.
+    """Return the trial whose objective, or whose worker of Ray, has called this function; None outside of both.
 
     Studies that are asked and told by hand leave nothing to find.
     """
-    if "optuna" not in sys.modules:
-        return None
+    if (trial := _ray_trial()) is not None or "optuna" not in sys.modules:
+        return trial
     frame: FrameType | None = sys._getframe()
     while frame is not None and not _runs_trial(frame):
         frame = frame.f_back
@@ -79,6 +108,21 @@ def failed_trial(trace: TracebackType | None) -> Trial | None:
     while trace is not None and not _runs_trial(trace.tb_frame):
         trace = trace.tb_next
     return None if trace is None else _trial_in(trace.tb_frame.f_locals)
+
+
+def _ray_trial() -> Trial | None:
+    tune = sys.modules.get("ray.tune")
+    if tune is None or not os.environ.get(RAY_WORKER_VARIABLE):
+        return None
+    context = tune.get_context()
+    trial_id, experiment = context.get_trial_id(), context.get_experiment_name()
+    if not trial_id or not experiment:
+        return None
+    return experiment_trial(experiment, trial_id, context.get_trial_name(), is_remote=True)
+
+
+def _key(*parts: str) -> str:
+    return uuid.uuid5(_KEYS, " ".join(parts)).hex
 
 
 def _runs_trial(frame: FrameType) -> bool:

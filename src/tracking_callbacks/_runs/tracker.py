@@ -144,6 +144,31 @@ class MLflowTracker:
             run_name=run_name, tags=tags, parent=parent, run_id=run_id, run_key=run_key, start_time=start_time
         )
 
+    def start_nested(
+        self,
+        run_name: str | None = None,
+        *,
+        parent_key: str,
+        tags: Mapping[str, Any] | None = None,
+        run_key: str | None = None,
+        start_time: int | None = None,
+    ) -> Run:
+        """Start a run nested under one that another process has started, which need not be in the store yet.
+
+        Args:
+            run_name: As in `start_run`, and so are `tags`, `run_key` and `start_time`.
+            parent_key: `Run.run_key` of the other run.
+            tags: Tags of this run, over the tracker's.
+            run_key: Its key, which is otherwise made up.
+            start_time: When it began.
+
+        Raises:
+            InputError: A key cannot be the key of a run.
+        """
+        for key in filter(None, (parent_key, run_key)):
+            _check_run_key(key)
+        return self._open(run_name=run_name, tags=tags, parent_key=parent_key, run_key=run_key, start_time=start_time)
+
     def join_run(self, run_id: str) -> Run:
         """Log to a run that another program has started and will end.
 
@@ -179,6 +204,7 @@ class MLflowTracker:
         run_name: str | None = None,
         tags: Mapping[str, Any] | None = None,
         parent: Run | str | None = None,
+        parent_key: str | None = None,
         run_id: str | None = None,
         intent: Intent = "own",
         resumed: bool = False,
@@ -196,7 +222,9 @@ class MLflowTracker:
         given = {} if known else origin_tags() | _environment_tags() | dict(settings.tags)
         given |= tags or {}
         now = time.time_ns()
-        lineage = parent.parent_reference if isinstance(parent, Run) else {"parent_key": None, "parent_id": parent}
+        lineage: dict[str, str | None] = {"parent_key": parent_key, "parent_id": None}
+        if parent is not None:
+            lineage |= parent.parent_reference if isinstance(parent, Run) else {"parent_id": parent}
         opened = SessionOpened(
             run_key=run_key or uuid.uuid4().hex,
             session=now,
