@@ -75,7 +75,9 @@ file_records = st.one_of(
     st.builds(records.Automatic, mappings, st.none() | paths, places),
     st.builds(
         records.Drawing,
-        st.sampled_from(["learning_curves", "confusion_matrix", "classifier_curves", "importance", "equity"]),
+        st.sampled_from(
+            ["learning_curves", "confusion_matrix", "classifier_curves", "regression", "scores", "importance", "equity"]
+        ),
         places.map(str), st.none() | paths, mappings,
     ),
 )  # fmt: skip

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -66,6 +67,16 @@ def counts(classes: int) -> np.ndarray:
     return RANDOM.integers(0, 9, (classes, classes)) + np.diag(RANDOM.integers(50, 2000, classes))
 
 
+def regression(size: int) -> dict[str, Any]:
+    true = RANDOM.uniform(1, 5, size)
+    return {"rows": size, "true": true.tolist(), "predicted": (0.8 * true + RANDOM.normal(0.5, 0.4, size)).tolist()}
+
+
+def scores(*names: str) -> dict[str, Any]:
+    values = {name: {score: RANDOM.uniform() for score in ("precision", "recall", "f1")} for name in names}
+    return {"names": len(names), "scores": {name: one | {"support": 1234} for name, one in values.items()}}
+
+
 PICTURES: dict[str, Callable[[], Figure | None]] = {
     "learning": lambda: pictures.learning_curves(classifier_points()),
     "learning-hostile": lambda: pictures.learning_curves(hostile_points()),
@@ -79,6 +90,16 @@ PICTURES: dict[str, Callable[[], Figure | None]] = {
     "confusion-50": lambda: pictures.confusion_matrix(
         [f"intent ${n} with a long $name" for n in range(50)], counts(50)
     ),
+    "regression": lambda: pictures.regression_errors(regression(400), note="eval, step 400"),
+    "regression-one": lambda: pictures.regression_errors({"rows": 1, "true": [3.0], "predicted": [3.0]}),
+    "regression-hostile": lambda: pictures.regression_errors(
+        {"rows": 9000, "true": [0.0, 1e-300, 1e12, 5.0], "predicted": [math.nan, -1e12, 1e12, math.inf]}
+    ),
+    "scores": lambda: pictures.score_bars(scores("PER", "LOC", "ORG"), note="eval, step 400"),
+    "scores-20": lambda: pictures.score_bars(
+        scores(*(f"label ${n} with a long $name that goes on" for n in range(20))) | {"names": 41}
+    ),
+    "scores-one": lambda: pictures.score_bars(scores("_")),
     "episodes": lambda: pictures.episode_curves(np.arange(1, 401) * 250, random_walk(400), np.full(400, 250)),
     "episodes-one": lambda: pictures.episode_curves([252], [-0.031], [252]),
     "sharpe": lambda: pictures.sharpe_curve(

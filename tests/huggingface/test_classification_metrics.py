@@ -8,7 +8,7 @@ from transformers import EvalPrediction
 
 from tracking_callbacks import InputError
 from tracking_callbacks.huggingface import ClassificationMetrics
-from tracking_callbacks.huggingface.classification import take_report
+from tracking_callbacks.huggingface.reports import take_report
 
 RANDOM = np.random.default_rng(0)
 TWO_CLASSES = RANDOM.integers(0, 2, 200)

@@ -224,3 +224,52 @@ def test_a_word_in_a_single_row_comes_last_and_a_page_shows_words_literally() ->
     assert words_of(rows)[0] == ("yes", "good", pytest.approx(0.6), 2)
     assert [row[1] for row in words_of(rows)] == ["good", "once", "<b>"]
     assert "&lt;b&gt;" in highlighted(rows)
+
+
+def test_each_task_has_its_picture_and_what_it_is_drawn_from(
+    tracker: MLflowTracker, client: MlflowClient, server: Any, full_model: Any, make_trainer: Callable[..., Trainer]
+) -> None:
+    """The evaluations are hand-made: the hook receives what `Trainer` hands it."""
+    numbers, several = RegressionMetrics(), MultiLabelMetrics(labels=["sad", "glad", "mad"])
+    entities = TokenClassificationMetrics(["O", "B-PER", "B-LOC"])
+    tags = np.array([[1, 0, 2], [1, 2, -100]])
+    predictions = {
+        "numbers": lambda: numbers(EvalPrediction(np.array([1.0, 2.5]), np.array([1.0, 2.0]))),
+        "single": lambda: numbers(EvalPrediction(np.array([1.0]), np.array([1.0]))),  # its r2 is NaN
+        "several": lambda: several(
+            EvalPrediction(np.array([[9.0, -9, 9], [9, 9, -9]]), np.array([[1, 0, 1], [0, 1, 1]]))
+        ),
+        "entities": lambda: entities(EvalPrediction(np.eye(3)[[[1, 0, 2], [0, 2, 0]]], tags)),
+    }
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    trainer = make_trainer(full_model, callback, max_steps=2)
+    trainer.train()
+    for name, compute in predictions.items():
+        found = compute() | {"runtime": 0.1, "samples_per_second": 20.0}
+        metrics = {f"{name}_{key}": value for key, value in found.items()}
+        trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
+    run = finished_run(callback)
+    logged = artifacts(client, run, "evaluation")
+    mlflow.set_tracking_uri(server.uri)
+    try:
+        scores = {
+            name: mlflow.artifacts.load_dict(f"runs:/{run.run_id}/evaluation/{name}/step-2/scores.json")["scores"]
+            for name in ("several", "entities")
+        }
+        pairs = mlflow.artifacts.load_dict(f"runs:/{run.run_id}/evaluation/numbers/step-2/regression.json")
+    finally:
+        mlflow.set_tracking_uri(None)
+
+    kinds = {"numbers": "regression", "single": "regression", "several": "scores", "entities": "scores"}
+    assert {
+        f"evaluation/{name}/step-2/{kind}.{ending}" for name, kind in kinds.items() for ending in ("json", "png")
+    } <= logged
+    assert pairs == {"rows": 2, "true": [1.0, 2.0], "predicted": [1.0, 2.5]}
+    assert scores["several"] == {
+        "sad": {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1},
+        "glad": {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1},
+        "mad": {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2},
+    }
+    assert scores["entities"]["PER"] == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "support": 2}
+    with pytest.raises(InputError, match="3 names given for 2 labels"):
+        several(EvalPrediction(np.ones((1, 2)), np.ones((1, 2))))

@@ -47,6 +47,8 @@ DrawingKind = Literal[
     "learning_curves",
     "confusion_matrix",
     "classifier_curves",
+    "regression",
+    "scores",
     "episodes",
     "equity",
     "tear_sheet",

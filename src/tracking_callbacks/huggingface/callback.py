@@ -28,12 +28,12 @@ from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import ConfigError, MetricValueError
-from tracking_callbacks.huggingface.classification import take_report
 from tracking_callbacks.huggingface.evaluations import log_report
 from tracking_callbacks.huggingface.explanation import log_explanation
 from tracking_callbacks.huggingface.forms import check_choice
 from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
 from tracking_callbacks.huggingface.params import config_of, describe, describe_search
+from tracking_callbacks.huggingface.reports import take_report
 from tracking_callbacks.huggingface.save_plan import announce_limits, is_module, prepare_model, unwrapped
 from tracking_callbacks.huggingface.sharded import gathered, is_sharded
 from tracking_callbacks.huggingface.trainer_datasets import log_dataset_of

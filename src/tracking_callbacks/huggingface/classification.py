@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracking_callbacks.errors import InputError
+from tracking_callbacks.huggingface.reports import keep_report
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
-__all__ = ["IGNORED_LABEL", "ClassificationMetrics", "ClassificationReport", "class_ids", "first_array", "take_report"]
+__all__ = ["IGNORED_LABEL", "ClassificationMetrics", "ClassificationReport", "class_ids", "first_array"]
 
 IGNORED_LABEL = -100  # transformers' collators give it to tokens without a label
 
@@ -41,9 +41,6 @@ class ClassificationReport:
     table: str
     references: IntArray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
     scores: NDArray[Any] | None = field(default=None, repr=False, compare=False)
-
-
-_latest = threading.local()  # trainers in several threads evaluate at the same time
 
 
 class ClassificationMetrics:
@@ -91,29 +88,13 @@ class ClassificationMetrics:
             classes=_number_of_classes(prediction.predictions, references),
         )
         known = [one for one in scores if one is not None]
-        _latest.report = replace(
-            report,
-            references=np.concatenate([batch[0] for batch in batches]),
-            scores=np.concatenate(known) if len(known) == len(scores) else None,
+        return keep_report(
+            replace(
+                report,
+                references=np.concatenate([batch[0] for batch in batches]),
+                scores=np.concatenate(known) if len(known) == len(scores) else None,
+            )
         )
-        return dict(report.statistics)
-
-
-def take_report(metrics: Mapping[str, Any], prefix: str) -> ClassificationReport | None:
-    """Return the report behind `metrics` and forget it, or return None if there is none.
-
-    ``Trainer`` passes a callback the numbers of an evaluation and nothing else, so the latest report of each thread is
-    kept. It belongs to this evaluation if all its statistics are among `metrics`.
-
-    Args:
-        metrics: What ``on_evaluate`` or ``on_predict`` received.
-        prefix: The evaluation's ``metric_key_prefix``.
-    """
-    report: ClassificationReport | None = getattr(_latest, "report", None)
-    if report is None or any(metrics.get(f"{prefix}_{key}") != value for key, value in report.statistics.items()):
-        return None
-    _latest.report = None
-    return report
 
 
 def _report(

@@ -15,6 +15,7 @@ from tracking_callbacks._runs.run import Run
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.huggingface.classification import ClassificationReport
 from tracking_callbacks.huggingface.classifier_curves import curves_of, per_class_statistics, probabilities_of
+from tracking_callbacks.huggingface.reports import Report, TaskReport
 from tracking_callbacks.huggingface.trainer_datasets import label_of, readable_row, row_order, rows_of
 
 __all__ = ["log_report"]
@@ -24,9 +25,7 @@ logger = logging.getLogger(__name__)
 _MOST_ROWS = 200
 
 
-def log_report(
-    run: Run, report: ClassificationReport, prefix: str, step: int, folder: str, given: Mapping[str, Any]
-) -> None:
+def log_report(run: Run, report: Report, prefix: str, step: int, folder: str, given: Mapping[str, Any]) -> None:
     """Log the report of one evaluation.
 
     Args:
@@ -37,12 +36,18 @@ def log_report(
         folder: The evaluation's folder among the artifacts.
         given: What ``Trainer`` passed to the hook.
     """
+    note = f"{prefix or 'evaluation'}, step {step}"
+    if isinstance(report, TaskReport):
+        run.record("reports", lambda: run.log_dict(report.content, f"{folder}/{report.kind}.json"))
+        run.draw(report.kind, folder, json.dumps(report.content), note=note)
+    if not isinstance(report, ClassificationReport):
+        return
     counts = {"labels": report.labels, "matrix": report.matrix}
     run.record("reports", lambda: run.log_text(report.table, f"{folder}/classification_report.txt"))
     run.record("reports", lambda: run.log_dict(counts, f"{folder}/confusion_matrix.json"))
-    run.draw("confusion_matrix", folder, json.dumps(counts), note=f"{prefix or 'evaluation'}, step {step}")
+    run.draw("confusion_matrix", folder, json.dumps(counts), note=note)
     run.record("reports", lambda: _log_classes(run, report, prefix, step))
-    run.record("reports", lambda: _log_curves(run, report, prefix, step, folder))
+    run.record("reports", lambda: _log_curves(run, report, prefix, step, folder, note))
     run.record("sample_rows", lambda: _log_errors(run, report, folder, given))
 
 
@@ -56,7 +61,7 @@ def _log_classes(run: Run, report: ClassificationReport, prefix: str, step: int)
 
 
 @never_in_the_way
-def _log_curves(run: Run, report: ClassificationReport, prefix: str, step: int, folder: str) -> None:
+def _log_curves(run: Run, report: ClassificationReport, prefix: str, step: int, folder: str, note: str) -> None:
     if report.scores is None:
         return
     curves = curves_of(report.references, report.scores, report.labels)
@@ -69,7 +74,7 @@ def _log_curves(run: Run, report: ClassificationReport, prefix: str, step: int, 
         values["average_precision"] = float(np.mean(precisions))
     run.log_metrics({grouped_name(name, prefix or None): value for name, value in values.items()}, step)
     run.log_dict(curves, f"{folder}/curves.json")
-    run.draw("classifier_curves", folder, json.dumps(curves), note=f"{prefix or 'evaluation'}, step {step}")
+    run.draw("classifier_curves", folder, json.dumps(curves), note=note)
 
 
 @never_in_the_way

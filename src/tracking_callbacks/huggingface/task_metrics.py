@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 
 from tracking_callbacks.errors import InputError
 from tracking_callbacks.huggingface.classification import IGNORED_LABEL, class_ids, first_array
+from tracking_callbacks.huggingface.reports import TaskReport, keep_report
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 __all__ = ["MultiLabelMetrics", "RegressionMetrics", "TokenClassificationMetrics", "entities_of"]
+
+_MOST_POINTS = 2_000  # of a picture
+_MOST_NAMES = 20
 
 FloatArray = NDArray[np.float64]
 Batch = TypeVar("Batch")
@@ -67,13 +71,20 @@ class RegressionMetrics:
         references, predicted = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         squared = float(mean_squared_error(references, predicted))
         varied = len(references) > 1 and np.ptp(references) > 0
-        return {
+        statistics = {
             "mse": squared,
             "rmse": squared**0.5,
             "mae": float(mean_absolute_error(references, predicted)),
             "r2": float(r2_score(references, predicted)) if varied else float("nan"),
             **_correlations(references, predicted, varied=bool(varied and np.ptp(predicted) > 0)),
         }
+        shown = np.linspace(0, len(references) - 1, min(len(references), _MOST_POINTS)).round().astype(int)
+        content = {
+            "rows": len(references),
+            "true": references[shown].tolist(),
+            "predicted": predicted[shown].tolist(),
+        }
+        return keep_report(TaskReport(statistics, "regression", content))
 
 
 class MultiLabelMetrics:
@@ -81,12 +92,14 @@ class MultiLabelMetrics:
 
     Args:
         threshold: Probability from which a label counts as predicted; the probabilities are the sigmoid of the logits.
+        labels: The labels' names in the order of their ids. None means that the ids are the names.
     """
 
-    def __init__(self, threshold: float = 0.5) -> None:
+    def __init__(self, threshold: float = 0.5, labels: Sequence[str] | None = None) -> None:
         if not 0 < threshold < 1:
             raise InputError(f"threshold: expected a probability between 0 and 1, got {threshold!r}")
         self.threshold = threshold
+        self.labels = None if labels is None else tuple(labels)
         self._batches: _Batches[tuple[NDArray[Any], FloatArray]] = _Batches()
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
@@ -98,7 +111,7 @@ class MultiLabelMetrics:
             compute_result: False for all but the last batch.
 
         Raises:
-            InputError: The shapes differ.
+            InputError: The shapes differ, or there is not one name for each label.
         """
         logits = np.asarray(first_array(prediction.predictions), dtype=np.float64)
         references = np.asarray(first_array(prediction.label_ids)) > 0
@@ -106,11 +119,20 @@ class MultiLabelMetrics:
             raise InputError(
                 f"expected logits and labels of shape (rows, labels), got {logits.shape}, {references.shape}"
             )
+        names = self.labels or tuple(map(str, range(logits.shape[1])))
+        if len(names) != logits.shape[1]:
+            raise InputError(f"labels: {len(names)} names given for {logits.shape[1]} labels")
         probabilities = 0.5 * (1.0 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
         batches = self._batches.add((references, probabilities), last=compute_result)
         if not compute_result:
             return {}
-        from sklearn.metrics import accuracy_score, f1_score, hamming_loss, roc_auc_score
+        from sklearn.metrics import (
+            accuracy_score,
+            f1_score,
+            hamming_loss,
+            precision_recall_fscore_support,
+            roc_auc_score,
+        )
 
         references, probabilities = (np.concatenate(parts) for parts in zip(*batches, strict=True))
         predicted = probabilities >= self.threshold
@@ -120,13 +142,15 @@ class MultiLabelMetrics:
         }
         judged = [at for at in range(references.shape[1]) if 0 < references[:, at].sum() < len(references)]
         area = roc_auc_score(references[:, judged], probabilities[:, judged]) if judged else float("nan")
-        return {
+        statistics = {
             "f1": scores["f1_micro"],
             **scores,
             "accuracy": float(accuracy_score(references, predicted)),
             "hamming_loss": float(hamming_loss(references, predicted)),
             "roc_auc": float(area),
         }
+        of_label = np.transpose(precision_recall_fscore_support(references, predicted, zero_division=0)).tolist()
+        return keep_report(TaskReport(statistics, "scores", _content(dict(zip(names, of_label, strict=True)))))
 
 
 class Entity(NamedTuple):
@@ -181,16 +205,15 @@ class TokenClassificationMetrics:
         tokens = [(a, b) for x, y in zip(true, found, strict=True) for a, b in zip(x, y, strict=True)]
         wanted = {(at, entity) for at, row in enumerate(true) for entity in entities_of(row)}
         given = {(at, entity) for at, row in enumerate(found) for entity in entities_of(row)}
-        precision, recall, f1 = _scores(wanted, given)
-        kinds = sorted({entity.kind for _, entity in wanted | given})
+        precision, recall, f1, _ = _scores(wanted, given)
         of_kind = {
-            f"f1_{kind}": _scores(
-                {one for one in wanted if one[1].kind == kind}, {one for one in given if one[1].kind == kind}
-            )[2]
-            for kind in kinds
+            kind: _scores({one for one in wanted if one[1].kind == kind}, {one for one in given if one[1].kind == kind})
+            for kind in sorted({entity.kind for _, entity in wanted | given})
         }
         accuracy = sum(a == b for a, b in tokens) / len(tokens) if tokens else 0.0
-        return {"precision": precision, "recall": recall, "f1": f1, "accuracy": accuracy, **of_kind}
+        statistics = {"precision": precision, "recall": recall, "f1": f1, "accuracy": accuracy}
+        statistics |= {f"f1_{kind}": scores[2] for kind, scores in of_kind.items()}
+        return keep_report(TaskReport(statistics, "scores", _content(of_kind)))
 
 
 def entities_of(tags: Sequence[str]) -> list[Entity]:
@@ -222,11 +245,20 @@ def _entities(tags: Sequence[str]) -> Iterator[Entity]:
         yield Entity(kind, start, len(tags))
 
 
-def _scores(wanted: set[Any], given: set[Any]) -> tuple[float, float, float]:
+def _scores(wanted: set[Any], given: set[Any]) -> tuple[float, float, float, int]:
+    """Return precision, recall, F1, and the number of entities that there are."""
     right = len(wanted & given)
     precision = right / len(given) if given else 0.0
     recall = right / len(wanted) if wanted else 0.0
-    return precision, recall, 2 * precision * recall / (precision + recall) if right else 0.0
+    return precision, recall, 2 * precision * recall / (precision + recall) if right else 0.0, len(wanted)
+
+
+def _content(scores: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Return what the picture of the scores is drawn from: of many names, those that occur most often."""
+    common = sorted(scores, key=lambda name: -scores[name][3])[:_MOST_NAMES]
+    fields = ("precision", "recall", "f1", "support")
+    shown = {name: dict(zip(fields, scores[name], strict=True)) for name in scores if name in common}
+    return {"names": len(scores), "scores": shown}
 
 
 def _correlations(references: FloatArray, predicted: FloatArray, *, varied: bool) -> dict[str, float]:

@@ -13,6 +13,7 @@ from tracking_callbacks._delivery.pictures.equity import equity_curves
 from tracking_callbacks._delivery.pictures.learning import learning_curves
 from tracking_callbacks._delivery.pictures.series import read_columns
 from tracking_callbacks._delivery.pictures.study import study_figures
+from tracking_callbacks._delivery.pictures.tasks import regression_errors, score_bars
 from tracking_callbacks._delivery.pictures.tear_sheet import importance_bars, sheet_figures, tear_sheet
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "learning_curves",
     "png",
     "read_columns",
+    "regression_errors",
+    "score_bars",
     "sharpe_curve",
     "sheet_figures",
     "study_figures",

@@ -252,8 +252,8 @@ def frame(axes: Axes, *, labelsize: float = 9) -> None:
 
 def add_note(axes: Axes, note: str) -> None:
     """Write a smaller line between `axes` and its title, which must leave 20 points of space for it."""
-    axes.text(
-        0, 1.015, shorten(note, 120), transform=axes.transAxes, fontsize=9, color=FAINT_INK, va="bottom", ha="left"
+    axes.annotate(
+        shorten(note, 120), (0, 1), (0, 4), "axes fraction", "offset points", fontsize=9, color=FAINT_INK, va="bottom"
     )
 
 

@@ -66,6 +66,10 @@ def _drawn(record: Drawing, snapshot: Path | None, points: dict[str, Curve]) -> 
         case "classifier_curves":
             figure = figures.classifier_curves(json.loads(content), note=captions.get("note", ""))
             return {"roc_precision_recall_calibration.png": figure}
+        case "regression":
+            return {"regression.png": figures.regression_errors(json.loads(content), note=captions.get("note", ""))}
+        case "scores":
+            return {"scores.png": figures.score_bars(json.loads(content), note=captions.get("note", ""))}
         case "episodes":
             table = figures.read_columns(content.splitlines())
             steps = table["timestep"]
