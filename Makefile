@@ -5,6 +5,8 @@ READY := $(VENV)/.ready
 BENCH := .venv-bench
 BENCH_READY := $(BENCH)/.ready
 NEWEST := .venv-newest
+TRAINERS := .venv-trainers
+TRAINERS_READY := $(TRAINERS)/.ready
 LOCK := requirements.lock
 # The lock also pins what isolated builds use.
 INSTALL := -m pip install --quiet -c $(LOCK) --build-constraint $(LOCK)
@@ -12,7 +14,7 @@ INSTALL := -m pip install --quiet -c $(LOCK) --build-constraint $(LOCK)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test faults soak scale servers check format bench lock newest clean
+.PHONY: help setup demo test faults soak scale servers trainers check format bench lock newest clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -49,6 +51,15 @@ scale: $(READY) ## 1, 4, 16 and 64 trainers at once against one server with Post
 servers: $(READY) ## deliver to MLflow servers of other versions: 2.22, 3.0 and the newest
 	$(BIN)/python scripts/other_servers.py
 
+trainers: $(TRAINERS_READY) ## test what the lock leaves out: ZeRO-3 of DeepSpeed in two processes, and SetFit
+	$(TRAINERS)/bin/python -m pytest tests/huggingface/test_other_trainers.py -v
+
+$(TRAINERS_READY): pyproject.toml $(LOCK)
+	$(PYTHON) -m venv $(TRAINERS)
+	$(TRAINERS)/bin/python -m pip install --quiet -c $(LOCK) --upgrade pip
+	$(TRAINERS)/bin/python $(INSTALL) -e ".[huggingface]" --group trainers
+	@touch $@
+
 check: $(READY) ## lint, format check, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,4 +92,4 @@ newest: ## run the tests on the newest version of everything, and say which vers
 	$(NEWEST)/bin/python -m pytest -m alone
 
 clean: ## remove the environments and caches
-	rm -rf $(VENV) $(BENCH) $(NEWEST) .venv-servers .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(BENCH) $(NEWEST) $(TRAINERS) .venv-servers .mypy_cache .ruff_cache .pytest_cache
