@@ -107,6 +107,35 @@ def running_postgres(folder: Path) -> Iterator[str]:
         subprocess.run([*control, "-m", "immediate", "stop"], check=True, **quiet)
 
 
+@contextmanager
+def serving(model_uri: str, folder: Path, *, tracking_uri: str) -> Iterator[str]:
+    """Let ``mlflow models serve`` answer for a registered model until the block exits, and yield its address."""
+    uri, command = f"http://127.0.0.1:{(port := free_port())}", [sys.executable, "-m", "mlflow", "models", "serve"]
+    with open(folder / "serve.log", "ab") as log:
+        process = subprocess.Popen(
+            [*command, "-m", model_uri, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
+            cwd=folder,
+            env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / "serve.log").read_text()
+        try:
+            with urllib.request.urlopen(f"{uri}/ping", timeout=2) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    try:
+        wait_for(answers, "the model is served", seconds=90)
+        yield uri
+    finally:
+        stop_server(Server(uri, folder, process))
+
+
 def stop_server(server: Server) -> None:
     """Kill a server and its workers, which the test started."""
     family = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import threading
 import traceback
@@ -18,10 +17,10 @@ from tracking_callbacks._contents.documents import document_text
 from tracking_callbacks._contents.figures import figure_writer
 from tracking_callbacks._contents.recorder import ContentsRecorder
 from tracking_callbacks._journal import records
-from tracking_callbacks._journal.checkpoints import WaitingCheckpoints
 from tracking_callbacks._journal.layout import JournalRoot
 from tracking_callbacks._runs import exits
-from tracking_callbacks._runs.model_record import model_record, promotion_record
+from tracking_callbacks._runs.checkpoint_room import CheckpointRoom
+from tracking_callbacks._runs.models import RunModels, saved_by
 from tracking_callbacks._values.conversion import (
     MAX_PARAM_LENGTH,
     MAX_TAG_LENGTH,
@@ -30,24 +29,19 @@ from tracking_callbacks._values.conversion import (
     to_scalar,
     to_step,
 )
-from tracking_callbacks._values.names import (
-    SafeNames,
-    artifact_place,
-)
+from tracking_callbacks._values.names import SafeNames, artifact_place
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._values.secrets import mask_text
-from tracking_callbacks._writing.flushing import outlast_supervisor, wait_for_delivery, wait_for_registration
+from tracking_callbacks._writing.flushing import outlast_supervisor, wait_for_delivery
 from tracking_callbacks._writing.launch import DeliveryLauncher
 from tracking_callbacks._writing.report import DeliveryReport
 from tracking_callbacks._writing.session import RunJournal
 from tracking_callbacks._writing.silent import SilentJournal
-from tracking_callbacks._writing.snapshots import hold, size_of, snapshot
-from tracking_callbacks.errors import InputError, InvalidNameError, TrackingError
+from tracking_callbacks._writing.snapshots import snapshot
+from tracking_callbacks.errors import InputError, InvalidNameError
 from tracking_callbacks.settings import Settings
 
 __all__ = ["Part", "Run", "active_runs"]
-
-logger = logging.getLogger(__name__)
 
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 _RUN_ID_SECONDS = 5.0
@@ -94,16 +88,11 @@ class Run:
         self.ended = False
         self.status_at_exit: records.Status = "KILLED"
         self._metric_names, self._param_names, self._tag_names = SafeNames(), SafeNames(), SafeNames()
-        self._checkpoints = WaitingCheckpoints(settings.delivery.max_checkpoint_bytes)
-        self._checkpoint_sources: set[Path] = set()
-        self._checkpoint_models: dict[str, Path] = {}  # snapshots by the key of the model's record
-        self._model_bytes = 0  # of the last of them
+        self._checkpoints = CheckpointRoom(self.journal, settings.delivery.max_checkpoint_bytes)
+        self._models = RunModels(self.journal, settings, self._checkpoints)
         self._lock = threading.RLock()
         self._modules = exits.modules_on_stack()
         self._contents = ContentsRecorder(settings, self.journal, opened)
-        self._registering: list[records.Model] = []
-        self._promoting: tuple[Promotion, records.Model] | None = None
-        self._evaluated_on: dict[str, tuple[str, str]] = {}
         self._postponed: tuple[Callable[[], object], int] | None = None  # with the process that it is for
         self._status: records.Status | None = None
 
@@ -214,27 +203,7 @@ class Run:
         source = Path(path)
         if not source.exists():
             raise InputError(f"log_checkpoint: expected a file or folder, there is nothing at {str(path)!r}")
-        if self.journal.inert:  # a forked child must not drop what its parent has logged
-            self.journal.drop_in_fork(1)
-            return
-        size = size_of(source)
-        self._make_room(size)
-        held: dict[str, tuple[int, int]] = {}
-
-        def write(target: Path) -> None:
-            if source in self._checkpoint_sources:  # it is written over, so a link to it would change
-                snapshot(source, target)
-            else:
-                held.update(hold(source, target))
-
-        staged = self.journal.stage(
-            source.name or source.resolve().name,
-            write,
-            lambda staged: records.Artifact(staged, "checkpoints", checkpoint=True, held=held),
-        )
-        self._checkpoint_sources.add(source)
-        if staged is not None:
-            self._checkpoints.add(staged, size)
+        self._checkpoints.log(source)
 
     def log_file(self, artifact_file: str, write: Callable[[Path], object]) -> None:
         """Log the artifact `artifact_file`, which `write` writes to the path that it is given."""
@@ -336,7 +305,7 @@ class Run:
             digest: The same text for the same data.
             name: Name of the dataset; empty if it is none.
         """
-        self._evaluated_on[role] = name, digest
+        self._models.evaluated_on(role, name, digest)
 
     def log_model(
         self,
@@ -369,10 +338,8 @@ class Run:
         source = Path(mlmodel_folder)
         if not (source / "MLmodel").is_file():
             raise InputError(f"log_model: expected a folder with an MLmodel file, got {str(mlmodel_folder)!r}")
-        record = model_record(name, registered_model_name, aliases, step, tags, self._evaluated_on)
-        self._stage_model(
-            lambda target: snapshot(source, target), record, self._checked(promote, registered_model_name)
-        )
+        plan = self._models.plan(name, registered_model_name, aliases, step, tags, promote)
+        self._models.stage(lambda target: snapshot(source, target), plan)
 
     def save_model(
         self,
@@ -406,29 +373,8 @@ class Run:
             TrackingError: `save` raised an `OSError` or left no ``MLmodel`` file. Its other exceptions are passed on.
             InputError: As in `log_model`, and so is `ConfigError`.
         """
-        if checkpoint and registered_model_name is not None:
-            raise InputError(f"save_model: a checkpoint cannot be registered (as {registered_model_name!r})")
-        record = model_record(
-            name, registered_model_name, aliases, step, tags, self._evaluated_on, checkpoint=checkpoint
-        )
-        promotion = self._checked(promote, registered_model_name)
-
-        def write(target: Path) -> None:
-            try:
-                save(target)
-            except OSError as error:
-                raise TrackingError(f"the model cannot be saved: {error}") from error
-            if not (target / "MLmodel").is_file():
-                raise TrackingError("the model cannot be logged: saving it left no MLmodel file")
-
-        if not checkpoint:
-            return self._stage_model(write, record, promotion)
-        self._make_room(self._model_bytes)
-        key = self._stage_model(write, record, None)
-        if key is not None:
-            self._model_bytes = size_of(self._checkpoint_models[key])
-            self._checkpoints.add(self._checkpoint_models[key], self._model_bytes)
-        return key
+        plan = self._models.plan(name, registered_model_name, aliases, step, tags, promote, checkpoint=checkpoint)
+        return self._models.stage(saved_by(save), plan)
 
     def delete_model(self, key: str) -> None:
         """Delete a model that `save_model` has logged as a checkpoint, also from the store.
@@ -436,9 +382,7 @@ class Run:
         Args:
             key: What `save_model` returned.
         """
-        if (staged := self._checkpoint_models.pop(key, None)) is not None and self._checkpoints.discard(staged):
-            self.journal.withdraw(1)
-        self.journal.append(records.DeleteModel(key))
+        self._models.delete(key)
 
     def compare_again(self, metrics: Iterable[str]) -> None:
         """Compare the last registered version once more, because an evaluation after it has brought new values.
@@ -446,8 +390,7 @@ class Run:
         Args:
             metrics: Names of the metrics that were logged. Without the one that `promote` names, nothing is compared.
         """
-        if self._promoting is not None and self._promoting[0].by in metrics:
-            self.journal.append(promotion_record(*self._promoting, self._evaluated_on))
+        self._models.compare_again(metrics)
 
     def wait_for_registration(self) -> None:
         """Wait until the models that were logged since the last call and name a registered model are registered.
@@ -455,11 +398,7 @@ class Run:
         The wait ends after `Delivery.wait_at_end` seconds, and at once where the store does not answer or nothing is
         delivered. One line on stderr says what came of it.
         """
-        models, self._registering = self._registering, []
-        promoted = {self._promoting[1].record_key} if self._promoting is not None else set()
-        if models and not self.journal.offline:
-            promoted &= {model.record_key for model in models}
-            wait_for_registration(self.journal, models, promoted, self.settings.delivery.wait_at_end, self._described)
+        self._models.wait(self._described)
 
     def record(self, part: Part, write: Callable[[], object]) -> None:
         """Call `write`, which logs to this run, unless the tracker's `Recording` switches that part off.
@@ -671,38 +610,6 @@ class Run:
     def _described(self) -> str:
         status = f" ({self._status})" if self._status else ""
         return f"run {self.url or self.run_id}{status}"
-
-    def _checked(self, promote: Promotion | None, registered_model_name: str | None) -> Promotion | None:
-        if promote is not None and registered_model_name is None:
-            raise InputError(f"promote: the alias {promote.alias!r} needs a registered_model_name")
-        return None if registered_model_name is None else promote or self.settings.promote
-
-    def _make_room(self, size: int) -> None:
-        if dropped := self._checkpoints.make_room(size, self.journal.root.path):
-            self.journal.withdraw(dropped)
-            logger.warning(
-                "too many checkpoints wait for delivery (max_checkpoint_bytes): dropped the oldest %d", dropped
-            )
-
-    def _stage_model(
-        self, write: Callable[[Path], object], record: Callable[[str], records.Model], promotion: Promotion | None
-    ) -> str | None:
-        made: list[records.Model] = []
-
-        def kept(staged: str) -> records.Model:
-            made.append(record(staged))
-            return made[-1]
-
-        if (staged := self.journal.stage("model", write, kept)) is None:
-            return None
-        if made[-1].checkpoint:
-            self._checkpoint_models[made[-1].record_key] = staged
-        if made[-1].registered_model_name is not None:
-            self._registering.append(made[-1])
-            if promotion is not None:
-                self._promoting = promotion, made[-1]
-                self.compare_again([promotion.by])
-        return made[-1].record_key
 
     def _log_file(self, artifact_file: str, write: Callable[[Path], object], *, table: bool = False) -> None:
         if not isinstance(artifact_file, str) or not artifact_file.strip("/ "):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar, cast
 
@@ -17,7 +16,6 @@ from tracking_callbacks._callbacks.description import (
     evaluation_folder,
     framework_tags,
     log_description,
-    role_name,
     tag_framework,
 )
 from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel, check_code_paths
@@ -28,15 +26,13 @@ from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import ConfigError, MetricValueError
-from tracking_callbacks.huggingface.evaluations import log_report
+from tracking_callbacks.huggingface.evaluations import EvaluationLogger
 from tracking_callbacks.huggingface.explanation import log_explanation
 from tracking_callbacks.huggingface.forms import check_choice
 from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
 from tracking_callbacks.huggingface.params import config_of, describe, describe_search
-from tracking_callbacks.huggingface.reports import take_report
 from tracking_callbacks.huggingface.save_plan import announce_limits, is_module, prepare_model, unwrapped
 from tracking_callbacks.huggingface.sharded import gathered, is_sharded
-from tracking_callbacks.huggingface.trainer_datasets import log_dataset_of
 from tracking_callbacks.huggingface.trainer_state import (
     latest_checkpoint,
     model_step,
@@ -147,8 +143,7 @@ class MLflowTrainerCallback(TrainerCallback):
         self._trials = 0
         self._completed = False
         self._skipped: set[str] = set()
-        self._reports: Counter[tuple[str, str]] = Counter()
-        self._inputs: set[tuple[str, str]] = set()
+        self._evaluations = EvaluationLogger()
 
     @property
     def run(self) -> Run | None:
@@ -196,8 +191,8 @@ class MLflowTrainerCallback(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the report behind an evaluation; `on_log` has logged its metrics already."""
         run = self._attached(args).run_for_evaluation()
-        self._log_report(run, kwargs["metrics"], state.global_step, kwargs)
-        self._log_input(run, evaluation_prefix(kwargs["metrics"]) or "eval", "evaluation", kwargs)
+        self._evaluations.log_report(run, kwargs["metrics"], state.global_step, kwargs)
+        self._evaluations.log_input(run, evaluation_prefix(kwargs["metrics"]) or "eval", "evaluation", kwargs)
         run.compare_again(grouped(kwargs["metrics"]))
         run.describe()
 
@@ -213,8 +208,8 @@ class MLflowTrainerCallback(TrainerCallback):
         """Log the metrics of a prediction, which no other hook receives, and the report behind them."""
         run = self._attached(args).run_for_evaluation()
         run.log_metrics(self._numbers(grouped(metrics)), state.global_step)
-        self._log_report(run, metrics, state.global_step, kwargs)
-        self._log_input(run, evaluation_prefix(metrics) or "test", "test", kwargs)
+        self._evaluations.log_report(run, metrics, state.global_step, kwargs)
+        self._evaluations.log_input(run, evaluation_prefix(metrics) or "test", "test", kwargs)
         run.compare_again(grouped(metrics))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -321,7 +316,7 @@ class MLflowTrainerCallback(TrainerCallback):
 
     @never_in_the_way
     def _log_train_input(self, run: Run, given: Mapping[str, Any]) -> None:
-        self._log_input(run, "train", "training", given)
+        self._evaluations.log_input(run, "train", "training", given)
 
     def _begin_trial(self, callback_run: CallbackRun, args: TrainingArguments, state: TrainerState) -> Run:
         number = 0 if callback_run.search is None else self._trials
@@ -350,26 +345,6 @@ class MLflowTrainerCallback(TrainerCallback):
                     self._skipped.add(key)
                     logger.warning("%s; it is left out of the run", error)
         return numbers
-
-    def _log_input(self, run: Run, role: str, context: str, given: Mapping[str, Any]) -> None:
-        """Record the dataset of training or an evaluation, the first time that this run uses it."""
-        role = role_name(role)
-        if (run.run_key, role) not in self._inputs:
-            self._inputs.add((run.run_key, role))
-            dataloader = given.get("train_dataloader" if context == "training" else "eval_dataloader")
-            tokenizer, model = given.get("processing_class"), given.get("model")
-            log_dataset_of(run, dataloader, role, context=context, tokenizer=tokenizer, model=model)
-
-    def _log_report(self, run: Run, metrics: Mapping[str, Any], step: int, given: Mapping[str, Any]) -> None:
-        prefix = evaluation_prefix(metrics) or ""
-        report = take_report(metrics, prefix)
-        if report is None:
-            return
-        folder = evaluation_folder(prefix or "unnamed", step)
-        self._reports[run.run_key, folder] += 1
-        if (count := self._reports[run.run_key, folder]) > 1:  # another evaluation at this step has its own report
-            folder += f"-{count}"
-        log_report(run, report, prefix, step, folder, given)
 
     @never_in_the_way(default=_AS_GIVEN)
     def _whole_model(self, given: Mapping[str, Any]) -> dict[str, Any]:

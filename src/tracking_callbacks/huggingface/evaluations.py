@@ -4,38 +4,80 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tracking_callbacks._callbacks.dataset_inputs import shortened
+from tracking_callbacks._callbacks.description import evaluation_folder, role_name
 from tracking_callbacks._callbacks.metric_names import grouped_name
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.huggingface.classification import ClassificationReport
 from tracking_callbacks.huggingface.classifier_curves import curves_of, per_class_statistics, probabilities_of
-from tracking_callbacks.huggingface.reports import Report, TaskReport
-from tracking_callbacks.huggingface.trainer_datasets import label_of, readable_row, row_order, rows_of
+from tracking_callbacks.huggingface.metric_names import evaluation_prefix
+from tracking_callbacks.huggingface.reports import Report, TaskReport, take_report
+from tracking_callbacks.huggingface.trainer_datasets import (
+    label_of,
+    log_dataset_of,
+    readable_row,
+    row_order,
+    rows_of,
+)
 
-__all__ = ["log_report"]
+__all__ = ["EvaluationLogger"]
 
 logger = logging.getLogger(__name__)
 
 _MOST_ROWS = 200
 
 
-def log_report(run: Run, report: Report, prefix: str, step: int, folder: str, given: Mapping[str, Any]) -> None:
-    """Log the report of one evaluation.
+class EvaluationLogger:
+    """Logs for one callback what its evaluations were made from: each report, and each dataset once per run."""
 
-    Args:
-        run: The run.
-        report: The report.
-        prefix: The evaluation's ``metric_key_prefix``.
-        step: Training step.
-        folder: The evaluation's folder among the artifacts.
-        given: What ``Trainer`` passed to the hook.
-    """
+    def __init__(self) -> None:
+        self._reports: Counter[tuple[str, str]] = Counter()
+        self._inputs: set[tuple[str, str]] = set()
+
+    def log_report(self, run: Run, metrics: Mapping[str, Any], step: int, given: Mapping[str, Any]) -> None:
+        """Log the report behind the numbers of an evaluation, if ``compute_metrics`` has left one.
+
+        Args:
+            run: The run.
+            metrics: What the hook received.
+            step: Training step.
+            given: What else ``Trainer`` passed to the hook.
+        """
+        prefix = evaluation_prefix(metrics) or ""
+        report = take_report(metrics, prefix)
+        if report is None:
+            return
+        folder = evaluation_folder(prefix or "unnamed", step)
+        self._reports[run.run_key, folder] += 1
+        if (count := self._reports[run.run_key, folder]) > 1:  # another evaluation at this step has its own report
+            folder += f"-{count}"
+        _log_report(run, report, prefix, step, folder, given)
+
+    def log_input(self, run: Run, role: str, context: str, given: Mapping[str, Any]) -> None:
+        """Record the dataset of training or an evaluation, the first time that `run` uses it.
+
+        Args:
+            run: The run.
+            role: What the training run calls the dataset.
+            context: MLflow's name for what it is used for.
+            given: What ``Trainer`` passed to the hook.
+        """
+        role = role_name(role)
+        if (run.run_key, role) not in self._inputs:
+            self._inputs.add((run.run_key, role))
+            dataloader = given.get("train_dataloader" if context == "training" else "eval_dataloader")
+            tokenizer, model = given.get("processing_class"), given.get("model")
+            log_dataset_of(run, dataloader, role, context=context, tokenizer=tokenizer, model=model)
+
+
+def _log_report(run: Run, report: Report, prefix: str, step: int, folder: str, given: Mapping[str, Any]) -> None:
     note = f"{prefix or 'evaluation'}, step {step}"
     if isinstance(report, TaskReport):
         run.record("reports", lambda: run.log_dict(report.content, f"{folder}/{report.kind}.json"))

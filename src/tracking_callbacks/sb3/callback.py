@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import dataclasses
 import functools
 import inspect
 import logging
 import math
-import numbers
-import operator
 import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import stable_baselines3
-from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -37,20 +32,19 @@ from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedMod
 from tracking_callbacks._callbacks.training_watch import watch_method
 from tracking_callbacks._episodes.account import AccountSettings
 from tracking_callbacks._episodes.market import Benchmark, check_benchmark
-from tracking_callbacks._episodes.market_log import log_importance, log_market
+from tracking_callbacks._episodes.market_log import log_market
 from tracking_callbacks._episodes.point_budget import StepBudget, WindowClock
 from tracking_callbacks._episodes.returns import Returns, check_initial_account, check_returns
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
-from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._writing.guard import never_in_the_way
-from tracking_callbacks.errors import ConfigError, MetricValueError
 from tracking_callbacks.flavors import sb3 as flavor
-from tracking_callbacks.sb3.environments import identity, names_of_features
+from tracking_callbacks.sb3.arguments import LogModel, check_best_by, check_count, check_log_model, check_periods
+from tracking_callbacks.sb3.environments import identity
 from tracking_callbacks.sb3.episode_recorder import EpisodeRecorder
 from tracking_callbacks.sb3.evaluation import BestAgent, Evaluation, EvaluationWatch, evaluations_in
-from tracking_callbacks.sb3.importance import feature_names, permutation_importance
+from tracking_callbacks.sb3.importance import log_feature_importance
 from tracking_callbacks.sb3.params import describe
 from tracking_callbacks.sb3.prices import log_prices
 from tracking_callbacks.sb3.relay import EventRelay, outermost
@@ -60,8 +54,6 @@ from tracking_callbacks.sb3.run_writer import RunWriter
 __all__ = ["MLflowSB3Callback"]
 
 logger = logging.getLogger(__name__)
-
-LogModel = bool | Literal["best"]
 
 MODEL_CHOICE_TAG = "tracking_callbacks.model_choice"
 STOPPED_EARLY_TAG = "tracking_callbacks.stopped_early"
@@ -137,16 +129,16 @@ class MLflowSB3Callback(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         watch_method(BaseAlgorithm, "learn")
-        self.log_model = _check_log_model(log_model)
-        self.best_by = _check_best_by(best_by)
-        self.log_model_every = _check_count(log_model_every, "log_model_every")
+        self.log_model = check_log_model(log_model)
+        self.best_by = check_best_by(best_by)
+        self.log_model_every = check_count(log_model_every, "log_model_every")
         self.register_trials = register_trials
         self.code_paths = None if code_paths is None else check_code_paths(code_paths)
         self.returns = check_returns(returns)
-        self.periods_per_year = _check_periods(periods_per_year)
+        self.periods_per_year = check_periods(periods_per_year)
         self.initial_account = check_initial_account(initial_account, self.returns)
         self.benchmark = check_benchmark(benchmark)
-        self.trials = _check_count(trials, "trials")
+        self.trials = check_count(trials, "trials")
         self.tags = dict(tags or {})
         self._model_logger = ModelLogger(
             log_model,
@@ -462,19 +454,7 @@ class MLflowSB3Callback(BaseCallback):
             evaluation.equity.log(self.run, place, picture=place, label="evaluation episode")
             log_market(self.run, place, evaluation.episodes, evaluation.statistics, self.periods_per_year)
             if evaluation.observations is not None:
-                self._log_importance(self.run, place, evaluation.observations)
-
-    @never_in_the_way
-    def _log_importance(self, run: Run, place: str, observations: NDArray[Any]) -> None:
-        def write() -> None:
-            changes = permutation_importance(self.model, observations)
-            if changes is None:
-                logger.info("the run goes on without feature importance: the observations are too large or too few")
-                return
-            names = feature_names(names_of_features(self.training_env), observations.shape[1:])
-            log_importance(run, place, dict(zip(names, changes.tolist(), strict=True)))
-
-        run.record("importance", write)
+                log_feature_importance(self.run, place, self.model, evaluation.observations, self.training_env)
 
     def _account(self) -> AccountSettings:
         return AccountSettings(
@@ -488,32 +468,3 @@ class MLflowSB3Callback(BaseCallback):
     @property
     def _off_policy(self) -> bool:
         return isinstance(self.model, OffPolicyAlgorithm)
-
-
-def _check_log_model(log_model: object) -> LogModel:
-    if log_model is True or log_model is False or log_model == "best":
-        return log_model
-    raise ConfigError(f"log_model: expected True, False or 'best', got {log_model!r}", setting="log_model")
-
-
-def _check_best_by(best_by: object) -> str:
-    if isinstance(best_by, str) and best_by.strip():
-        return best_by.removeprefix("eval/")
-    raise ConfigError(f"best_by: expected 'mean_reward' or the name of a statistic, got {best_by!r}", setting="best_by")
-
-
-def _check_count(count: object, setting: str) -> int | None:
-    if count is None:
-        return None
-    with contextlib.suppress(TypeError):
-        if not isinstance(count, bool) and (number := operator.index(count)) > 0:  # type: ignore[arg-type]
-            return number
-    raise ConfigError(f"{setting}: expected a positive whole number or None, got {count!r}", setting=setting)
-
-
-def _check_periods(periods: object) -> float:
-    with contextlib.suppress(MetricValueError):
-        number = to_scalar("periods_per_year", periods)
-        if 0 < number < math.inf and not isinstance(periods, (bool, np.bool_)):
-            return int(number) if isinstance(periods, numbers.Integral) else number
-    raise ConfigError(f"periods_per_year: expected a positive number, got {periods!r}", setting="periods_per_year")

@@ -7,6 +7,7 @@ distribution is measured.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
-__all__ = ["ObservationSample", "feature_names", "permutation_importance"]
+from tracking_callbacks._episodes.market_log import log_importance
+from tracking_callbacks._runs.run import Run
+from tracking_callbacks._writing.guard import never_in_the_way
+from tracking_callbacks.sb3.environments import names_of_features
+
+__all__ = ["ObservationSample", "feature_names", "log_feature_importance", "permutation_importance"]
+
+logger = logging.getLogger(__name__)
 
 _MOST_OBSERVATIONS = 2_000
 _MOST_FEATURES = 2_000
@@ -51,6 +60,29 @@ class ObservationSample:
     def taken(self) -> NDArray[Any] | None:
         """Return the observations, shape (n, *observation shape); None if there are none."""
         return np.concatenate(self._kept)[:_MOST_OBSERVATIONS] if self._kept else None
+
+
+@never_in_the_way
+def log_feature_importance(run: Run, place: str, model: BaseAlgorithm, observations: NDArray[Any], env: VecEnv) -> None:
+    """Log how much the agent's decision depends on each feature, if the run records that.
+
+    Args:
+        run: The run.
+        place: Folder of the evaluation that the observations are from.
+        model: The agent.
+        observations: What its policy sees, shape (n, *observation shape).
+        env: Knows the names of the features, or does not.
+    """
+
+    def write() -> None:
+        changes = permutation_importance(model, observations)
+        if changes is None:
+            logger.info("the run goes on without feature importance: the observations are too large or too few")
+            return
+        names = feature_names(names_of_features(env), observations.shape[1:])
+        log_importance(run, place, dict(zip(names, changes.tolist(), strict=True)))
+
+    run.record("importance", write)
 
 
 def permutation_importance(
