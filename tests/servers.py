@@ -108,14 +108,15 @@ def running_postgres(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def serving(model_uri: str, folder: Path, *, tracking_uri: str) -> Iterator[str]:
+def serving(model_uri: str, folder: Path) -> Iterator[str]:
     """Let ``mlflow models serve`` answer for a registered model until the block exits, and yield its address."""
     uri, command = f"http://127.0.0.1:{(port := free_port())}", [sys.executable, "-m", "mlflow", "models", "serve"]
     with open(folder / "serve.log", "ab") as log:
         process = subprocess.Popen(
             [*command, "-m", model_uri, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],
             cwd=folder,
-            env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri},
+            # It looks for uvicorn on the path, where an activated environment has it.
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -133,7 +134,8 @@ def serving(model_uri: str, folder: Path, *, tracking_uri: str) -> Iterator[str]
         wait_for(answers, "the model is served", seconds=90)
         yield uri
     finally:
-        stop_server(Server(uri, folder, process))
+        if process.poll() is None:
+            stop_server(Server(uri, folder, process))
 
 
 def stop_server(server: Server) -> None:
