@@ -147,3 +147,44 @@ def test_a_callback_in_a_worker_writes_to_the_run_of_its_trial(
     for run in trials:
         assert client.get_metric_history(run.info.run_id, "train/loss")[-1].step == 64
         assert run.data.params["n_steps"] == "32"
+
+
+TRAINER = """
+    import os
+    import ray
+    import ray.train.torch
+    from ray.train import RunConfig, ScalingConfig
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
+
+    def train(config):
+        from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+        from tracking_callbacks.huggingface import MLflowTrainerCallback
+        model = BertForSequenceClassification(BertConfig(
+            vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ))
+        rows = [{"input_ids": [1, 2, 3], "labels": i % 2} for i in range(16)]
+        arguments = TrainingArguments("out", max_steps=4, logging_steps=1, report_to="none", use_cpu=True)
+        callback = MLflowTrainerCallback(log_model=False)
+        Trainer(model, arguments, train_dataset=rows, callbacks=[callback]).train()
+        ray.train.report({"tracked": callback.run is not None, "journal": os.environ["TRACKING_CALLBACKS_JOURNAL"]})
+
+    trainer = ray.train.torch.TorchTrainer(
+        train,
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="NAME", storage_path=os.getcwd() + "/ray"),
+    )
+    print(trainer.fit().metrics)
+"""
+
+
+def test_two_workers_of_ray_train_write_one_run(
+    client: MlflowClient, experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("TRACKING_CALLBACKS_JOURNAL", str(tmp_path / "journal"))
+    sweep(TRAINER, experiment, tmp_path)
+
+    (run,) = stored_runs(client, experiment).values()
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4]
+    assert run.data.params["world_size"] == "2"
