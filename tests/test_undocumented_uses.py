@@ -226,6 +226,22 @@ def test_a_trainer_holds_the_default_callbacks(bert: Any, tmp_path: Path, monkey
     assert any(isinstance(callback, Further) for callback in held.callbacks)
 
 
+@use("the default store of a process group", "torch 2.13", "huggingface/ranks.py")
+def test_a_process_group_has_a_store_with_keys(tmp_path: Path) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        before = store.check(["tracking"])
+        store.set("tracking", "key")
+        found = before, store.check(["tracking"]), store.get("tracking")
+    finally:
+        dist.destroy_process_group()
+
+    assert found == (False, True, b"key")
+
+
 @use("TrainerState.stateful_callbacks", TRANSFORMERS, "huggingface/trainer_state.py")
 def test_the_state_carries_a_dict_for_callbacks() -> None:
     from transformers import TrainerState
@@ -514,4 +530,4 @@ def test_an_objective_finds_its_trial_among_the_callers() -> None:
 
     assert current_trial() is None
     assert found[0] is not None
-    assert (found[0].study, found[0].number, list(found[0].params)) == ("layers", 0, ["layers"])
+    assert (found[0].study, found[0].number, list(found[0].params)) == ("study layers", 0, ["layers"])

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
 from huggingface.reading import runs_of
-from processes import free_port
+from processes import delivery_processes, free_port, wait_for
 from tracking_callbacks import MLflowTracker
 
 TRAIN = """
@@ -104,6 +105,68 @@ def test_only_rank_0_writes_a_run(
     assert [step for step, _ in stored("test/loss")] == [4]
     assert client.get_model_version_by_alias(name, "champion").run_id == run.info.run_id
     assert len(client.search_model_versions(f"name = '{name}'")) == 1
+
+
+FAILING = """
+import os, sys
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from tracking_callbacks.huggingface import MLflowTrainerCallback
+
+torch.set_num_threads(1)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+
+class Fails(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if os.environ["RANK"] == "1" and state.global_step == 3:
+            raise FloatingPointError("the loss of this part is not a number")
+
+trainer = Trainer(
+    model=AutoModelForSequenceClassification.from_pretrained(sys.argv[1]),
+    args=TrainingArguments("output", max_steps=8, logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True),
+    train_dataset=[{**tokenizer(text), "labels": 0} for text in ["good", "bad"] * 32],
+    callbacks=[MLflowTrainerCallback(), Fails()],
+)
+trainer.train()
+"""
+
+
+def test_an_exception_in_another_rank_makes_the_run_failed_with_its_traceback(
+    tracker: MLflowTracker,
+    server,
+    client: MlflowClient,
+    base_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "train.py").write_text(FAILING)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tracker.settings.experiment_name)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    done = subprocess.run(
+        [*command, "train.py", str(base_folder)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert "FloatingPointError" in done.stderr
+
+    def ended() -> list[Any]:
+        found = runs_of(client, tracker)
+        return found if [run.info.status for run in found] == ["FAILED"] else []
+
+    (run,) = wait_for(ended, "the run is FAILED")
+    assert run.data.tags["tracking_callbacks.error_rank_1"].startswith("FloatingPointError")
+    text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/error-rank-1.txt")
+    assert "the loss of this part is not a number" in text
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert steps[:2] == [1, 2]
+    wait_for(lambda: not delivery_processes(tmp_path), "no process is left")
+    (again,) = runs_of(client, tracker)
+    assert again.info.status == "FAILED"
 
 
 SHARDED = """

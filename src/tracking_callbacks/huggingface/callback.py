@@ -31,6 +31,7 @@ from tracking_callbacks.huggingface.explanation import log_explanation
 from tracking_callbacks.huggingface.forms import check_choice
 from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
 from tracking_callbacks.huggingface.params import config_of, describe, describe_search
+from tracking_callbacks.huggingface.ranks import publish_run, watch_rank
 from tracking_callbacks.huggingface.save_plan import announce_limits, is_module, prepare_model, unwrapped
 from tracking_callbacks.huggingface.sharded import gathered, is_sharded
 from tracking_callbacks.huggingface.trainer_state import (
@@ -167,6 +168,8 @@ class MLflowTrainerCallback(TrainerCallback):
         if state.is_world_process_zero:  # wrong configuration raises, before the first step
             check_choice(self.log_model, unwrapped(kwargs["model"]))
             self._attached(args).check_settings()
+        else:
+            watch_rank(self._tracker)
         self._begin(args, state, control, **kwargs)
 
     # Called at every step, with cold caches: each function call in it costs three microseconds.
@@ -297,6 +300,7 @@ class MLflowTrainerCallback(TrainerCallback):
             resume_key = noted_run_key(state, callback_run.settings)
             run = callback_run.begin_training(resume_key=resume_key, at_step=state.global_step or None)
         write_run_reference(state, run)
+        publish_run(run)
         self._tag_framework(run, model)
         run.log_params({f"trial.{key}": value for key, value in (state.trial_params or {}).items()})
         self._describe(run, args, model)
