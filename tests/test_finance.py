@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tracking_callbacks import finance
+from tracking_callbacks.finance.ratios import account_ratios
 
 Series = NDArray[np.float64]
 
@@ -54,6 +55,23 @@ def test_ratios_equal_empyrical_on_random_series(series: Series, periods: int) -
 def test_drawdown_and_total_return_equal_empyrical_on_random_series(series: Series) -> None:
     assert agree(finance.max_drawdown(series), empyrical.max_drawdown(series))
     assert agree(finance.total_return(series), empyrical.cum_returns_final(series))
+
+
+@pytest.mark.parametrize(
+    "series", [*random_series(), np.array([]), np.array([0.01]), np.full(5, 0.01)], ids=lambda series: f"n{series.size}"
+)
+def test_the_ratios_of_an_account_are_those_of_each_function(series: Series) -> None:
+    finite = series[np.isfinite(series)]
+    each = {
+        "sharpe_ratio": finance.sharpe_ratio(finite),
+        "sortino_ratio": finance.sortino_ratio(finite),
+        "max_drawdown": finance.max_drawdown(finite),
+        "total_return": finance.total_return(finite),
+        "volatility": finance.volatility(finite),
+    }
+
+    known = {name: value for name, value in each.items() if value is not None}
+    assert account_ratios(finite) == pytest.approx(known, rel=1e-9, abs=1e-12)
 
 
 DEGENERATE = {

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracking_callbacks import finance
+from tracking_callbacks.finance import ratios
 
 __all__ = ["STATISTICS", "RunningStats", "Series", "statistics_over_episodes", "trading_statistics"]
 
@@ -25,15 +26,10 @@ def trading_statistics(returns: Series, *, periods_per_year: float, compounded: 
         periods_per_year: For the annualised statistics.
         compounded: Whether the returns may be compounded; otherwise only the Sharpe ratio is returned.
     """
-    statistics = {"sharpe_ratio": finance.sharpe_ratio(returns, periods_per_year=periods_per_year)}
-    if compounded:  # raw rewards, in any unit, cannot be
-        statistics |= {
-            "sortino_ratio": finance.sortino_ratio(returns, periods_per_year=periods_per_year),
-            "max_drawdown": finance.max_drawdown(returns),
-            "total_return": finance.total_return(returns),
-            "volatility": finance.volatility(returns, periods_per_year=periods_per_year),
-        }
-    return {name: value for name, value in statistics.items() if value is not None}
+    if compounded:
+        return ratios.account_ratios(returns, periods_per_year=periods_per_year)
+    sharpe = finance.sharpe_ratio(returns, periods_per_year=periods_per_year)  # raw rewards may be in any unit
+    return {} if sharpe is None else {"sharpe_ratio": sharpe}
 
 
 def statistics_over_episodes(

@@ -59,15 +59,10 @@ def performance(
     year: dict[str, Any] = {"period": None, "annualization": periods_per_year}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of divisions by zero, whose results are left out
-        found: dict[str, Any] = {
-            "total_return": ratios.total_return(account),
+        found: dict[str, Any] = ratios.account_ratios(account, periods_per_year=periods_per_year) | {
             "annual_return": empyrical.annual_return(account, **year),
-            "volatility": ratios.volatility(account, periods_per_year=periods_per_year),
-            "sharpe_ratio": ratios.sharpe_ratio(account, periods_per_year=periods_per_year),
-            "sortino_ratio": ratios.sortino_ratio(account, periods_per_year=periods_per_year),
             "calmar_ratio": empyrical.calmar_ratio(account, **year),
             "omega_ratio": empyrical.omega_ratio(account),
-            "max_drawdown": ratios.max_drawdown(account),
             "max_drawdown_length": _longest_drawdown(account),
             "value_at_risk_95": empyrical.value_at_risk(account, cutoff=_TAIL),
             "conditional_value_at_risk_95": empyrical.conditional_value_at_risk(account, cutoff=_TAIL),

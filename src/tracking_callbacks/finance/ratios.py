@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "account_ratios",
     "looks_like_levels",
     "max_drawdown",
     "returns_from_equity",
@@ -41,10 +42,35 @@ def returns_from_equity(equity: ArrayLike) -> NDArray[np.float64]:
     if values.size < 2:
         return np.empty(0)
     before, after = values[:-1], values[1:]
+    if np.minimum.reduce(before) > 0.0:
+        return np.subtract(quotients := after / before, 1.0, out=quotients)
     returns = np.full(before.shape, np.nan)
     np.divide(after, before, out=returns, where=before > 0.0)
     returns -= 1.0
     return returns
+
+
+def account_ratios(series: NDArray[np.float64], *, periods_per_year: float = 252) -> dict[str, float]:
+    """Return the Sharpe and Sortino ratio, drawdown, total return and volatility by name, those that are defined.
+
+    They equal those of the functions below. They are computed together because every episode needs them at its end,
+    where the calls cost more than the sums.
+
+    Args:
+        series: Simple returns per period, all of them finite, shape (n,).
+        periods_per_year: Periods in a year, as for `sharpe_ratio`.
+    """
+    if not series.size:
+        return {}
+    wealth = (series + 1.0).cumprod()
+    found = {"max_drawdown": _drawdown(wealth), "total_return": _finite_or_none(float(wealth[-1]) - 1.0)}
+    if series.size > 1:
+        mean, deviation = _mean_and_deviation(series)
+        year = math.sqrt(periods_per_year)
+        found["sharpe_ratio"] = _quotient(year * mean, deviation)
+        found["sortino_ratio"] = _quotient(year * mean, _downside_deviation(series))
+        found["volatility"] = _finite_or_none(year * deviation)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def sharpe_ratio(returns: ArrayLike, *, periods_per_year: float = 252, risk_free: float = 0.0) -> float | None:
@@ -64,9 +90,7 @@ def sharpe_ratio(returns: ArrayLike, *, periods_per_year: float = 252, risk_free
     if series is None or series.size < 2:
         return None
     mean, deviation = _mean_and_deviation(series)
-    if deviation == 0.0:
-        return None
-    return _finite_or_none(math.sqrt(periods_per_year) * (mean - risk_free) / deviation)
+    return _quotient(math.sqrt(periods_per_year) * (mean - risk_free), deviation)
 
 
 def sortino_ratio(returns: ArrayLike, *, periods_per_year: float = 252, required_return: float = 0.0) -> float | None:
@@ -88,11 +112,7 @@ def sortino_ratio(returns: ArrayLike, *, periods_per_year: float = 252, required
     if series is None or series.size < 2:
         return None
     excess = series - required_return
-    shortfall = np.minimum(excess, 0.0)
-    downside_deviation = math.sqrt(np.dot(shortfall, shortfall) / series.size)
-    if downside_deviation <= _ROUNDING:
-        return None
-    return _finite_or_none(math.sqrt(periods_per_year) * float(excess.mean()) / downside_deviation)
+    return _quotient(math.sqrt(periods_per_year) * float(excess.mean()), _downside_deviation(excess))
 
 
 def looks_like_levels(series: ArrayLike) -> str:
@@ -135,9 +155,7 @@ def max_drawdown(returns: ArrayLike) -> float | None:
     series = _finite(returns)
     if series is None or series.size == 0:
         return None
-    wealth = np.cumprod(1.0 + series)
-    peak = np.maximum.accumulate(np.maximum(wealth, 1.0))
-    return _finite_or_none(float(np.min((wealth - peak) / peak)))
+    return _drawdown((series + 1.0).cumprod())
 
 
 def total_return(returns: ArrayLike) -> float | None:
@@ -195,6 +213,23 @@ def _mean_and_deviation(series: NDArray[np.float64]) -> tuple[float, float]:
     deviations = series - mean
     deviation = math.sqrt(float(np.dot(deviations, deviations)) / (series.size - 1))
     return mean, 0.0 if deviation <= _ROUNDING * (1.0 + abs(mean)) else deviation
+
+
+def _downside_deviation(excess: NDArray[np.float64]) -> float:
+    shortfall = np.minimum(excess, 0.0)
+    deviation = math.sqrt(float(np.dot(shortfall, shortfall)) / excess.size)
+    return 0.0 if deviation <= _ROUNDING else deviation
+
+
+def _drawdown(wealth: NDArray[np.float64]) -> float | None:
+    peak = np.maximum.accumulate(wealth)
+    np.maximum(peak, 1.0, out=peak)  # the account began with 1.0
+    return _finite_or_none(float(np.minimum.reduce((wealth - peak) / peak)))
+
+
+def _quotient(above: float, below: float) -> float | None:
+    """Return the quotient, or None if it is undefined or overflows."""
+    return None if below == 0.0 else _finite_or_none(above / below)
 
 
 def _finite_or_none(value: float) -> float | None:
