@@ -73,7 +73,8 @@ def _describe_version(
 def _card_model(key: str, state: RunState) -> CardModel:
     model, version, promotion = state.models[key], state.versions.get(key), state.promotions.get(key)
     registered = (model.registered, version) if model.registered is not None and version is not None else None
-    return CardModel(loading_call(model.flavors), registered, promotion.outcome if promotion is not None else "")
+    outcome = promotion.outcome if promotion is not None else ""
+    return CardModel(loading_call(model.flavors), registered, outcome, model.deflated)
 
 
 def _reference(store: Store, run: StoredRun, state: RunState) -> tuple[str, dict[str, float]] | None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tracking_callbacks._delivery.batches import MAX_METRICS, Point
+from tracking_callbacks._delivery.deflation import deflate
 from tracking_callbacks._delivery.failures import NotOffered, Refused
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.stores.store import RECORD_TAG, Store, StoredModel, StoredRun, StoredVersion
@@ -60,6 +61,7 @@ def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: 
     flavors = description.get("flavors")
     names = sorted(map(str, flavors)) if isinstance(flavors, dict) else []
     model: StoredModel | None = None
+    points = _points_of(store, run, record.step)
     try:
         model = _log_model(store, once, run, record, folder, description)
     except NotOffered:
@@ -68,7 +70,6 @@ def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: 
         _complete_mlmodel(folder / "MLmodel", description, identity)
         store.log_artifacts(run_id, folder, record.name)
     else:
-        points = _points_of(store, run, record.step)
         step = record.step if record.step is not None else max((point.step for point in points), default=0)
         store.link_model(run_id, model.model_id, step)
         for dataset, own in _by_dataset(points, record.data).items():
@@ -76,8 +77,9 @@ def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: 
                 _link_metrics(store, run_id, model.model_id, own[first : first + MAX_METRICS], dataset)
     if (version := _register(store, once, run_id, record, model)) is not None:
         state.versions[record.record_key] = version
-    model_id = None if model is None else model.model_id
-    state.models[record.record_key] = LoggedModel(names, record.registered_model_name, model_id)
+    name, model_id = record.registered_model_name, None if model is None else model.model_id
+    deflated = "" if name is None or version is None else deflate(store, run, name, version, points)
+    state.models[record.record_key] = LoggedModel(names, name, model_id, deflated)
 
 
 def delete_model(store: Store, run_id: str, record_key: str, state: RunState) -> None:

@@ -47,11 +47,19 @@ class CardModel(NamedTuple):
         load: The call that loads it, with ``{uri}`` for the model's URI.
         registered: Name and version in the registry; None if it is not registered.
         outcome: What came of the comparison with the holder of an alias; empty without one.
+        deflated: Its deflated Sharpe ratio over the registered versions; empty without one.
     """
 
     load: str
     registered: tuple[str, str] | None = None
     outcome: str = ""
+    deflated: str = ""
+
+    @property
+    def judgement(self) -> str:
+        """What the card says of it, as a list."""
+        deflated = f"deflated Sharpe ratio {self.deflated}" if self.deflated else ""
+        return "\n".join(f"- {line}" for line in (self.outcome, deflated) if line)
 
 
 def run_card(
@@ -74,7 +82,7 @@ def run_card(
     parts = [
         _headline(run, status),
         _trouble(run.tags),
-        "\n".join(f"- {model.outcome}" for model in models if model.outcome),
+        "\n".join(model.judgement for model in models if model.judgement),
         _table(values, reference),
         _pictures(run, pictures),
         _loading(models),
@@ -94,7 +102,7 @@ def version_card(run: StoredRun, model: CardModel, values: Mapping[str, float]) 
     """
     name = run.tags.get("mlflow.runName", run.run_id)
     link = f"From the run [{_inline(name)}](#/experiments/{run.experiment_id}/runs/{run.run_id})."
-    parts = [_headline(run, None, running=False), model.outcome, _table(values, None), link, _loading([model])]
+    parts = [_headline(run, None, running=False), model.judgement, _table(values, None), link, _loading([model])]
     return _joined(parts)
 
 

@@ -216,7 +216,7 @@ def account_statistics(
     if not episodes:
         return {}
     returns = np.concatenate([episode.returns for episode in episodes])
-    year = {"periods_per_year": periods_per_year}
+    year: dict[str, Any] = {"periods_per_year": periods_per_year}
     try:
         statistics = _performance(episodes, returns, periods_per_year)
     except ModuleNotFoundError as error:
@@ -224,6 +224,7 @@ def account_statistics(
         statistics = statistics_over_episodes([one.returns for one in episodes], compounded=True, **year)
     significance = {
         "sharpe_standard_error": finance.sharpe_standard_error(returns, **year),
+        "sharpe_adjusted_error": finance.sharpe_standard_error(returns, normal=False, **year),
         "probabilistic_sharpe_ratio": finance.probabilistic_sharpe_ratio(returns, **year),
         "deflated_sharpe_ratio": finance.deflated_sharpe_ratio(returns, trials=trials, **year) if trials > 1 else None,
     }

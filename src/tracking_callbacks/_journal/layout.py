@@ -113,11 +113,13 @@ class LoggedModel(msgspec.Struct, frozen=True):
         flavors: Names of its flavors.
         registered: Name of the registered model. None means that it is not registered.
         model_id: The store's id of the logged model. None means that the store has no logged models.
+        deflated: Its deflated Sharpe ratio over the registered versions, in words; empty without one.
     """
 
     flavors: list[str]
     registered: str | None = None
     model_id: str | None = None
+    deflated: str = ""
 
 
 class RunState(msgspec.Struct):

@@ -11,11 +11,11 @@ the true error is larger.
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tracking_callbacks._values.selection import expected_maximum_sharpe, probability_above
 from tracking_callbacks.finance import ratios
 
 __all__ = [
@@ -25,11 +25,8 @@ __all__ = [
     "sharpe_standard_error",
 ]
 
-_EULER_MASCHERONI = 0.5772156649015329
-_NORMAL = NormalDist()
 
-
-def sharpe_standard_error(returns: ArrayLike, *, periods_per_year: float = 252) -> float | None:
+def sharpe_standard_error(returns: ArrayLike, *, periods_per_year: float = 252, normal: bool = True) -> float | None:
     """Return the standard error of the annualised Sharpe ratio, ``sqrt(periods_per_year * (1 + SR**2 / 2) / n)``.
 
     ``SR`` is the ratio per period. This is Lo's result for independent, normally distributed returns (2002, eq. 9).
@@ -37,15 +34,22 @@ def sharpe_standard_error(returns: ArrayLike, *, periods_per_year: float = 252) 
     Args:
         returns: Simple returns per period, shape (n,).
         periods_per_year: Periods in a year, as for `ratios.sharpe_ratio`.
+        normal: Take the returns as normally distributed. False means with their own skew and kurtosis, which is 3 for
+            the normal distribution: ``sqrt(periods_per_year * (1 - skew * SR + (kurtosis - 1) / 4 * SR**2) / (n - 1))``
+            (Bailey and López de Prado 2012, equation 8).
 
     Returns:
-        The standard error, or None where the ratio is undefined.
+        The standard error, or None where the ratio is undefined, or fewer than three returns are known and `normal` is
+        False.
     """
     moments = _moments(returns)
     if moments is None:
         return None
-    count, ratio, _, _ = moments
-    return math.sqrt(periods_per_year * (1.0 + ratio**2 / 2.0) / count)
+    count, ratio, skew, kurtosis = moments
+    if normal:
+        return math.sqrt(periods_per_year * (1.0 + ratio**2 / 2.0) / count)
+    spread = 1.0 - skew * ratio + (kurtosis - 1.0) / 4.0 * ratio**2
+    return math.sqrt(periods_per_year * spread / (count - 1)) if count > 2 and spread > 0.0 else None
 
 
 def probabilistic_sharpe_ratio(
@@ -53,8 +57,8 @@ def probabilistic_sharpe_ratio(
 ) -> float | None:
     """Return the probability that the true Sharpe ratio is above `benchmark_sharpe`.
 
-    ``Φ((SR - SR*) * sqrt(n - 1) / sqrt(1 - skew * SR + (kurtosis - 1) / 4 * SR**2))`` with ratios per period, and the
-    kurtosis of the normal distribution being 3 (Bailey and López de Prado 2012, equation 11).
+    ``Φ((SR - SR*) / error)`` with the standard error for returns that are not normally distributed, see
+    `sharpe_standard_error` (Bailey and López de Prado 2012, equation 11).
 
     Args:
         returns: Simple returns per period, shape (n,).
@@ -64,37 +68,9 @@ def probabilistic_sharpe_ratio(
     Returns:
         From 0.0 to 1.0, or None where the ratio is undefined or fewer than three returns are known.
     """
-    moments = _moments(returns)
-    if moments is None or moments[0] < 3:
-        return None
-    count, ratio, skew, kurtosis = moments
-    spread = 1.0 - skew * ratio + (kurtosis - 1.0) / 4.0 * ratio**2
-    if spread <= 0.0:
-        return None
-    above = ratio - benchmark_sharpe / math.sqrt(periods_per_year)
-    return _NORMAL.cdf(above * math.sqrt(count - 1) / math.sqrt(spread))
-
-
-def expected_maximum_sharpe(trials: int, deviation: float) -> float:
-    """Return the Sharpe ratio that the best of `trials` without any skill is expected to have.
-
-    ``deviation * ((1 - γ) * Φ⁻¹(1 - 1 / N) + γ * Φ⁻¹(1 - 1 / (N * e)))`` with the Euler-Mascheroni constant γ (Bailey
-    and López de Prado 2014, equation 1). It is 0.0 for one trial.
-
-    Args:
-        trials: Number N of independent trials; dependent ones, such as seeds of one configuration, count as fewer.
-        deviation: Standard deviation of the trials' Sharpe ratios, in the unit of the result.
-
-    Raises:
-        ValueError: `trials` is less than 1, or `deviation` is negative.
-    """
-    if trials < 1 or deviation < 0:
-        raise ValueError(f"expected at least one trial and no negative deviation, got {trials} and {deviation}")
-    if trials == 1:
-        return 0.0
-    first = _NORMAL.inv_cdf(1.0 - 1.0 / trials)
-    second = _NORMAL.inv_cdf(1.0 - 1.0 / (trials * math.e))
-    return deviation * ((1.0 - _EULER_MASCHERONI) * first + _EULER_MASCHERONI * second)
+    ratio = ratios.sharpe_ratio(returns, periods_per_year=periods_per_year)
+    error = sharpe_standard_error(returns, periods_per_year=periods_per_year, normal=False)
+    return None if ratio is None or error is None else probability_above(benchmark_sharpe, ratio, error)
 
 
 def deflated_sharpe_ratio(

@@ -121,7 +121,8 @@ class EpisodeRecorder:
         assert self._env is not None
         memory = functools.partial(attribute_of, self._env)
         source, periods = self._account.source(infos[0], memory), self._account.periods_per_year
-        self.run.log_params({"sharpe.source": source.name, "sharpe.periods_per_year": periods})
+        trials = {} if self._account.trials == 1 else {"sharpe.trials": self._account.trials}
+        self.run.log_params({"sharpe.source": source.name, "sharpe.periods_per_year": periods} | trials)
         self._tracker = tracker = EpisodeTracker(len(infos), source, periods, memory)
         for env, info in self._first_infos.items():
             tracker.begin(env, info)
