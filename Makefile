@@ -14,7 +14,7 @@ INSTALL := -m pip install --quiet -c $(LOCK) --build-constraint $(LOCK)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test faults soak scale servers trainers check format bench lock newest clean
+.PHONY: help setup demo test faults soak scale servers environments trainers check format bench lock newest clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -50,6 +50,9 @@ scale: $(READY) ## 1, 4, 16 and 64 trainers at once against one server with Post
 
 servers: $(READY) ## deliver to MLflow servers of other versions: 2.22, 3.0 and the newest
 	$(BIN)/python scripts/other_servers.py
+
+environments: $(READY) ## train in environments and with agents of other packages: SuperSuit, EnvPool, FinRL, SBX
+	$(BIN)/python scripts/other_packages.py
 
 trainers: $(TRAINERS_READY) ## test what the lock leaves out: ZeRO-3 of DeepSpeed in two processes, and SetFit
 	$(TRAINERS)/bin/python -m pytest tests/huggingface/test_other_trainers.py -v
@@ -92,4 +95,4 @@ newest: ## run the tests on the newest version of everything, and say which vers
 	$(NEWEST)/bin/python -m pytest -m alone
 
 clean: ## remove the environments and caches
-	rm -rf $(VENV) $(BENCH) $(NEWEST) $(TRAINERS) .venv-servers .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(BENCH) $(NEWEST) $(TRAINERS) .venv-servers .venv-environments .mypy_cache .ruff_cache .pytest_cache
