@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.monitor import Monitor
 
+from processes import run_script
 from tracking_callbacks import finance
 from tracking_callbacks.errors import ConfigError
 from tracking_callbacks.sb3 import MLflowSB3Callback
@@ -262,3 +264,39 @@ def test_the_best_agent_may_be_chosen_by_a_statistic_and_its_evaluation_is_shown
     assert output.step == 64
     assert run.data.tags["tracking_callbacks.model_choice"].startswith("best: sharpe ratio ")
     assert shown == {"evaluation/eval/step-64", "evaluation/eval/step-96"}
+
+
+IMPORTS = """
+import json, sys
+sys.path.insert(0, {tests!r})
+from markets import TINY, market
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from tracking_callbacks.sb3 import MLflowSB3Callback
+
+class Loaded(BaseCallback):
+    seen = []
+    def _on_step(self):
+        self.seen.append("empyrical" in sys.modules)
+        return True
+
+evaluation = [EvalCallback(market(equity_key={key!r}), eval_freq=32, verbose=0)] if {evaluated} else []
+PPO("MlpPolicy", market(equity_key={key!r}), **TINY).learn(
+    64, callback=[Loaded(), MLflowSB3Callback(log_model=False), *evaluation]
+)
+print(json.dumps([Loaded.seen[0], Loaded.seen[-1]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "evaluated", "loaded"),
+    [("portfolio_value", True, True), ("portfolio_value", False, False), (None, True, False)],
+    ids=["an account that is evaluated", "an account without evaluations", "rewards alone"],
+)
+def test_the_library_of_statistics_is_loaded_before_the_first_step_or_never(
+    tmp_path: Path, key: str | None, evaluated: bool, loaded: bool
+) -> None:
+    code = IMPORTS.format(tests=str(Path(__file__).parent), key=key, evaluated=evaluated)
+    done = run_script(code, cwd=tmp_path, env={"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"})
+
+    assert json.loads(done.stdout.splitlines()[-1]) == [loaded, loaded], done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import logging
 import math
@@ -18,7 +19,15 @@ from tracking_callbacks._episodes.statistics import Series, statistics_over_epis
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import ConfigError
 
-__all__ = ["Benchmark", "MarketEpisode", "MarketRecorder", "account_statistics", "check_benchmark", "trades_of"]
+__all__ = [
+    "Benchmark",
+    "MarketEpisode",
+    "MarketRecorder",
+    "account_statistics",
+    "check_benchmark",
+    "load_statistics",
+    "trades_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +207,12 @@ def trades_of(episode: MarketEpisode) -> list[finance.Trade]:
     return finance.trades_from_positions(
         episode.positions, returns=episode.returns if fits else None, prices=episode.prices
     )
+
+
+def load_statistics() -> None:
+    """Import what `account_statistics` needs, which takes most of a second, if it is installed."""
+    with contextlib.suppress(ModuleNotFoundError):
+        import empyrical  # noqa: F401
 
 
 def account_statistics(

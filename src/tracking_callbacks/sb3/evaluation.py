@@ -22,7 +22,7 @@ from tracking_callbacks._callbacks.patching import patched
 from tracking_callbacks._episodes.account import AccountSettings
 from tracking_callbacks._episodes.episode_tracker import EpisodeTracker
 from tracking_callbacks._episodes.equity_curves import EquityCurves
-from tracking_callbacks._episodes.market import MarketEpisode, MarketRecorder, account_statistics
+from tracking_callbacks._episodes.market import MarketEpisode, MarketRecorder, account_statistics, load_statistics
 from tracking_callbacks._episodes.statistics import statistics_over_episodes
 from tracking_callbacks._journal.confined import delete
 from tracking_callbacks._runs.run import Run
@@ -84,6 +84,7 @@ class EvaluationWatch:
         self._account = account
         self._on_evaluation = on_evaluation
         self._begin()
+        self._load_statistics()
         self._patches = (
             patched(callback, "_on_step", self._follow_evaluation),
             # Undocumented (SB3 2.9.2): EvalCallback passes this method to evaluate_policy as its `callback`.
@@ -107,6 +108,13 @@ class EvaluationWatch:
     ) -> None:
         self._add_step(locals_)
         call_next(locals_, globals_)
+
+    @never_in_the_way
+    def _load_statistics(self) -> None:
+        """Import what the statistics of an account need before the first step, instead of in the first evaluation."""
+        env = self._callback.training_env
+        if self._account.source(reset_info(env, 0) or {}, functools.partial(attribute_of, env)).declared:
+            load_statistics()
 
     def _begin(self) -> None:
         self._tracker: EpisodeTracker | None = None
