@@ -2,6 +2,7 @@
 
     python examples/train_rl_agent.py
     python examples/train_rl_agent.py --config examples/config/mlflow_config.yaml --timesteps 20000 --seed 1
+    python examples/train_rl_agent.py --walk-forward 4
 
 Takes about a minute on two cores. The days are split by date: the agent learns on the first 60 %, the best of its
 evaluations on the next 20 % is kept (by Sharpe ratio), and the registered agent plays the last 20 % once. Nothing is
@@ -10,6 +11,11 @@ chosen by those.
 The run goes to the experiment RLAgentTraining_PPO. The agent is registered as ``trading-ppo`` with the alias
 ``challenger``, and becomes ``champion`` only if its Sharpe ratio on the validation days is higher than the champion's.
 
+With ``--walk-forward N`` the last 40 % of the days become N windows, one after the other. For each of them an agent is
+trained on the days before it, chosen on the last of these (as many as a fifth of all days), and plays the window once.
+The N runs are nested under one, which shows what the N agents make of their windows in a row. Nothing is registered.
+Each window takes about a minute.
+
 Do not expect to get rich: the run shows how far the figures of the training days are above those of days that the
 agent has never seen, and what buying and holding the stock would have made.
 """
@@ -17,12 +23,15 @@ agent has never seen, and what buying and holding the stock would have made.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import gym_anytrading.datasets
 import mlflow
 import numpy as np
+import pandas as pd
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -48,11 +57,30 @@ WEIGHT_DECAY = 0.02
 FEE = 0.001  # of the amount, for each purchase and each sale
 PRICES = gym_anytrading.datasets.STOCKS_GOOGL["Adj Close"]  # daily, 2009 to 2018
 DAYS = len(PRICES)
-TRAINING_DAYS = (WINDOW, int(DAYS * 0.6))
-VALIDATION_DAYS = (TRAINING_DAYS[1], int(DAYS * 0.8))
-HELD_OUT_DAYS = (VALIDATION_DAYS[1], DAYS)
-PARTS = {"final_train": TRAINING_DAYS, "validation": VALIDATION_DAYS, "test": HELD_OUT_DAYS}
 TITLES = {"final_train": "training", "validation": "validation", "test": "held-out"}
+
+
+class Split(NamedTuple):
+    """The days that an agent learns on, is chosen on, and is judged on: first day, and the day after the last one."""
+
+    final_train: tuple[int, int]
+    validation: tuple[int, int]
+    test: tuple[int, int]
+
+
+def split(test: int, end: int = DAYS) -> Split:
+    """Return the split whose test begins on the day `test`; the fifth of all days before that is for validation."""
+    validation = test - DAYS // 5
+    return Split((WINDOW, validation), (validation, test), (test, end))
+
+
+def windows(count: int) -> list[Split]:
+    """Return the splits of a walk-forward. Each test ends on the day on whose close the next one begins to trade."""
+    edges = np.linspace(int(DAYS * 0.6), DAYS - 1, count + 1).astype(int).tolist()
+    return [split(first, last + 1) for first, last in itertools.pairwise(edges)]
+
+
+SINGLE = split(int(DAYS * 0.8))
 
 
 class Progress(BaseCallback):
@@ -77,11 +105,17 @@ def trading_env(days: tuple[int, int]) -> TradingEnv:
     return TradingEnv(PRICES, days, window=WINDOW, fee=FEE)
 
 
-def train(tracker: MLflowTracker, timesteps: int, seed: int) -> MLflowSB3Callback:
+def train(
+    tracker: MLflowTracker,
+    timesteps: int,
+    seed: int,
+    days: Split = SINGLE,
+    registered_model_name: str | None = REGISTERED_MODEL,
+) -> MLflowSB3Callback:
     """Train an agent and register the best one of its evaluations; return the callback, which knows the run."""
     torch.set_num_threads(1)  # in networks this small, threads cost more than they gain
-    env = make_vec_env(lambda: trading_env(TRAINING_DAYS), n_envs=4, seed=seed)
-    validation = make_vec_env(lambda: trading_env(VALIDATION_DAYS), seed=seed)
+    env = make_vec_env(lambda: trading_env(days.final_train), n_envs=4, seed=seed)
+    validation = make_vec_env(lambda: trading_env(days.validation), seed=seed)
     evaluation = EvalCallback(validation, n_eval_episodes=1, eval_freq=timesteps // 16 // env.num_envs, verbose=0)
     agent = PPO(
         "MlpPolicy",
@@ -97,8 +131,8 @@ def train(tracker: MLflowTracker, timesteps: int, seed: int) -> MLflowSB3Callbac
         tracker,
         log_model="best",
         best_by="sharpe_ratio",
-        registered_model_name=REGISTERED_MODEL,
-        aliases=[CHALLENGER],
+        registered_model_name=registered_model_name,
+        aliases=[] if registered_model_name is None else [CHALLENGER],
     )
     agent.learn(timesteps, callback=[callback, evaluation, Progress()])
     return callback
@@ -123,17 +157,25 @@ def play(agent: BaseAlgorithm, days: tuple[int, int]) -> tuple[NDArray[np.float3
     return np.stack(observations), np.stack(actions), account
 
 
-def judge(run: Run, agent: BaseAlgorithm) -> dict[str, dict[str, float]]:
+def judge(run: Run, agent: BaseAlgorithm, parts: Split = SINGLE) -> dict[str, dict[str, float]]:
     """Play the days of all three parts once, log the statistics under their names, and return them."""
     judged = {}
-    for name, days in PARTS.items():
+    for name, days in parts._asdict().items():
         returns = finance.returns_from_equity(play(agent, days)[2])
-        held = finance.returns_from_equity(PRICES.iloc[days[0] : days[1]])
-        statistics = finance.performance(returns, benchmark=held)
-        error = finance.sharpe_standard_error(returns)
-        judged[name] = statistics | ({} if error is None else {"sharpe_standard_error": error})
+        judged[name] = statistics_of(returns, finance.returns_from_equity(PRICES.iloc[days[0] : days[1]]))
         run.log_metrics({f"{name}/{key}": value for key, value in judged[name].items()})
     return judged
+
+
+def statistics_of(returns: NDArray[np.float64], held: NDArray[np.float64]) -> dict[str, float]:
+    """Return the statistics of an account, with the Sharpe ratio of buying and holding, and both standard errors."""
+    errors = {
+        "sharpe_standard_error": finance.sharpe_standard_error(returns),
+        "benchmark_sharpe_ratio": finance.sharpe_ratio(held),
+        "benchmark_sharpe_standard_error": finance.sharpe_standard_error(held),
+    }
+    known = {name: value for name, value in errors.items() if value is not None}
+    return finance.performance(returns, benchmark=held) | known
 
 
 def report(judged: dict[str, dict[str, float]]) -> str:
@@ -148,6 +190,61 @@ def report(judged: dict[str, dict[str, float]]) -> str:
     return "\n".join(
         [head, "| --- | ---: | ---: | ---: |", *rows, "", f"Sharpe ratio, training above held-out: {gap:+.2f}"]
     )
+
+
+def walk_forward(tracker: MLflowTracker, count: int, timesteps: int, seed: int) -> Run:
+    """Train, choose and judge an agent for each of `count` windows, in runs that are nested under the one returned."""
+    splits = windows(count)
+    rows = []
+    with tracker.start_run(f"walk-forward of {count} windows, seed {seed}") as parent:
+        parent.log_params({"windows": count, "timesteps": timesteps, "seed": seed, "fee": FEE})
+        for number, days in enumerate(splits, start=1):
+            dates = [f"{PRICES.index[day]:%Y-%m-%d}" for day in range(*days.test)]
+            print(f"window {number} of {count}: {dates[0]} to {dates[-1]}", flush=True)
+            with tracker.start_run(f"window {number}", parent=parent) as run:
+                train(tracker, timesteps, seed, days, None)
+                agent = best_agent(run)
+                run.set_tags({"mlflow.note.content": report(judge(run, agent, days))})
+            _, actions, account = play(agent, days.test)
+            account[-1] *= 1.0 - FEE * float(actions[-1])  # the next agent begins in cash, so this one sells
+            returns = finance.returns_from_equity(account)
+            held = finance.returns_from_equity(PRICES.iloc[slice(*days.test)])
+            rows += zip(itertools.repeat(number), dates[1:], returns, held)
+        chained = pd.DataFrame(rows, columns=["window", "date", "return", "benchmark_return"])
+        for column, name in (("return", "equity"), ("benchmark_return", "benchmark_equity")):
+            chained[name] = (1.0 + chained[column]).cumprod()
+        parent.log_table(chained, "walk_forward.json")
+        for day, row in enumerate(chained.itertuples(), start=1):
+            values = {"equity": row.equity, "benchmark_equity": row.benchmark_equity}
+            parent.log_metrics({f"walk_forward/{name}": value for name, value in values.items()}, step=day)
+        judged = statistics_of(chained["return"].to_numpy(), chained["benchmark_return"].to_numpy())
+        parent.log_metrics({f"walk_forward/{name}": value for name, value in judged.items()})
+        said = chained_report(judged, count, len(chained))
+        parent.set_tags({"mlflow.note.content": said})
+        print(said)
+    return parent
+
+
+def best_agent(run: Run) -> BaseAlgorithm:
+    """Return the agent that `run` has logged."""
+    if not run.flush().complete:
+        raise SystemExit("the agent is not delivered yet; see tracking-callbacks status")
+    (model,) = MlflowClient(run.settings.tracking_uri).get_run(run.run_id).outputs.model_outputs
+    return flavor.load_model(f"models:/{model.model_id}")
+
+
+def chained_report(judged: dict[str, float], count: int, days: int) -> str:
+    """Return the description of a walk-forward: its agents one after the other, next to buying and holding."""
+    rows = [
+        f"| {title} | {judged[f'{prefix}total_return']:+.1%} | {judged.get(f'{prefix}sharpe_ratio', 0.0):.2f} "
+        f"± {judged.get(f'{prefix}sharpe_standard_error', 0.0):.2f} |"
+        for title, prefix in (
+            (f"{count} agents, each on days it has never seen", ""),
+            ("buying and holding", "benchmark_"),
+        )
+    ]
+    head = f"| {days} days | return after fees | Sharpe ratio ± standard error |"
+    return "\n".join([head, "| --- | ---: | ---: |", *rows])
 
 
 def promote(client: MlflowClient, score: float) -> bool:
@@ -170,6 +267,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="YAML file with tracking_uri and other settings")
     parser.add_argument("--timesteps", type=int, default=80_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--walk-forward", type=int, default=0, metavar="N", help="train an agent for each of N windows")
     parser.add_argument(
         "--probe-file",
         type=Path,
@@ -182,11 +280,15 @@ def main() -> None:
         config=options.config,
         record=Recording(sample_rows=True, system_metrics=True, importance=True),  # the prices are public
     )
+    mlflow.set_tracking_uri(tracker.settings.tracking_uri)
+    mlflow.set_registry_uri(tracker.settings.tracking_uri)
+    if options.walk_forward:
+        run = walk_forward(tracker, options.walk_forward, options.timesteps, options.seed)
+        print(f"run {run.run_id}: {'complete' if run.flush().complete else 'not delivered yet'}")
+        return
     run = train(tracker, options.timesteps, options.seed).run
     if run is None or not run.flush().complete:
         raise SystemExit("the agent is not registered yet; see tracking-callbacks status")
-    mlflow.set_tracking_uri(tracker.settings.tracking_uri)
-    mlflow.set_registry_uri(tracker.settings.tracking_uri)
     agent = flavor.load_model(f"models:/{REGISTERED_MODEL}@{CHALLENGER}")
     judged = judge(run, agent)
     print(report(judged))
@@ -194,7 +296,7 @@ def main() -> None:
     champion = promote(MlflowClient(), judged["validation"].get("sharpe_ratio", float("-inf")))
     print(f"{REGISTERED_MODEL}: {'the new version is the champion' if champion else 'the champion stays'}")
     if options.probe_file is not None:
-        observations, actions, _ = play(agent, HELD_OUT_DAYS)
+        observations, actions, _ = play(agent, SINGLE.test)
         options.probe_file.parent.mkdir(parents=True, exist_ok=True)
         np.savez(options.probe_file, observations=observations, actions=actions)
     delivered = run.flush()
