@@ -159,7 +159,7 @@ def train_example(name: str, examples: str) -> dict[str, Any]:
         begin, end = "_on_training_start", "_on_training_end"
         saving.time_methods(Callback, ["_save_model"])
         whole.time_methods(Callback, [begin, end])
-        _, callback = example.train(tracker, 80_000, 0)
+        callback = example.train(tracker, 80_000, 0)
     model_ms = 1000 * saving.wall
     assert callback.run.flush(600).complete
     return {

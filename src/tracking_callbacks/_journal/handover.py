@@ -11,7 +11,15 @@ import msgspec
 from tracking_callbacks._journal.owner import Owner
 from tracking_callbacks._journal.records import StoreAddress
 
-__all__ = ["DELIVERY_VARIABLE", "REGISTRY_URI_VARIABLE", "TRACKING_URI_VARIABLE", "Assignment", "Renewal", "VersionRow"]
+__all__ = [
+    "DELIVERY_VARIABLE",
+    "REGISTRY_URI_VARIABLE",
+    "TRACKING_URI_VARIABLE",
+    "Assignment",
+    "Checkup",
+    "Renewal",
+    "VersionRow",
+]
 
 # MLflow's own variables. They carry the URIs with credentials, which are never part of the assignment.
 TRACKING_URI_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -64,6 +72,20 @@ class Renewal(msgspec.Struct, frozen=True):
     def decode(cls, line: bytes) -> Renewal:
         """Return the renewal that `encode` wrote."""
         return msgspec.json.decode(line, type=cls)
+
+
+class Checkup(msgspec.Struct, frozen=True):
+    """What the store says when ``tracking-callbacks doctor`` asks it.
+
+    Attributes:
+        error: Why it cannot be used; empty if it can.
+        version: The version of MLflow that answers; empty if it does not say so.
+        experiment: The experiment of new runs exists.
+    """
+
+    error: str
+    version: str = ""
+    experiment: bool = False
 
 
 class VersionRow(msgspec.Struct, frozen=True):

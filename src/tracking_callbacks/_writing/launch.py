@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tracking_callbacks._journal.handover import (
@@ -26,7 +27,7 @@ from tracking_callbacks._values.credentials import credentials_in
 from tracking_callbacks._values.secrets import mask_uri
 from tracking_callbacks.settings import Settings
 
-__all__ = ["DeliveryLauncher", "detach_all", "launcher_for", "start_sync"]
+__all__ = ["DeliveryLauncher", "ask_store", "detach_all", "launcher_for", "start_sync"]
 
 logger = logging.getLogger(__name__)
 
@@ -130,17 +131,20 @@ def start_sync(
     return _spawn(root, uri, registry_uri, assignment, withheld=withheld)
 
 
-def ask_registry(settings: Settings, name: str | None) -> subprocess.CompletedProcess[bytes]:
-    """Run the process that lists the versions of registered models, and return it with what it printed.
+def ask_store(
+    settings: Settings, question: Literal["registry", "checkup"], *arguments: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a process that asks the store, and return it with what it printed.
 
     Args:
-        settings: Where the registry is.
-        name: A registered model; None means all of them.
+        settings: Where the store and the registry are.
+        question: The module of `_delivery` that asks: for the versions of registered models, or whether all is well.
+        arguments: What it is given.
     """
     environment = os.environ | store_environment(settings.tracking_uri)
     if settings.registry_uri is not None:
         environment |= {REGISTRY_URI_VARIABLE: settings.registry_uri}
-    command = [sys.executable, "-P", "-m", "tracking_callbacks._delivery.registry", *filter(None, [name])]
+    command = [sys.executable, "-P", "-m", f"tracking_callbacks._delivery.{question}", *arguments]
     return subprocess.run(command, cwd=settings.working_folder, env=environment, capture_output=True, check=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import threading
 from collections.abc import Sequence
@@ -63,6 +64,9 @@ class MlflowStore(Store, DirectFiles):
     def load(self) -> None:
         for module in ("mlflow", "requests", "sqlalchemy.exc", "urllib3.exceptions"):
             importlib.import_module(module)
+
+    def mlflow_version(self) -> str:
+        return importlib.metadata.version("mlflow")
 
     def renew(self) -> None:
         uri = os.environ[TRACKING_URI_VARIABLE]

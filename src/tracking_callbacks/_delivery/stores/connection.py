@@ -156,6 +156,13 @@ class Connection:
                 self._info = self._decoded(answer, dict[str, Any])
         return self._info
 
+    def version(self) -> str:
+        """Return the version of MLflow that the server runs; empty if it does not say so."""
+        try:
+            return self._send("GET", f"{self._base}/version", None, {}).data.decode(errors="replace").strip()[:40]
+        except Refused:
+            return ""
+
     def _artifact_url(self, artifact_uri: str, action: str) -> str:
         parts = urlsplit(artifact_uri)
         if parts.scheme != "mlflow-artifacts":  # http://host/prefix/api/2.0/mlflow-artifacts/artifacts/<path>

@@ -58,6 +58,9 @@ class RestStore(Store):
     def load(self) -> None:
         pass
 
+    def mlflow_version(self) -> str:
+        return self._server.version()
+
     def renew(self) -> None:
         self._server.renew(os.environ[TRACKING_URI_VARIABLE])
         if self._registry is not self._server:

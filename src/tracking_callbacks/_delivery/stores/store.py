@@ -116,6 +116,10 @@ class Store(ABC):
         """Import what the calls need. Call this from one thread before several threads use the store."""
 
     @abstractmethod
+    def mlflow_version(self) -> str:
+        """Return the version of MLflow that answers; empty if it does not say so."""
+
+    @abstractmethod
     def renew(self) -> None:
         """Use the credentials that the environment holds by now."""
 

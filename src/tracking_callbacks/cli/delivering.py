@@ -1,4 +1,4 @@
-"""The command line: shows what is pending, delivers it, opens the MLflow UI."""
+"""Commands about delivery: what is not in the store yet, and how to bring it there."""
 
 from __future__ import annotations
 
@@ -6,82 +6,118 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import click
 import msgspec
+from rich.console import Console
+from rich.live import Live
 
-from tracking_callbacks import __version__
-from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE, VersionRow
+from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE
 from tracking_callbacks._journal.layout import JournalRoot
-from tracking_callbacks._journal.pending import (
-    PendingRun,
-    journal_root_at,
-    pending_run,
-    pending_runs,
-    unreadable_folders,
-)
+from tracking_callbacks._journal.pending import PendingRun, pending_run, pending_runs, unreadable_folders
 from tracking_callbacks._journal.records import StoreAddress
 from tracking_callbacks._values.credentials import CREDENTIALS, same_place
 from tracking_callbacks._values.secrets import MASK, mask_uri
-from tracking_callbacks._writing.launch import ask_registry, start_sync
+from tracking_callbacks._writing.launch import start_sync
+from tracking_callbacks.cli.common import AS_JSON, PATHS, count_text, duration_text, roots_at, show_table, table
 from tracking_callbacks.errors import ConfigError
-from tracking_callbacks.settings import Settings, resolve_settings
 
-__all__ = ["main"]
+__all__ = ["RunRow", "status", "sync"]
 
 _POLL_SECONDS = 0.2
+_WATCH_SECONDS = 1.0
 # https://mlflow.org/docs/latest/self-hosting/security/basic-http-auth
 _CREDENTIALS_FILE = Path("~/.mlflow/credentials")
-_CONFIG = click.option(
-    "--config", type=click.Path(exists=True, dir_okay=False), help="YAML file with the tracking URI."
-)
-_PATHS = click.argument("paths", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
+_HEADER = ("RUN", "STORE", "PENDING", "LAST RECORD", "TRAINER", "DELIVERY", "LAST ERROR")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
-def main() -> None:
-    """Look after the MLflow runs of tracking_callbacks.
+class RunRow(msgspec.Struct, frozen=True):
+    """A run that is not fully delivered, as ``tracking-callbacks status --json`` prints it.
 
-    Training writes to a journal, and a delivery process sends the journal to MLflow automatically. These commands show
-    what is not delivered yet, and deliver it if no delivery process is left: after the machine crashed, or for offline
-    runs.
+    Attributes:
+        name: Its name, else its id or key.
+        run_key: Its folder in the journal root.
+        run_id: The store's id; null while it is unknown.
+        store: Tracking URI without credentials.
+        experiment: Name of its experiment.
+        pending: Entries that the store has not acknowledged.
+        last_record_seconds: Seconds since the last record was written.
+        trainer: ``running`` or ``gone``.
+        delivery: ``under way`` or ``none``.
+        left: The store lacks something that the run holds so far.
+        last_error: What last stopped delivery; empty if nothing did.
     """
 
+    name: str
+    run_key: str
+    run_id: str | None
+    store: str
+    experiment: str
+    pending: int
+    last_record_seconds: float
+    trainer: str
+    delivery: str
+    left: bool
+    last_error: str
 
-@main.command()
-@_PATHS
-def status(paths: tuple[Path, ...]) -> None:
+    @classmethod
+    def of(cls, run: PendingRun) -> RunRow:
+        """Return the row of a run."""
+        return cls(
+            name=run.name,
+            run_key=run.folder.run_key,
+            run_id=run.run_id,
+            store=run.opened.store.uri,
+            experiment=run.opened.experiment,
+            pending=run.pending,
+            last_record_seconds=round(run.age, 1),
+            trainer="running" if run.alive else "gone",
+            delivery="under way" if run.held else "none",
+            left=run.left,
+            last_error=run.last_error,
+        )
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row's cells."""
+        age = f"{duration_text(self.last_record_seconds)} ago"
+        return self.name, self.store, str(self.pending), age, self.trainer, self.delivery, self.last_error or "-"
+
+
+@click.command()
+@PATHS
+@click.option("--watch", is_flag=True, help="Show it again every second, until everything is delivered.")
+@AS_JSON
+def status(paths: tuple[Path, ...], watch: bool, as_json: bool) -> None:
     """Show the runs that are not delivered yet.
 
     PATHS are journal folders or the projects that contain them; the default is the current project. The exit code is 0
     if everything is delivered that runs hold so far, and 1 if something is left.
     """
-    roots = _roots(paths)
+    roots = roots_at(paths)
+    if watch:
+        _watch(roots)
     runs = [run for root in roots for run in pending_runs(root)]
-    rows = [("RUN", "STORE", "PENDING", "LAST RECORD", "TRAINER", "DELIVERY", "LAST ERROR")]
-    rows += [
-        (
-            run.name,
-            run.opened.store.uri,
-            str(run.pending),
-            f"{_duration(run.age)} ago",
-            "running" if run.alive else "gone",
-            "under way" if run.held else "none",
-            run.last_error or "-",
-        )
-        for run in runs
-    ]
-    if runs:
-        click.echo(_table(rows))
+    rows = [RunRow.of(run) for run in runs]
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        sys.exit(1 if any(row.left for row in rows) else 0)
+    if rows:
+        show_table([_HEADER, *(row.cells() for row in rows)])
     _conclude(roots, runs)
 
 
-@main.command()
-@_PATHS
+def _watch(roots: Sequence[JournalRoot]) -> None:
+    with Live(console=Console(markup=False, highlight=False), auto_refresh=False, transient=True) as live:
+        while rows := [RunRow.of(run) for root in roots for run in pending_runs(root)]:
+            live.update(table([_HEADER, *(row.cells() for row in rows)]), refresh=True)
+            time.sleep(_WATCH_SECONDS)
+
+
+@click.command()
+@PATHS
 @click.option(
     "--tracking-uri",
     help="Deliver to this store instead of the one that the runs were created for.",
@@ -100,7 +136,7 @@ def sync(paths: tuple[Path, ...], tracking_uri: str | None, stall_timeout: float
     delivery process of a living trainer delivers are left to it; if that cannot deliver them, this command takes over.
     The exit code is 0 if everything is delivered that runs hold so far, and 1 if something is left.
     """
-    roots = _roots(paths)
+    roots = roots_at(paths)
     reasons: dict[Path, str] = {}
     for root in roots:
         waiting = [run for run in pending_runs(root) if run.left and not run.in_good_hands]
@@ -127,92 +163,16 @@ def _conclude(roots: Sequence[JournalRoot], runs: Sequence[PendingRun]) -> None:
         click.echo(f"{folder}: no journal in it can be read; it is kept", err=True)
     for root in roots:
         if kept := root.all_rejected():
-            click.echo(f"Files of {_count(len(kept), 'run')} that a store refused are kept in {kept[0].parent}")
+            click.echo(f"Files of {count_text(len(kept), 'run')} that a store refused are kept in {kept[0].parent}")
     left = [run for run in runs if run.left]
     if own := sum(run.in_good_hands for run in left):
         click.echo(
-            f"{_count(own, 'run is', 'runs are')} being delivered by {'its' if own == 1 else 'their'} own process"
+            f"{count_text(own, 'run is', 'runs are')} being delivered by {'its' if own == 1 else 'their'} own process"
         )
     if left or unreadable:
         sys.exit(1)
-    still_open = f" so far; {_count(len(runs), 'run is', 'runs are')} still open" if runs else ""
+    still_open = f" so far; {count_text(len(runs), 'run is', 'runs are')} still open" if runs else ""
     click.echo(f"Everything is delivered{still_open}.")
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-@main.command(context_settings={"ignore_unknown_options": True})
-@_CONFIG
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def ui(config: str | None, arguments: tuple[str, ...]) -> None:
-    """Open the MLflow UI on the store that this project's trackers use.
-
-    ARGUMENTS are passed to `mlflow ui`, for example `--port 5001`.
-    """
-    settings = _settings(config)
-    if settings.tracking_uri.startswith(("http://", "https://")):
-        click.echo(f"The runs are on a server: open {settings.masked_uri}")
-        return
-    environment = os.environ | {TRACKING_URI_VARIABLE: settings.tracking_uri, "MLFLOW_ALLOW_FILE_STORE": "true"}
-    command = [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", settings.tracking_uri, *arguments]
-    try:
-        sys.exit(subprocess.run(command, cwd=settings.working_folder, env=environment, check=False).returncode)
-    except KeyboardInterrupt:
-        sys.exit(0)
-
-
-@main.command()
-@click.argument("name", required=False)
-@_CONFIG
-@click.option("--tracking-uri", help="The store whose registry is asked, instead of this project's.")
-@click.option("--json", "as_json", is_flag=True, help="Print the rows as a JSON list instead of a table.")
-def models(name: str | None, config: str | None, tracking_uri: str | None, as_json: bool) -> None:
-    """Show the versions of registered models, and why one of them is champion.
-
-    NAME is a registered model; the default is all of them. Each row has the version's aliases, the figure that it was
-    compared by, the digest of the data behind that, and what came of the comparison.
-    """
-    found = ask_registry(_settings(config, tracking_uri), name)
-    if found.returncode:
-        raise click.ClickException(found.stderr.decode(errors="replace").strip())
-    if as_json:
-        click.echo(msgspec.json.format(found.stdout, indent=2))
-        return
-    versions = msgspec.json.decode(found.stdout, type=list[VersionRow])
-    rows = [("MODEL", "VERSION", "ALIASES", "METRIC", "FIGURE", "DATA", "OUTCOME")]
-    rows += [
-        (
-            one.model,
-            one.version,
-            ", ".join(one.aliases) or "-",
-            one.metric or "-",
-            "-" if one.figure is None else f"{one.figure:.6g}",
-            one.data or "-",
-            one.outcome or "-",
-        )
-        for one in versions
-    ]
-    click.echo(_table(rows) if versions else "No model is registered.")
-
-
-def _roots(paths: Iterable[Path]) -> list[JournalRoot]:
-    given = [journal_root_at(path.absolute()) for path in paths]
-    roots = given or [JournalRoot(_settings(None).journal_root)]
-    for root in roots:
-        try:
-            root.check_private()
-        except PermissionError as error:
-            raise click.ClickException(f"{error.filename} is not used: {error.strerror}") from error
-    return roots
-
-
-def _settings(config: str | None, tracking_uri: str | None = None) -> Settings:
-    try:
-        return resolve_settings(tracking_uri, config=config)
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def _deliver(
@@ -226,7 +186,7 @@ def _deliver(
     total = sum(run.pending for run in waiting)
     reasons: dict[Path, str] = {}
     with click.progressbar(
-        length=max(total, 1), label=f"Delivering {_count(len(waiting), 'run')}", file=sys.stderr
+        length=max(total, 1), label=f"Delivering {count_text(len(waiting), 'run')}", file=sys.stderr
     ) as bar:
         shown = 0
         for store in {run.opened.store for run in waiting}:
@@ -298,21 +258,3 @@ def _reachable_uri(masked: str, variable: str = TRACKING_URI_VARIABLE) -> str:
             f"{masked} needs credentials, which the journal does not keep; {expected}", setting="tracking_uri"
         )
     return uri
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
-    )
-
-
-if __name__ == "__main__":
-    main()
