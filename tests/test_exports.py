@@ -12,7 +12,7 @@ import tracking_callbacks
 PUBLIC = {
     "tracking_callbacks": {
         *("MLflowTracker", "Recording", "Delivery", "Promotion", "Run", "DeliveryReport", "__version__"),
-        *("TrackingError", "ConfigError", "InputError", "InvalidNameError", "MetricValueError"),
+        *("Alert", "TrackingError", "ConfigError", "InputError", "InvalidNameError", "MetricValueError"),
     },
     "tracking_callbacks.huggingface": {
         *("MLflowTrainerCallback", "ClassificationMetrics", "MultiLabelMetrics", "RegressionMetrics"),
@@ -66,7 +66,7 @@ def test_signatures_are_those_of_the_design() -> None:
         return [name for name in inspect.signature(function).parameters if name != "self"]
 
     assert keywords(tracking_callbacks.MLflowTracker) == [
-        *("tracking_uri", "experiment_name", "config", "registry_uri", "tags", "record", "delivery"),
+        *("tracking_uri", "experiment_name", "config", "registry_uri", "tags", "record", "delivery", "alerts"),
     ]
     assert keywords(tracking_callbacks.MLflowTracker.start_run) == [
         *("run_name", "tags", "parent", "run_id", "run_key", "start_time"),

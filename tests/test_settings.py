@@ -175,7 +175,9 @@ def test_every_setting_reaches_joined_runs_trials_and_trackers_of_a_run(tmp_path
     """Each field is off its default, so that none can be forgotten on the way."""
     import mlflow
 
-    (tmp_path / "conf.yaml").write_text("tags: {team: nlp}\npromote: {alias: champion, by: eval/f1}\n")
+    (tmp_path / "conf.yaml").write_text(
+        "tags: {team: nlp}\npromote: {alias: champion, by: eval/f1}\nalerts: [{when: fails, notify: $HOOK}]\n"
+    )
     record = Recording(
         config=False, config_files=[tmp_path / "conf.yaml"], source=False, environment=False, python_logging=False,
         pictures=False, reports=False, system_metrics=True, datasets=False, sample_rows=True, importance=True,

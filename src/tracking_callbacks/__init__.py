@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tracking_callbacks._runs.run import Run
     from tracking_callbacks._runs.tracker import MLflowTracker
+    from tracking_callbacks._values.alerts import Alert
     from tracking_callbacks._values.promotion import Promotion
     from tracking_callbacks._writing.report import DeliveryReport
     from tracking_callbacks.errors import (
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tracking_callbacks.settings import Delivery, Recording
 
 __all__ = [
+    "Alert",
     "ConfigError",
     "Delivery",
     "DeliveryReport",
@@ -35,6 +37,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Alert": "_values.alerts",
     "Delivery": "settings",
     "DeliveryReport": "_writing.report",
     "MLflowTracker": "_runs.tracker",

@@ -20,6 +20,7 @@ from msgspec import Meta
 
 from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE
 from tracking_callbacks._journal.records import StoreAddress
+from tracking_callbacks._values.alerts import Alert, alerts_from
 from tracking_callbacks._values.checking import check_fields, struct_from
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._values.secrets import mask_uri
@@ -162,6 +163,7 @@ class _Given(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     record: Annotated[Flag | Recording, Meta(description="true, false, or the fields of Recording")] = _NOT_GIVEN
     delivery: Annotated[Delivery, Meta(description="the fields of Delivery")] = _NOT_GIVEN
     promote: Annotated[Promotion, Meta(description="the fields of Promotion")] = _NOT_GIVEN
+    alerts: Annotated[list[Any], Meta(description="a list of alerts")] = _NOT_GIVEN
 
 
 _GROUPS: dict[str, type[msgspec.Struct]] = {"record": Recording, "delivery": Delivery, "promote": Promotion}
@@ -195,6 +197,7 @@ class Settings:
         record: What runs record automatically; `config_files` are absolute paths.
         delivery: How runs are delivered; `journal_root` is an absolute path.
         promote: When the version of a registered model takes over an alias.
+        alerts: What the user wants to be told of.
         disabled: The environment has switched tracking off: runs accept everything and keep nothing.
     """
 
@@ -207,6 +210,7 @@ class Settings:
     record: Recording
     delivery: Delivery
     promote: Promotion | None = None
+    alerts: tuple[Alert, ...] = ()
     experiment_id: str | None = None
     disabled: bool = False
 
@@ -236,6 +240,7 @@ def resolve_settings(
     tags: Mapping[str, object] | None = None,
     record: bool | Recording | None = None,
     delivery: Delivery | None = None,
+    alerts: Iterable[Alert | Mapping[str, Any]] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Settings:
     """Resolve a tracker's settings; see `MLflowTracker` for the arguments.
@@ -278,6 +283,9 @@ def resolve_settings(
         record=_resolve_recording(given.record, in_file.record, environ),
         delivery=_resolve_delivery(given.delivery, in_file.delivery, project, environ),
         promote=in_file.promote,
+        alerts=alerts_from(alerts, "argument")
+        if alerts is not None
+        else alerts_from(in_file.alerts, f"config file {config}"),
         experiment_id=experiment_id,
         disabled=disabled,
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tracking_callbacks._delivery.alerts import AlertWatch
 from tracking_callbacks._delivery.backoff import Backoff, Pace
 from tracking_callbacks._delivery.batches import Batch, coalesce
 from tracking_callbacks._delivery.describing import deliver_descriptions
@@ -69,6 +70,7 @@ class RunDrain:
         watch: Returns the watch over a session's owner, or None if the owner counts as dead.
         sampler: Samples this machine's system metrics for the runs that ask for them.
         progress: Receives what gets on.
+        sends_alerts: Tell the user what they want to be told of.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class RunDrain:
         watch: Callable[[Owner], OwnerWatch | None],
         sampler: SystemSampler,
         progress: Progress,
+        *,
+        sends_alerts: bool = False,
     ) -> None:
         self.folder = folder
         self.root = root
@@ -105,6 +109,8 @@ class RunDrain:
         self._released = False
         self._in_files_lane = threading.Lock()
         self._size_at_start = {journal: size_of(journal) for journal in folder.journals()}
+        self._sends_alerts = sends_alerts
+        self._alerts = AlertWatch(self.state, self._save, self._url)
         self._running: set[str] = set()
         self._ended: set[str] = set()
         self.discover_sessions()
@@ -121,8 +127,26 @@ class RunDrain:
             self.sessions.append(SessionJournal(journal, opened, state, self._watch(opened.owner)))
 
     def complete(self) -> bool:
-        """Return whether the store has the whole run, including the end of every session."""
-        return all(session.state.closed for session in self.sessions)
+        """Return whether the store has the whole run, with the end of every session, and no alert is on its way."""
+        return all(session.state.closed for session in self.sessions) and self._alerts.idle()
+
+    def look_for_alerts(self) -> None:
+        """Look for what the user wants to be told of; a ``sync`` does not, because its journals may be from elsewhere.
+
+        An alert may run a program, so only the journals of this machine's own processes are asked for them.
+        """
+        if not self._sends_alerts:
+            return
+        try:
+            self._alerts.look([session for session in self.sessions if session.opened.owner.is_local()])
+        except OSError as error:
+            logger.warning("run %s: cannot look for alerts: %s", self.state.run_id or self.folder.run_key, error)
+
+    def _url(self) -> str:
+        uri = self.sessions[0].opened.store.uri.rstrip("/")
+        if not uri.startswith(("http://", "https://")) or self.state.run_id is None:
+            return ""
+        return f"{uri}/#/experiments/{self.state.experiment_id or 0}/runs/{self.state.run_id}"
 
     def has_writer(self) -> bool:
         """Return whether a process still writes to the run, as of the last look at its journals."""
@@ -164,6 +188,7 @@ class RunDrain:
         return self._guarded(self._points_backoff, self._finish)
 
     def _finish(self) -> bool:
+        self.look_for_alerts()  # for the last records and the status
         if not self.complete():
             return False
         self.state.complete = True

@@ -120,6 +120,8 @@ class DeliveryProcess:
                 self._show_uploading()
                 self._hand_over()
                 self._take_on_runs()
+                for drain in self._current():
+                    drain.look_for_alerts()
             if self._drains and loaded is None:
                 loaded = loader.submit(self._load)
             self._priority.adapt(
@@ -232,7 +234,14 @@ class DeliveryProcess:
                 delete(folder.path, within=self._root.path)
                 continue
             drain = RunDrain(
-                folder, self._root, self._store, self._heavy, self._watch_of, self._sampler, self._progress
+                folder,
+                self._root,
+                self._store,
+                self._heavy,
+                self._watch_of,
+                self._sampler,
+                self._progress,
+                sends_alerts=not self._syncs,
             )
             with self._drains_lock:
                 self._drains[folder.run_key] = (drain, lock)

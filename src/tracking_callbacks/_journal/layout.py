@@ -135,6 +135,7 @@ class RunState(msgspec.Struct):
         models: The models that were logged, by the same key.
         pictures: Paths of the latest picture of each name among the run's artifacts, by name.
         described: Time of the last description (ms since the epoch); 0 if there is none.
+        alerted: The alerts that were sent, or could not be: condition and channel.
     """
 
     run_id: str | None = None
@@ -149,6 +150,7 @@ class RunState(msgspec.Struct):
     models: dict[str, LoggedModel] = {}
     pictures: dict[str, str] = {}
     described: int = 0
+    alerted: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)

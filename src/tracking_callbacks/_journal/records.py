@@ -75,6 +75,13 @@ class StoreAddress(msgspec.Struct, frozen=True, array_like=True):
         return (self.uri, self.registry_uri) == (other.uri, other.registry_uri)
 
 
+class AlertRule(msgspec.Struct, frozen=True, array_like=True):
+    """A condition that the user wants to be told of, and how; see `Alert`."""
+
+    when: str
+    notify: tuple[str, ...]
+
+
 class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     """First record of every journal: one process writing to one run.
 
@@ -89,6 +96,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
         system_metrics: Sample this machine's system metrics for as long as the session lasts.
         resumed_at: Training step that a resumed session continues from, where it is known.
         experiment_id: The store's id of the experiment. Where it is given, `experiment` is only a label.
+        alerts: What the user wants to be told of.
     """
 
     run_key: str
@@ -107,6 +115,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     system_metrics: bool = False
     resumed_at: int | None = None
     experiment_id: str | None = None
+    alerts: tuple[AlertRule, ...] = ()
 
 
 class Params(msgspec.Struct, frozen=True, array_like=True, tag="params"):

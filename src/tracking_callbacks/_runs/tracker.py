@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from tracking_callbacks._contents.entry_point import origin_tags
 from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.layout import JournalRoot
 from tracking_callbacks._journal.owner import current_owner
-from tracking_callbacks._journal.records import Intent, SessionOpened
+from tracking_callbacks._journal.records import AlertRule, Intent, SessionOpened
 from tracking_callbacks._runs.run import Run, active_runs
+from tracking_callbacks._values.alerts import Alert
 from tracking_callbacks._values.conversion import MAX_TAG_LENGTH, cut_text, entry_text
 from tracking_callbacks._values.names import safe_name
 from tracking_callbacks._values.secrets import mask_text
@@ -55,6 +56,7 @@ class MLflowTracker:
             means params and metrics alone, what is logged explicitly, and a model only if a callback was given a name
             to register it under, or another `log_model` than its default.
         delivery: How runs reach the store: the journal's folder, offline, time limits.
+        alerts: What to be told of, and how: ``Alert("train/loss is nan", notify="$SLACK_WEBHOOK_URL")``.
 
     Raises:
         ConfigError: A value has the wrong type or form; the message names it and what was expected.
@@ -70,6 +72,7 @@ class MLflowTracker:
         tags: Mapping[str, object] | None = None,
         record: bool | Recording | None = None,
         delivery: Delivery | None = None,
+        alerts: Iterable[Alert | Mapping[str, Any]] | None = None,
     ) -> None:
         self.settings: Settings = resolve_settings(
             tracking_uri,
@@ -79,6 +82,7 @@ class MLflowTracker:
             tags=tags,
             record=record,
             delivery=delivery,
+            alerts=alerts,
         )
 
     @classmethod
@@ -240,6 +244,7 @@ class MLflowTracker:
             system_metrics=settings.record.system_metrics and intent == "own",
             resumed_at=resumed_at,
             experiment_id=settings.experiment_id,
+            alerts=tuple(AlertRule(one.when, one.channels) for one in settings.alerts) if intent == "own" else (),
             **lineage,
         )
         if settings.disabled:
