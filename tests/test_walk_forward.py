@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 import train_rl_agent
+from processes import wait_for
 from tracking_callbacks import MLflowTracker, finance
 
 
@@ -33,9 +35,13 @@ def test_a_walk_forward_shows_the_agents_in_a_row(
     parent = train_rl_agent.walk_forward(tracker, 2, 2048, seed=0)
     assert parent.flush(90).complete
     run = client.get_run(parent.run_id)
-    children = client.search_runs(
-        [run.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.run_id}'", order_by=["start_time"]
-    )
+
+    def ended() -> list[Any]:
+        nested = f"tags.mlflow.parentRunId = '{parent.run_id}'"
+        found = client.search_runs([run.info.experiment_id], nested, order_by=["start_time"])
+        return found if len(found) == 2 and all(one.info.status != "RUNNING" for one in found) else []
+
+    children = wait_for(ended, "the windows have ended in the store")  # the flush was that of their parent
     table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/walk_forward.json")
     first, last = (train_rl_agent.windows(2)[index].test for index in (0, -1))
     prices = train_rl_agent.PRICES.to_numpy()
