@@ -107,7 +107,11 @@ def _look_at_store(settings: Settings) -> Iterator[Finding]:
 
 def _look_at_versions(_: Settings) -> Iterator[Finding]:
     yield Finding("versions", _GOOD, f"tracking-callbacks {__version__}, Python {sys.version.split()[0]}")
-    needs = [Requirement(text) for text in requires("tracking-callbacks") or []]
+    try:
+        needs = [Requirement(text) for text in requires("tracking-callbacks") or []]
+    except PackageNotFoundError:
+        yield Finding("versions", _NOTE, "the package is not installed, but found on the path", "pip install it")
+        return
     installed = {need.name: found for need in needs if (found := _installed(need.name)) is not None}
     for need in needs:
         found = installed.get(need.name)
