@@ -24,7 +24,7 @@ from tracking_callbacks._values.alerts import Alert, alerts_from
 from tracking_callbacks._values.checking import check_fields, struct_from
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._values.secrets import mask_uri
-from tracking_callbacks._values.store_uri import absolute_uri, check_uri
+from tracking_callbacks._values.store_uri import absolute_uri, check_uri, real_uri
 from tracking_callbacks.errors import ConfigError
 
 __all__ = ["Delivery", "Recording", "Settings", "is_switched_on", "resolve_settings"]
@@ -313,7 +313,7 @@ def _chosen(name: str, variable: str, environ: Mapping[str, str], *given: Any) -
     override = environ.get(variable, "").strip()  # secrets and .env files often end in a line feed
     if not override:
         return value
-    if value is not None and value != override:
+    if value is not None and real_uri(value) != real_uri(override):
         show: Callable[[str], str] = mask_uri if name.endswith("uri") else str
         logger.warning("%s=%s from the environment overrides %s=%s", variable, show(override), name, show(value))
     return override

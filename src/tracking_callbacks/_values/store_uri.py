@@ -10,7 +10,9 @@ from urllib.parse import unquote, urlsplit
 from tracking_callbacks._values.secrets import mask_uri
 from tracking_callbacks.errors import ConfigError
 
-__all__ = ["absolute_uri", "check_uri"]
+__all__ = ["JOURNAL_PREFIX", "absolute_uri", "check_uri", "real_uri"]
+
+JOURNAL_PREFIX = "journal+"  # of the URIs of the MLflow plugin, see `mlflow_plugin`; the rest is the real store
 
 _DATABASE_SCHEMES = {"sqlite", "mysql", "postgresql", "mssql"}
 _MLFLOW_SCHEMES = {"http", "https", "file", "databricks", "databricks-uc", "uc"} | _DATABASE_SCHEMES
@@ -19,8 +21,13 @@ _PLUGIN_PACKAGES = {"azureml": "azureml-mlflow", "arn": "sagemaker-mlflow"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?=:)")
 
 
+def real_uri(uri: str) -> str:
+    """Return the URI of the store itself: `uri` without the prefix of the MLflow plugin."""
+    return uri.removeprefix(JOURNAL_PREFIX)
+
+
 def check_uri(uri: str, setting: str) -> str:
-    """Return `uri`, a tracking or registry URI, unchanged.
+    """Return the real store's URI in `uri`, a tracking or registry URI.
 
     Args:
         uri: The URI, or the path of a folder.
@@ -33,6 +40,9 @@ def check_uri(uri: str, setting: str) -> str:
     def malformed(expected: str) -> ConfigError:
         return ConfigError(f"{setting}: expected {expected}, got {_masked(uri)!r}", setting=setting)
 
+    if uri.startswith(JOURNAL_PREFIX) and _scheme_of(real_uri(uri)) is None:
+        raise malformed(f"the real store after {JOURNAL_PREFIX}, as in {JOURNAL_PREFIX}https://mlflow.example.com")
+    uri = real_uri(uri)
     scheme = _scheme_of(uri)
     if scheme is None:
         return uri  # a folder, or the plain word "databricks"
@@ -84,10 +94,11 @@ def _sqlite_path(uri: str) -> str:
 
 
 def absolute_uri(uri: str) -> str:
-    """Return `uri` with a relative local path made absolute.
+    """Return the real store's URI in `uri`, with a relative local path made absolute.
 
     The trainer may change its working folder, and the delivery process has a different one.
     """
+    uri = real_uri(uri)
     scheme = _scheme_of(uri)
     if scheme is None:
         return uri if uri in ("databricks", "databricks-uc", "uc") else Path(os.path.abspath(uri)).as_uri()

@@ -25,6 +25,7 @@ from tracking_callbacks._journal.records import StoreAddress
 from tracking_callbacks._journal.scheduling import lower_priority
 from tracking_callbacks._values.credentials import credentials_in
 from tracking_callbacks._values.secrets import mask_uri
+from tracking_callbacks._values.store_uri import real_uri
 from tracking_callbacks.settings import Settings
 
 __all__ = ["DeliveryLauncher", "ask_store", "detach_all", "launcher_for", "start_sync"]
@@ -97,7 +98,7 @@ class DeliveryLauncher:
         """Return the variables that the store's credentials come from, those in its URI included."""
         uri = self._settings.tracking_uri
         with contextlib.suppress(ValueError):  # malformed, and therefore another store's
-            now = os.environ.get(TRACKING_URI_VARIABLE, "")
+            now = real_uri(os.environ.get(TRACKING_URI_VARIABLE, ""))
             uri = now if mask_uri(now) == self._settings.masked_uri else uri
         return credentials_in(os.environ) | store_environment(uri)
 

@@ -21,6 +21,7 @@ from tracking_callbacks._journal.pending import PendingRun, pending_run, pending
 from tracking_callbacks._journal.records import StoreAddress
 from tracking_callbacks._values.credentials import CREDENTIALS, same_place
 from tracking_callbacks._values.secrets import MASK, mask_uri
+from tracking_callbacks._values.store_uri import real_uri
 from tracking_callbacks._writing.launch import start_sync
 from tracking_callbacks.cli.common import AS_JSON, PATHS, count_text, duration_text, roots_at, show_table, table
 from tracking_callbacks.errors import ConfigError
@@ -214,9 +215,9 @@ def _start(
     Raises:
         ConfigError: The store cannot be reached without credentials that are not given.
     """
-    uri = tracking_uri or _reachable_uri(store.uri)
+    uri = real_uri(tracking_uri) if tracking_uri else _reachable_uri(store.uri)
     registry_uri = None if store.registry_uri is None else _reachable_uri(store.registry_uri, REGISTRY_URI_VARIABLE)
-    named = [tracking_uri, os.environ.get(TRACKING_URI_VARIABLE), os.environ.get(REGISTRY_URI_VARIABLE)]
+    named = [tracking_uri, _from_environment(TRACKING_URI_VARIABLE), _from_environment(REGISTRY_URI_VARIABLE)]
     withheld: list[str] = []
     for place in filter(None, (uri, registry_uri)):
         if urlsplit(place).hostname and not any(name and same_place(name, place) for name in named):
@@ -245,9 +246,13 @@ def _remaining(runs: list[PendingRun]) -> list[PendingRun]:
     return [now for run in runs if (now := pending_run(run.folder)) is not None]
 
 
+def _from_environment(variable: str) -> str:
+    return real_uri(os.environ.get(variable, ""))
+
+
 def _reachable_uri(masked: str, variable: str = TRACKING_URI_VARIABLE) -> str:
     """Return a masked URI with its credentials, which the journal does not hold, taken from the environment."""
-    now = os.environ.get(variable, "")
+    now = _from_environment(variable)
     if now and mask_uri(now) == masked:
         return now
     uri = masked.replace(f"{MASK}@", "", 1)
