@@ -25,7 +25,7 @@ from tracking_callbacks._delivery.heavy.process import HeavyProcess
 from tracking_callbacks._delivery.progress import Progress
 from tracking_callbacks._delivery.stores.client import MlflowStore
 from tracking_callbacks._delivery.system_metrics import SystemSampler
-from tracking_callbacks._journal import records
+from tracking_callbacks._journal import calls, records
 from tracking_callbacks._journal.frames import JournalWriter
 from tracking_callbacks._journal.layout import (
     JournalRoot,
@@ -66,7 +66,38 @@ places = st.sampled_from([None, "fine"]) | texts(
 )
 names = texts("../x", "' or 1=1 --", "a\0b", "name", "x" * 300, "\ud7ff", "{bystander}")
 mappings = st.dictionaries(names, names, max_size=3)
+models = st.sampled_from(["m-1", "m-2"]) | names
+versions = st.sampled_from(["pending-1", "1"]) | names
+store_calls = st.one_of(
+    st.builds(
+        calls.CreateModel, models, names, names, st.sampled_from([None, ""]) | names, st.none(), mappings, mappings
+    ),
+    st.builds(calls.ModelFiles, models),
+    st.builds(calls.FinishModel, models, st.sampled_from(["READY", "FAILED", "PENDING"])),
+    st.builds(calls.TagModel, models, mappings | st.just({"mlflow.modelVersions": "[1]"})),
+    st.builds(calls.UntagModel, models, names),
+    st.builds(calls.AddModelParams, models, mappings),
+    st.builds(calls.UseModel, models, st.just("") | names, st.none() | times),
+    st.builds(
+        calls.LinkPoints, models, st.lists(st.tuples(names, st.floats(), times, times), max_size=2),
+        st.none() | st.tuples(names, names), st.just("") | names,
+    ),
+    st.builds(calls.CreateRegisteredModel, names, mappings, st.none() | names),
+    st.builds(calls.ChangeRegisteredModel, names, names),
+    st.builds(calls.TagRegisteredModel, names, mappings),
+    st.builds(calls.UntagRegisteredModel, names, names),
+    st.builds(
+        calls.CreateVersion, versions, names, names | paths | models.map(lambda one: f"models:/{one}"),
+        st.sampled_from([None, ""]) | names, places, mappings, st.none() | names,
+    ),
+    st.builds(calls.ChangeVersion, names, versions, names),
+    st.builds(calls.TagVersion, names, versions, mappings),
+    st.builds(calls.UntagVersion, names, versions, names),
+    st.builds(calls.SetAlias, names, names, versions),
+    st.builds(calls.DropAlias, names, names),
+)  # fmt: skip
 file_records = st.one_of(
+    st.builds(records.StoreCall, store_calls, st.none() | paths),
     st.builds(records.Artifact, paths, places, st.booleans(), st.booleans()),
     st.builds(
         records.Model, times, names | st.just("key"), paths, names, st.none() | names,
@@ -84,6 +115,7 @@ file_records = st.one_of(
 other_records = st.one_of(
     st.builds(records.Params, mappings),
     st.builds(records.Tags, mappings),
+    st.builds(records.DeleteTag, names),
     st.builds(records.Metrics, times, times, st.dictionaries(names, st.floats(), max_size=3)),
     st.builds(records.Dataset, names, names, names, names, st.none() | names, st.none() | names, st.none() | names),
     st.builds(
@@ -105,6 +137,7 @@ states = st.builds(
     st.dictionaries(names, st.builds(PromotionState, st.booleans(), st.lists(names), st.none() | names), max_size=2),
     st.dictionaries(names, st.builds(LoggedModel, st.lists(names), st.none() | names), max_size=2),
     st.dictionaries(names, names, max_size=2), integers,
+    st.dictionaries(models | versions, names | st.just(""), max_size=2),
 )  # fmt: skip
 LINKS = [
     "state.json", ".state.json", "rejected.jsonl", "drain.lock", "takeover.lock", "uploading", "drawn", "live",

@@ -73,12 +73,30 @@ class Calls:
             lambda: store.link_metrics(self.run, self.model.model_id, [Point("loss", math.nan, START + 2, 3)]),
             lambda: store.link_metrics(self.run, self.model.model_id, self.points()[-2:-1], ("ü", "digest")),
             lambda: store.tag_model(self.model.model_id, {"task": "ü"}),
+            lambda: store.untag_model(self.model.model_id, "task"),
+            lambda: store.untag_model(self.model.model_id, "none"),
+            lambda: store.tag_model(self.model.model_id, {"ü key": "x", "kept": "y"}),
+            lambda: store.untag_model(self.model.model_id, "ü key"),
+            lambda: store.add_model_params(self.model.model_id, {f"q{number:03}": "x" for number in range(150)}),
+            lambda: store.get_model(self.model.model_id).ready,
+            lambda: store.get_model("m-" + "0" * 32),
+            lambda: store.add_input(self.other, self.model.model_id),
+            self.fail_a_model,
+            lambda: store.log_dataset(self.run, Dataset("tagged", "d", "local", "{}", context="c", tags={"k": "ü"})),
+            lambda: store.register_model(self.name, {"first": "ü"}, "described"),
             lambda: store.register_model(self.name),
-            lambda: store.register_model(self.name),
+            lambda: store.describe_registered_model(self.name, "described again"),
+            lambda: store.describe_registered_model("no such model", "nothing"),
+            lambda: store.tag_registered_model(self.name, {"a": "1", "gone": "2"}),
+            lambda: store.untag_registered_model(self.name, "gone"),
+            lambda: store.tag_registered_model("no such model", {"a": "1"}),
             self.create_versions,
             lambda: store.set_alias(self.name, "champion", "2"),
             lambda: store.set_alias(self.name, "champion", "1"),
             lambda: store.set_alias(self.name, "no version", "99"),
+            lambda: store.set_alias(self.name, "dropped", "1"),
+            lambda: store.drop_alias(self.name, "dropped"),
+            lambda: store.drop_alias("no such model", "dropped"),
             lambda: store.find_versions(self.name, self.run, "record"),
             lambda: store.find_versions(self.name, self.run, "none"),
             lambda: store.delete_version(self.name, "3"),
@@ -87,6 +105,9 @@ class Calls:
             lambda: self.name in store.model_names(),
             lambda: store.tag_version(self.name, "1", {"ü": "ß", "empty": ""}),
             lambda: store.tag_version(self.name, "99", {"a": "b"}),
+            lambda: store.tag_version(self.name, "1", {"gone": "x"}),
+            lambda: store.untag_version(self.name, "1", "gone"),
+            lambda: store.untag_version(self.name, "99", "gone"),
             lambda: store.describe_version(self.name, "1", "# what it is\n\n| ü |\n"),
             lambda: store.describe_version(self.name, "99", "nothing"),
             lambda: store.version(self.name, "1"),
@@ -146,11 +167,21 @@ class Calls:
         )
         return self.model.ready, self.model.tags
 
+    def fail_a_model(self) -> object:
+        alone = self.store.create_model(self.experiment, name="alone", run_id=None, tags={}, params={}, model_type=None)
+        self.store.finish_model(alone.model_id, "FAILED")
+        ready = self.store.get_model(alone.model_id).ready
+        self.store.delete_model(alone.model_id)
+        return ready
+
     def create_versions(self) -> None:
         tags = {RECORD_TAG: "record", "task": "sentiment"}
         self.store.create_version(self.name, model=self.model, run_id=self.run, tags=tags)
         self.store.create_version_of_artifacts(self.name, run_id=self.run, place="folder/model", tags=tags)
         self.store.create_version_of_artifacts(self.name, run_id=self.run, place="folder/model", tags={})
+        source = f"{self.store.run(self.run).artifact_uri}/folder/model"
+        made = self.store.create_version_of_uri(self.name, source=source, run_id=self.run, tags={})
+        self.store.delete_version(self.name, made.version)
 
     def delete_another_model(self) -> None:
         another = self.store.create_model(

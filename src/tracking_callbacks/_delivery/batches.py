@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tracking_callbacks._journal.records import Automatic, Metrics, Params, Record, Tags
+from tracking_callbacks._journal.records import Automatic, DeleteTag, Metrics, Params, Record, Tags
 
 __all__ = ["MAX_METRICS", "Batch", "Point", "coalesce"]
 
@@ -36,6 +36,7 @@ class Batch:
     Attributes:
         end: Journal offset that is acknowledged once the batch has arrived; None in the middle of a record.
         entries: Number of the user's entries that it carries; a tag that is set twice counts as two.
+        deleted: Name of the tag that is to be deleted; such a batch carries nothing else.
     """
 
     metrics: list[Point] = field(default_factory=list)
@@ -44,6 +45,7 @@ class Batch:
     end: int | None = None
     size: int = 0
     entries: int = 0
+    deleted: str | None = None
 
     def __len__(self) -> int:
         return len(self.metrics) + len(self.params) + len(self.tags)
@@ -80,6 +82,11 @@ def coalesce(records: Iterable[tuple[Record, int]]) -> Iterator[Batch]:
     """
     batch = Batch()
     for record, end in records:
+        if isinstance(record, DeleteTag):  # after what was set before it, and before what is set after it
+            yield batch
+            yield Batch(deleted=record.name, end=end, entries=1)
+            batch = Batch()
+            continue
         for entity in _entities(record):
             if not batch.add(entity):
                 yield batch

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tracking_callbacks._delivery.alerts import AlertWatch
 from tracking_callbacks._delivery.backoff import Backoff, Pace
 from tracking_callbacks._delivery.batches import Batch, coalesce
@@ -23,14 +25,15 @@ from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.progress import Progress
 from tracking_callbacks._delivery.rejection import SURPLUS_PARAMS, add_refused, count_refused, send_batch
 from tracking_callbacks._delivery.replay import delivered_before
-from tracking_callbacks._delivery.run_resolver import RunResolver
-from tracking_callbacks._delivery.session_journal import SessionJournal, size_of
+from tracking_callbacks._delivery.run_resolver import PARENT_TAG, RunResolver, known_id
+from tracking_callbacks._delivery.session_journal import Ending, SessionJournal, size_of
 from tracking_callbacks._delivery.stores.store import SESSION_TAG, Store
 from tracking_callbacks._delivery.system_metrics import RunSystemMetrics, SystemSampler
 from tracking_callbacks._journal.frames import read_records
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
 from tracking_callbacks._journal.owner import Owner, OwnerWatch
 from tracking_callbacks._journal.pending import read_opened
+from tracking_callbacks._journal.provisional import ProvisionalIds
 from tracking_callbacks._journal.records import (
     ERROR_TAG,
     Artifact,
@@ -41,6 +44,7 @@ from tracking_callbacks._journal.records import (
     Drawing,
     Model,
     Promote,
+    StoreCall,
     count_entries,
 )
 
@@ -96,6 +100,7 @@ class RunDrain:
         self._watch = watch
         self._once = Once(self.state.attempts, self._save)
         self._resolver = RunResolver(root, store, self._once)
+        self._ids = ProvisionalIds(root)
         self._late_tags = LateTags(self.state.attempts, store, self._save)
         self._live = LiveFiles(folder, root, store)
         self._system = RunSystemMetrics(sampler, store)
@@ -194,6 +199,7 @@ class RunDrain:
         self.state.complete = True
         self._save()
         self._live.keep_refused()
+        self._ids.keep(self.folder.run_key, self.state)
         return self.root.remove_delivered(self.folder, self.state)
 
     # -- the points lane ---------------------------------------------------------------------------------------------
@@ -252,8 +258,14 @@ class RunDrain:
     def _send(self, session: SessionJournal, batch: Batch) -> None:
         assert self.state.run_id is not None
         began = time.monotonic()
+        if PARENT_TAG in batch.tags:
+            batch.tags[PARENT_TAG] = known_id(self._ids, batch.tags[PARENT_TAG])
+        rejected: list[dict[str, Any]] = []
         with self._late_tags.noted(batch):
-            rejected = send_batch(self._store, self.state.run_id, batch) if len(batch) else []
+            if batch.deleted is not None:
+                self._store.delete_tag(self.state.run_id, batch.deleted)
+            elif len(batch):
+                rejected = send_batch(self._store, self.state.run_id, batch)
         self._pace.note(time.monotonic() - began)
         for entry in rejected:
             self._reject(entry)
@@ -277,6 +289,9 @@ class RunDrain:
     def _open_session(self, session: SessionJournal) -> None:
         opened = session.opened
         assert self.state.run_id is not None
+        if opened.intent == "none":
+            self._running.add(session.name)
+            return
         if session.grew(session.state.points + _ASKING_BYTES):
             self._skip_delivered(session, self.state.run_id)
         if opened.resumed_at is not None and opened.resumed_at < self._store.last_step(self.state.run_id):
@@ -321,10 +336,12 @@ class RunDrain:
     def _end_session(self, session: SessionJournal) -> None:
         ending = session.ending()
         assert self.state.run_id is not None
+        if session.opened.intent == "none":
+            return
         self._resolver.delete_duplicates(self.folder.run_key, self.state)
         if any(one.rejected for one in self.state.sessions.values()):
             self._show_rejected()
-        if ending.status is not None and self._newest(session):
+        if ending.status is not None and (self._newest(session) or self._ended_last(session, ending)):
             if ending.status == "FINISHED" and session.opened.resumed:
                 self._store.delete_tag(self.state.run_id, ERROR_TAG)  # an earlier session failed
             began = self._store.run(self.state.run_id).start_time or 0
@@ -342,6 +359,16 @@ class RunDrain:
             return False
         there = self._store.run(self.state.run_id).tags.get(SESSION_TAG, "")
         return not there.isdecimal() or int(there) <= mine
+
+    def _ended_last(self, session: SessionJournal, ending: Ending) -> bool:
+        """Return whether a session has ended the run after a later one did: two programs had it at the same time."""
+        assert self.state.run_id is not None
+        if session.state.ended is None:  # it died
+            return False
+        run = self._store.run(self.state.run_id)
+        later = run.tags.get(SESSION_TAG, "")
+        began = int(later) // 1_000_000 if later.isdecimal() else 0
+        return run.ended is not None and ending.timestamp >= max(run.ended, began)
 
     # -- the files lane ----------------------------------------------------------------------------------------------
 
@@ -395,7 +422,8 @@ class RunDrain:
                 count = withdrawn + sum(one.withdrawn for one in self.state.sessions.values())
                 self._store.log_batch(run_id, Batch(tags={_DROPPED_CHECKPOINTS_TAG: str(count)}))
         except Refused as error:
-            self._store.check_active(run_id)
+            if run_id:
+                self._store.check_active(run_id)
             rejected = count_entries(record)
             self._reject_file(record, str(error))
         self._files_backoff.succeed()
@@ -485,5 +513,7 @@ def _described(record: FileRecord) -> dict[str, object]:
             return {"artifact_path": place}
         case DeleteModel() | Describe():
             return {}
+        case StoreCall(call=call):
+            return {"call": msgspec.to_builtins(call)}
         case Dataset(name=name) | Model(name=name) | Promote(name=name):
             return {"name": name}

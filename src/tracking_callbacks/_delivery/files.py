@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from tracking_callbacks._delivery.calls import CallDelivery
 from tracking_callbacks._delivery.describing import deliver_descriptions
 from tracking_callbacks._delivery.failures import Refused, Transient
 from tracking_callbacks._delivery.heavy.process import HeavyProcess
@@ -14,6 +15,7 @@ from tracking_callbacks._delivery.stores.store import Store
 from tracking_callbacks._journal.checkpoints import OverwrittenError, claim, secure
 from tracking_callbacks._journal.confined import OutsideError, check_tree, delete, inside, is_key
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState
+from tracking_callbacks._journal.provisional import ProvisionalIds
 from tracking_callbacks._journal.records import (
     Artifact,
     Automatic,
@@ -23,13 +25,14 @@ from tracking_callbacks._journal.records import (
     Drawing,
     Model,
     Promote,
+    StoreCall,
 )
 from tracking_callbacks._values.names import artifact_place
 from tracking_callbacks.errors import InputError
 
 __all__ = ["FileRecord", "deliver_file", "discard_staged", "keep_staged"]
 
-FileRecord = Artifact | Automatic | Dataset | DeleteModel | Describe | Drawing | Model | Promote
+FileRecord = Artifact | Automatic | Dataset | DeleteModel | Describe | Drawing | Model | Promote | StoreCall
 
 
 def deliver_file(
@@ -68,6 +71,11 @@ def deliver_file(
     if isinstance(record, DeleteModel):
         delete_model(store, run_id, record.record_key, state)
         return True
+    if isinstance(record, StoreCall):
+        snapshot = _checked_snapshot(record.staged, record, folder) if record.staged is not None else None
+        ids = ProvisionalIds(JournalRoot(folder.path.parent))
+        CallDelivery(store, once, ids, state, run_id).deliver(record.call, snapshot)
+        return True
     if isinstance(record, Describe):
         deliver_descriptions(store, run_id, state, record.status)
         return True
@@ -76,11 +84,7 @@ def deliver_file(
         if isinstance(record, Drawing):
             _deliver_drawing(store, heavy, run_id, record, None, folder, state)
         return True
-    try:
-        snapshot = _take(record.staged, record, folder)
-        check_tree(snapshot)
-    except OutsideError as error:
-        raise Refused(str(error)) from error
+    snapshot = _checked_snapshot(record.staged, record, folder)
     if isinstance(record, Drawing):
         _deliver_drawing(store, heavy, run_id, record, snapshot, folder, state)
         return True
@@ -92,17 +96,27 @@ def deliver_file(
         _secure(snapshot, record)
     if isinstance(record, Model):
         deliver_model(store, once, run_id, record, snapshot, state)
-    elif not snapshot.is_dir():
-        store.log_artifact(run_id, snapshot, record.artifact_path)
+        return True
+    parent = PurePosixPath(record.artifact_path or "")
+    below = None if parent == PurePosixPath() else str(parent)
+    if not snapshot.is_dir():
+        store.log_artifact(run_id, snapshot, below)
         if isinstance(record, Artifact) and record.table:
-            place = "/".join(filter(None, (record.artifact_path, snapshot.name)))
-            store.declare_table(run_id, place)
+            store.declare_table(run_id, str(parent / snapshot.name))
     elif snapshot.parent == folder.staged:  # the content of a folder, whose own name is not part of the path
-        store.log_artifacts(run_id, snapshot, record.artifact_path)
+        store.log_artifacts(run_id, snapshot, below)
     else:
-        place = f"{record.artifact_path}/{snapshot.name}" if record.artifact_path else snapshot.name
-        store.log_artifacts(run_id, snapshot, place)
+        store.log_artifacts(run_id, snapshot, str(parent / snapshot.name))
     return True
+
+
+def _checked_snapshot(staged: str, record: FileRecord, folder: RunFolder) -> Path:
+    try:
+        snapshot = _take(staged, record, folder)
+        check_tree(snapshot)
+    except OutsideError as error:
+        raise Refused(str(error)) from error
+    return snapshot
 
 
 def _secure(snapshot: Path, record: Artifact) -> None:

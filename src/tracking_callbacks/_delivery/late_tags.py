@@ -16,7 +16,7 @@ from tracking_callbacks._delivery.rejection import send_batch
 from tracking_callbacks._delivery.session_journal import SessionJournal
 from tracking_callbacks._delivery.stores.store import Store
 from tracking_callbacks._journal.frames import read_records
-from tracking_callbacks._journal.records import Automatic, Tags, now_ms
+from tracking_callbacks._journal.records import Automatic, DeleteTag, Tags, now_ms
 
 __all__ = ["LateTags"]
 
@@ -40,7 +40,7 @@ class LateTags:
     @contextlib.contextmanager
     def noted(self, batch: Batch) -> Iterator[None]:
         """Note that the tags of a batch are on their way, until their outcome is known."""
-        if not batch.tags:
+        if not batch.tags and batch.deleted is None:
             yield
             return
         unknown = self._attempts.get(_TAGS)
@@ -76,10 +76,17 @@ class LateTags:
         if 0 <= now_ms() - since < LATE_COMMIT_MS:
             raise NotYetVisible("the answer to a request that sets tags was lost; it may still be carried out")
         texts: dict[str, str] = {}
+        deleted: set[str] = set()
         for session in sorted(sessions, key=lambda one: one.opened.session):
             for record, _ in read_records(session.path):
                 if isinstance(record, Tags | Automatic):
                     texts |= record.tags
+                    deleted -= record.tags.keys()
+                elif isinstance(record, DeleteTag):
+                    texts.pop(record.name, None)
+                    deleted.add(record.name)
+        for name in sorted(deleted):
+            self._store.delete_tag(run_id, name)
         for batch in coalesce([(Tags(texts), 0)]):
             send_batch(self._store, run_id, batch)
         del self._attempts[_TAGS]

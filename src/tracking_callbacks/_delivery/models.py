@@ -21,7 +21,7 @@ from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.layout import LoggedModel, RunState
 from tracking_callbacks._journal.records import Model
 
-__all__ = ["delete_model", "deliver_model"]
+__all__ = ["VERSIONS_TAG", "complete_mlmodel", "delete_model", "deliver_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _CONTEXT_TAGS = (
     "mlflow.source.git.repoURL",
 )
 _EVALUATIONS = ("eval/", "test/")
-_VERSIONS_TAG = "mlflow.modelVersions"  # undocumented: mlflow.utils.mlflow_tags, MLflow 3.17.2
+VERSIONS_TAG = "mlflow.modelVersions"  # undocumented: mlflow.utils.mlflow_tags, MLflow 3.17.2
 
 
 def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: Path, state: RunState) -> None:
@@ -124,13 +124,7 @@ def _log_model(
         look_first=True,
     )
     if not model.ready:
-        identity = {
-            "run_id": run_id,
-            "model_id": model.model_id,
-            "model_uuid": model.model_id,
-            "artifact_path": model.artifact_uri,
-        }
-        _complete_mlmodel(folder / "MLmodel", description, identity)
+        complete_mlmodel(folder / "MLmodel", model, run_id)
         store.upload_model(model, folder)
     return model
 
@@ -145,6 +139,16 @@ def _read_mlmodel(path: Path) -> dict[str, object]:
     if not isinstance(description, dict):
         raise Refused("the model's MLmodel file holds no mapping")
     return description
+
+
+def complete_mlmodel(path: Path, model: StoredModel, run_id: str) -> None:
+    """Write what the store calls a model, and the run that produced it, into its ``MLmodel`` file.
+
+    Raises:
+        Refused: The file cannot be read.
+    """
+    identity = {"model_id": model.model_id, "model_uuid": model.model_id, "artifact_path": model.artifact_uri}
+    _complete_mlmodel(path, _read_mlmodel(path), identity | ({"run_id": run_id} if run_id else {}))
 
 
 def _complete_mlmodel(path: Path, description: dict[str, object], identity: dict[str, str]) -> None:
@@ -214,10 +218,10 @@ def _register(store: Store, once: Once, run_id: str, record: Model, model: Store
         look_first=True,
     )
     if model is not None:
-        versions = json.loads(model.tags.get(_VERSIONS_TAG, "[]"))
+        versions = json.loads(model.tags.get(VERSIONS_TAG, "[]"))
         entry = {"name": name, "version": version.version}
         if entry not in versions:
-            store.tag_model(model.model_id, {_VERSIONS_TAG: json.dumps([*versions, entry])})
+            store.tag_model(model.model_id, {VERSIONS_TAG: json.dumps([*versions, entry])})
     for alias in record.aliases:
         store.set_alias(name, alias, version.version)
     return version.version

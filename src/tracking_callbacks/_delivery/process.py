@@ -45,6 +45,7 @@ _IDLE_POLL_SECONDS = 0.2
 _IDLE_AFTER_SECONDS = 1.0
 _FILES_SECONDS = 1.0  # between two looks at the files that grow; a file that was logged is seen at once
 _SCAN_SECONDS = 0.5
+_BEGINNING_SECONDS = 0.2
 _LINGER_SECONDS = 5.0  # to wait for the next run of a sweep, so that a process is not started for each
 _KEEP_DELIVERED_SECONDS = 7 * 24 * 3600.0
 
@@ -102,6 +103,8 @@ class DeliveryProcess:
         self._takeovers: dict[str, FileLock] = {}
         self._lead = Lead(root, assignment.store)
         self._caught_up: set[str] = set()
+        self._root_written = 0
+        self._look_until = 0.0
         self._died: float | None = None
         self._busy_at = time.monotonic()
         self._idle_since: float | None = None
@@ -115,7 +118,7 @@ class DeliveryProcess:
         scanned: float | None = None
         while True:
             now = time.monotonic()
-            if scanned is None or now - scanned >= _SCAN_SECONDS:
+            if scanned is None or now - scanned >= _SCAN_SECONDS or self._run_may_have_begun(now):
                 scanned = now
                 self._show_uploading()
                 self._hand_over()
@@ -205,6 +208,16 @@ class DeliveryProcess:
     def _current(self) -> list[RunDrain]:
         with self._drains_lock:
             return [drain for drain, _ in self._drains.values()]
+
+    def _run_may_have_begun(self, now: float) -> bool:
+        """Return whether to look for new runs at once, because a program may wait for the id of its run.
+
+        A run's folder changes the journal root, and its journal follows a moment later.
+        """
+        written = self._root.written()
+        if written != self._root_written:
+            self._root_written, self._look_until = written, now + _BEGINNING_SECONDS
+        return now < self._look_until
 
     def _take_on_runs(self) -> None:
         for drain in self._current():

@@ -8,9 +8,10 @@ from tracking_callbacks._delivery.failures import NotYetVisible
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.stores.store import RUN_KEY_TAG, SESSION_TAG, Store
 from tracking_callbacks._journal.layout import JournalRoot, RunState
+from tracking_callbacks._journal.provisional import NotKnownYetError, ProvisionalIds
 from tracking_callbacks._journal.records import SessionOpened
 
-__all__ = ["RunResolver"]
+__all__ = ["PARENT_TAG", "RunResolver", "known_id"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ class RunResolver:
 
     def __init__(self, root: JournalRoot, store: Store, once: Once) -> None:
         self._root = root
+        self._ids = ProvisionalIds(root)
         self._store = store
         self._once = once
 
@@ -31,9 +33,13 @@ class RunResolver:
         Raises:
             DeliveryError: The store did not answer, or the outcome of an earlier creation is unknown.
         """
+        if opened.intent == "none":
+            state.run_id = ""
+            return
         if opened.run_id is not None:
-            state.experiment_id = str(self._store.run(opened.run_id).experiment_id)
-            state.run_id = opened.run_id
+            run_id = known_id(self._ids, opened.run_id)
+            state.experiment_id = str(self._store.run(run_id).experiment_id)
+            state.run_id = run_id
             return
         if state.experiment_id is None:
             state.experiment_id = self._experiment_id(opened)
@@ -60,13 +66,17 @@ class RunResolver:
                 self._store.delete_run(run_id)
 
     def _experiment_id(self, opened: SessionOpened) -> str:
+        if opened.experiment_id is not None and (found := self._ids.find(opened.experiment_id)) is not None:
+            return self._store.experiment_id(found.name)
         if opened.experiment_id is not None:
             return self._store.check_experiment(opened.experiment_id)
         return self._store.experiment_id(opened.experiment)
 
     def _parent_id(self, opened: SessionOpened) -> str | None:
-        if opened.parent_id is not None or opened.parent_key is None:
-            return opened.parent_id
+        if opened.parent_id is not None:
+            return known_id(self._ids, opened.parent_id)
+        if opened.parent_key is None:
+            return None
         parent = self._root.run(opened.parent_key).read_state() or self._root.final_state(opened.parent_key)
         if parent is not None and parent.run_id is not None:
             return parent.run_id
@@ -78,3 +88,15 @@ class RunResolver:
             raise NotYetVisible("the parent run is not created yet")
         logger.warning("run %s: its parent run %s was not found; it is not nested", opened.run_key, opened.parent_key)
         return None
+
+
+def known_id(ids: ProvisionalIds, text: str) -> str:
+    """Return the server's id for one that may be provisional.
+
+    Raises:
+        NotYetVisible: The server has not given it yet.
+    """
+    try:
+        return ids.real(text)
+    except NotKnownYetError as error:
+        raise NotYetVisible(str(error)) from error

@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tracking_callbacks._journal.calls import CreateModel
 from tracking_callbacks._journal.frames import read_last_words, read_records
 from tracking_callbacks._journal.layout import RunFolder
 from tracking_callbacks._journal.pending import read_opened
 from tracking_callbacks._journal.records import (
     ERROR_TAG,
     Automatic,
+    DeleteTag,
     Metrics,
     Model,
     Params,
     RunEnded,
     SessionOpened,
+    StoreCall,
     Tags,
 )
 
@@ -60,10 +63,12 @@ class RunContents:
                 self.params = params | self.params
             case Tags(tags=tags) | Automatic(tags=tags):
                 self.tags |= tags
+            case DeleteTag(name=name):
+                self.tags.pop(name, None)
             case Metrics(step=step, metrics=metrics):
                 self.metrics |= {name: (step, value) for name, value in metrics.items()}
                 self.points += len(metrics)
-            case Model(name=name):
+            case Model(name=name) | StoreCall(call=CreateModel(name=name)):
                 self.models.append(name)
             case RunEnded(status=status):
                 self.status = status or self.status

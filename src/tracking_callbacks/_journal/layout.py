@@ -9,6 +9,7 @@
       .lead-<store>.lock         held by the process that delivers to a local store for all training processes
       .scratch-<process>-…       files of a training process that only it needs
       delivered/<run key>.json   the final state of delivered runs
+      .ids/<provisional id>      what the MLflow plugin has given an id to before the server did, see `provisional`
       rejected/<run key>/…       files that the store refused and that may exist nowhere else; nothing deletes them
       <run key>/
         <session>.journal        append-only log, one per session
@@ -51,6 +52,7 @@ __all__ = [
     "SessionState",
     "is_held",
     "session_name",
+    "write_atomically",
 ]
 
 _JOURNAL_SUFFIX = ".journal"
@@ -136,6 +138,7 @@ class RunState(msgspec.Struct):
         pictures: Paths of the latest picture of each name among the run's artifacts, by name.
         described: Time of the last description (ms since the epoch); 0 if there is none.
         alerted: The alerts that were sent, or could not be: condition and channel.
+        made: The server's ids of what calls of the plugin have created, by their provisional ids; empty if refused.
     """
 
     run_id: str | None = None
@@ -151,6 +154,7 @@ class RunState(msgspec.Struct):
     pictures: dict[str, str] = {}
     described: int = 0
     alerted: list[str] = []
+    made: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +256,7 @@ class RunFolder:
 
     def write_state(self, state: RunState) -> None:
         """Replace the delivery state atomically."""
-        _write_atomically(self.path / "state.json", msgspec.json.encode(state))
+        write_atomically(self.path / "state.json", msgspec.json.encode(state))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +275,7 @@ class JournalRoot:
         self.check_private()
         ignore = self.path / ".gitignore"
         if not ignore.exists():
-            _write_atomically(ignore, b"*\n")
+            write_atomically(ignore, b"*\n")
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise PermissionError(13, "not writable", str(self.path))
 
@@ -316,6 +320,13 @@ class JournalRoot:
     def lead_lock(self, store: StoreAddress) -> Path:
         """Return the lock file of the process that delivers to a store for all training processes of this machine."""
         return self.path / f".lead-{_machine(current_owner())}-{crc32(msgspec.json.encode(store)):08x}.lock"
+
+    def written(self) -> int:
+        """Return when a folder was last made in the root or removed, in nanoseconds since the epoch; 0 means never."""
+        try:
+            return self.path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def runs(self) -> list[RunFolder]:
         """Return the folders of all runs that are not delivered yet."""
@@ -396,7 +407,7 @@ class JournalRoot:
         delivered = self.path / _DELIVERED
         try:
             delivered.mkdir(mode=0o700, exist_ok=True)
-            _write_atomically(delivered / f"{run_key}.json", msgspec.json.encode(state))
+            write_atomically(delivered / f"{run_key}.json", msgspec.json.encode(state))
         except OSError:
             return False
         return True
@@ -451,7 +462,12 @@ def _read_state(path: Path) -> RunState | None:
         return None
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file of ours, so that a reader sees either the old or the new content.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         delete(temporary, within=path.parent)

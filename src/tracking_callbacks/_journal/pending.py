@@ -11,7 +11,15 @@ from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.frames import read_chunk, read_last_words
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, is_held, session_name
 from tracking_callbacks._journal.owner import OwnerWatch
-from tracking_callbacks._journal.records import Artifact, Dataset, Model, RunEnded, SessionOpened, count_entries
+from tracking_callbacks._journal.records import (
+    Artifact,
+    Dataset,
+    Model,
+    RunEnded,
+    SessionOpened,
+    StoreCall,
+    count_entries,
+)
 
 __all__ = ["PendingRun", "journal_root_at", "pending_run", "pending_runs", "read_opened", "unreadable_folders"]
 
@@ -147,7 +155,7 @@ def _unacknowledged(journal: Path, state: SessionState) -> tuple[int, bool]:
     while True:
         chunk = read_chunk(journal, offset, complete=False)
         for record, end in chunk.records:
-            lane = state.files if isinstance(record, (Artifact, Dataset, Model)) else state.points
+            lane = state.files if isinstance(record, (Artifact, Dataset, Model, StoreCall)) else state.points
             count += count_entries(record) if end > lane else 0
             ended = ended or isinstance(record, RunEnded)
         offset = chunk.end

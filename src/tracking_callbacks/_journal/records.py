@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from tracking_callbacks._journal.calls import Call
 from tracking_callbacks._journal.owner import Owner
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Automatic",
     "Dataset",
     "DeleteModel",
+    "DeleteTag",
     "Describe",
     "Drawing",
     "DrawingKind",
@@ -33,6 +35,7 @@ __all__ = [
     "SessionOpened",
     "Status",
     "StoreAddress",
+    "StoreCall",
     "Tags",
     "count_entries",
     "decode",
@@ -41,7 +44,7 @@ __all__ = [
 ]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-Intent = Literal["own", "join", "amend"]
+Intent = Literal["own", "join", "amend", "none"]
 ERROR_TAG = "tracking_callbacks.error"  # of a run that has failed: the last line of its traceback
 DrawingKind = Literal[
     "learning_curves",
@@ -89,7 +92,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
         session: Start of the session in nanoseconds since the epoch; the newest ``own`` session of a run decides its
             status.
         intent: ``own``: this session sets the run's status. ``join``: another process sets it. ``amend``: the run has
-            ended and this session adds to it.
+            ended and this session adds to it. ``none``: the journal belongs to no run, and holds calls alone.
         run_id: The server's id, if it is already known.
         resumed: An earlier session began the run: look for it before creating it.
         parent_key: Key of the parent run, if this package created that.
@@ -138,6 +141,12 @@ class Tags(msgspec.Struct, frozen=True, array_like=True, tag="tags"):
     tags: dict[str, str]
 
 
+class DeleteTag(msgspec.Struct, frozen=True, array_like=True, tag="untag"):
+    """Deletes a tag."""
+
+    name: str
+
+
 class Artifact(msgspec.Struct, frozen=True, array_like=True, tag="artifact"):
     """A file or folder, snapshotted under the run folder.
 
@@ -158,7 +167,7 @@ class Artifact(msgspec.Struct, frozen=True, array_like=True, tag="artifact"):
 
 
 class Dataset(msgspec.Struct, frozen=True, array_like=True, tag="dataset"):
-    """A dataset input; `schema` and `profile` are JSON texts as MLflow stores them."""
+    """A dataset input; `schema` and `profile` are JSON texts as MLflow stores them, `tags` those of the input."""
 
     name: str
     digest: str
@@ -167,6 +176,7 @@ class Dataset(msgspec.Struct, frozen=True, array_like=True, tag="dataset"):
     schema: str | None = None
     profile: str | None = None
     context: str | None = None
+    tags: dict[str, str] = {}
 
 
 class Model(msgspec.Struct, frozen=True, array_like=True, tag="model"):
@@ -269,6 +279,18 @@ class Describe(msgspec.Struct, frozen=True, array_like=True, tag="describe"):
     status: Status | None = None
 
 
+class StoreCall(msgspec.Struct, frozen=True, array_like=True, tag="call"):
+    """A call of MLflow's that a program has made through the plugin.
+
+    Attributes:
+        call: The call.
+        staged: Path, relative to the run folder, of the folder whose content it uploads.
+    """
+
+    call: Call
+    staged: str | None = None
+
+
 class RunEnded(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     """Last record of a journal. `status` is None if the session does not decide it."""
 
@@ -281,6 +303,7 @@ Record = (
     | Params
     | Metrics
     | Tags
+    | DeleteTag
     | Artifact
     | Dataset
     | Model
@@ -289,6 +312,7 @@ Record = (
     | DeleteModel
     | Promote
     | Describe
+    | StoreCall
     | RunEnded
 )
 

@@ -88,6 +88,11 @@ class Session:
         else:
             self.appended += count_entries(record)
 
+    @property
+    def position(self) -> int:
+        """Bytes in the journal after the last record; 0 if there is no journal."""
+        return 0 if self._writer is None else self._writer.position
+
     def close(self) -> None:
         """Seal the journal."""
         self.closed = True
@@ -161,6 +166,16 @@ class RunJournal:
     def live_folder(self) -> Path:
         """Folder of the files that grow while the open session lasts; delivery uploads them as they grow."""
         return self._session.folder.live(self._session.name)
+
+    def written(self) -> tuple[str, int]:
+        """Return the name of the open session, and how many bytes its journal holds."""
+        return self._session.name, self._session.position
+
+    def has_acknowledged(self, written: tuple[str, int]) -> bool:
+        """Return whether the store has what the journals held when `written` returned this."""
+        name, position = written
+        done = self.state().sessions.get(name, SessionState())
+        return done.closed or min(done.points, done.files) >= position
 
     def append_metrics(self, step: int, points: dict[str, float]) -> None:
         """Stamp the points of one step with the present time and write them, to a new session where the run has ended.
@@ -242,8 +257,13 @@ class RunJournal:
         with self._lock:
             self._session.withdrawn += count
 
-    def seal(self, status: Status | None) -> None:
-        """End the open session, if there is one, with the run's status; None leaves the status to another session."""
+    def seal(self, status: Status | None, *, at: int | None = None) -> None:
+        """End the open session, if there is one, with the run's status; None leaves the status to another session.
+
+        Args:
+            status: The status.
+            at: When the run ended, in milliseconds since the epoch; None means now.
+        """
         if self.inert:
             return
         with self._lock:
@@ -252,7 +272,8 @@ class RunJournal:
             if not self._session.closed:
                 if lost := self._dropped_in_forks.total():
                     self._session.append(Automatic({_DROPPED_IN_FORKS_TAG: str(lost)}))
-                self._session.append(RunEnded(max(now_ms(), self._started + self._elapsed_ms()), status))
+                now = max(now_ms(), self._started + self._elapsed_ms()) if at is None else at
+                self._session.append(RunEnded(now, status))
                 self._session.close()
                 if self._session.dropped:
                     logger.warning("%d entries could not be kept in %s", self._session.dropped, self.root.path)

@@ -47,7 +47,7 @@ class SilentJournal(RunJournal):
     def drop_in_fork(self, count: int) -> None:
         """Count nothing."""
 
-    def seal(self, status: Status | None) -> None:
+    def seal(self, status: Status | None, *, at: int | None = None) -> None:
         """End nothing."""
 
     def reopen(self, intent: Intent, *, at_step: int | None = None) -> None:

@@ -133,6 +133,7 @@ class MlflowStore(Store, DirectFiles):
                 )
                 for one in (found.inputs.dataset_inputs if found.inputs else [])
             ],
+            ended=None if found.info.status in ("RUNNING", "SCHEDULED") else found.info.end_time or 0,
         )
 
     def delete_run(self, run_id: str) -> None:
@@ -195,7 +196,8 @@ class MlflowStore(Store, DirectFiles):
     def log_dataset(self, run_id: str, dataset: Dataset) -> None:
         from mlflow import entities
 
-        tags = [entities.InputTag(CONTEXT_TAG, dataset.context)] if dataset.context else []
+        texts = dataset.tags | ({CONTEXT_TAG: dataset.context} if dataset.context else {})
+        tags = [entities.InputTag(key, text) for key, text in texts.items()]
         entity = entities.Dataset(
             name=dataset.name,
             digest=dataset.digest,
@@ -226,7 +228,7 @@ class MlflowStore(Store, DirectFiles):
         experiment_id: str,
         *,
         name: str,
-        run_id: str,
+        run_id: str | None,
         tags: dict[str, str],
         params: dict[str, str],
         model_type: str | None,
@@ -236,9 +238,13 @@ class MlflowStore(Store, DirectFiles):
                 self._client().create_logged_model(experiment_id, name, run_id, tags, params, model_type)
             )
 
-    def upload_model(self, model: StoredModel, folder: Path) -> None:
+    @retry_transient
+    def get_model(self, model_id: str) -> StoredModel:
+        with translate_errors(self.shown_uri):
+            return _stored_model(self._client().get_logged_model(model_id))
+
+    def upload_model_files(self, model: StoredModel, folder: Path) -> None:
         self.log_model_artifacts(model.model_id, folder)
-        self._declare_ready(model.model_id)
 
     def log_model_artifacts(self, model_id: str, folder: Path) -> None:
         try:
@@ -258,9 +264,28 @@ class MlflowStore(Store, DirectFiles):
             self._client()._tracking_client.log_model_artifact(model_id, str(path), place or None)
 
     @retry_transient
-    def _declare_ready(self, model_id: str) -> None:
+    def finish_model(self, model_id: str, status: str) -> None:
+        from mlflow.entities import LoggedModelStatus
+
         with translate_errors(self.shown_uri):
-            self._client().finalize_logged_model(model_id, "READY")
+            self._client().finalize_logged_model(model_id, LoggedModelStatus(status))
+
+    @retry_transient
+    def add_model_params(self, model_id: str, params: dict[str, str]) -> None:
+        with translate_errors(self.shown_uri):
+            self._client().log_model_params(model_id, params)
+
+    @retry_transient
+    def untag_model(self, model_id: str, key: str) -> None:
+        with translate_errors(self.shown_uri):
+            self._client().delete_logged_model_tag(model_id, key)
+
+    @retry_transient
+    def add_input(self, run_id: str, model_id: str) -> None:
+        from mlflow.entities import LoggedModelInput
+
+        with translate_errors(self.shown_uri):
+            self._client().log_inputs(run_id, models=[LoggedModelInput(model_id)])
 
     @retry_transient
     def add_output(self, run_id: str, model_id: str, step: int) -> None:
@@ -284,9 +309,37 @@ class MlflowStore(Store, DirectFiles):
             self._client().log_batch(run_id, metrics=metrics)
 
     @retry_transient
-    def create_registered_model(self, name: str) -> None:
+    def create_registered_model(
+        self, name: str, tags: dict[str, str] | None = None, description: str | None = None
+    ) -> None:
         with translate_errors(self.shown_uri):
-            self._client().create_registered_model(name)
+            self._client().create_registered_model(name, tags, description)
+
+    @retry_transient
+    def describe_registered_model(self, name: str, description: str) -> None:
+        with translate_errors(self.shown_uri):
+            self._client().update_registered_model(name, description)
+
+    @retry_transient
+    def tag_registered_model(self, name: str, tags: dict[str, str]) -> None:
+        with translate_errors(self.shown_uri):
+            for key, value in tags.items():
+                self._client().set_registered_model_tag(name, key, value)
+
+    @retry_transient
+    def untag_registered_model(self, name: str, key: str) -> None:
+        with translate_errors(self.shown_uri):
+            self._client().delete_registered_model_tag(name, key)
+
+    @retry_transient
+    def untag_version(self, name: str, version: str, key: str) -> None:
+        with translate_errors(self.shown_uri):
+            self._client().delete_model_version_tag(name, version, key)
+
+    @retry_transient
+    def drop_alias(self, name: str, alias: str) -> None:
+        with translate_errors(self.shown_uri):
+            self._client().delete_registered_model_alias(name, alias)
 
     @retry_transient
     def find_versions(self, name: str, run_id: str, record_key: str) -> list[StoredVersion]:
@@ -323,8 +376,12 @@ class MlflowStore(Store, DirectFiles):
         with translate_errors(self.shown_uri):
             return self._create_version(name, source=source, run_id=run_id, tags=tags, model_id=known_model_id)
 
+    def create_version_of_uri(self, name: str, *, source: str, run_id: str, tags: dict[str, str]) -> StoredVersion:
+        with translate_errors(self.shown_uri):
+            return self._create_version(name, source=source, run_id=run_id or None, tags=tags, model_id=None)
+
     def _create_version(
-        self, name: str, *, source: str, run_id: str, tags: dict[str, str], model_id: str | None
+        self, name: str, *, source: str, run_id: str | None, tags: dict[str, str], model_id: str | None
     ) -> StoredVersion:
         return _stored_version(
             self._client().create_model_version(

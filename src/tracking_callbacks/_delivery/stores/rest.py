@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 
@@ -34,6 +35,11 @@ from tracking_callbacks._journal.records import Dataset
 __all__ = ["RestStore"]
 
 _PARAMS_PER_CALL = 100  # of a logged model, as in MLflow's client
+_MODEL_STATUSES = {
+    "READY": "LOGGED_MODEL_READY",
+    "FAILED": "LOGGED_MODEL_UPLOAD_FAILED",
+    "PENDING": "LOGGED_MODEL_PENDING",
+}
 
 
 class RestStore(Store):
@@ -116,6 +122,7 @@ class RestStore(Store):
             metrics=[metric.point() for metric in found.data.metrics],
             models=[output.model_id for output in found.outputs.model_outputs],
             datasets=[one.value() for one in found.inputs.dataset_inputs],
+            ended=None if found.info.status in ("RUNNING", "SCHEDULED") else found.info.end_time,
         )
 
     def delete_run(self, run_id: str) -> None:
@@ -189,8 +196,8 @@ class RestStore(Store):
             "profile": dataset.profile,
         }
         entry: dict[str, object] = {"dataset": {name: text for name, text in described.items() if text is not None}}
-        if dataset.context:
-            entry["tags"] = _pairs({CONTEXT_TAG: dataset.context})
+        if tags := dataset.tags | ({CONTEXT_TAG: dataset.context} if dataset.context else {}):
+            entry["tags"] = _pairs(tags)
         self._server.repeat("POST", "runs/log-inputs", _Nothing, {"run_id": run_id, "datasets": [entry]})
 
     # -- models ------------------------------------------------------------------------------------------------------
@@ -208,7 +215,7 @@ class RestStore(Store):
         experiment_id: str,
         *,
         name: str,
-        run_id: str,
+        run_id: str | None,
         tags: dict[str, str],
         params: dict[str, str],
         model_type: str | None,
@@ -217,25 +224,44 @@ class RestStore(Store):
         body = {
             "experiment_id": experiment_id,
             "name": name,
-            "source_run_id": run_id,
             "params": pairs[:_PARAMS_PER_CALL],
             "tags": _pairs(tags),
         }
+        if run_id is not None:
+            body["source_run_id"] = run_id
         if model_type is not None:
             body["model_type"] = model_type
         model = self._server.call("POST", "logged-models", _ModelAnswer, body).model.value()
-        for first in range(_PARAMS_PER_CALL, len(pairs), _PARAMS_PER_CALL):
-            more = {"model_id": model.model_id, "params": pairs[first : first + _PARAMS_PER_CALL]}
-            self._server.repeat("POST", f"logged-models/{model.model_id}/params", _Nothing, more)
+        self._add_params(model.model_id, pairs[_PARAMS_PER_CALL:])
         return model
 
-    def upload_model(self, model: StoredModel, folder: Path) -> None:
+    def add_model_params(self, model_id: str, params: dict[str, str]) -> None:
+        self._add_params(model_id, _pairs(params))
+
+    def _add_params(self, model_id: str, pairs: list[dict[str, str]]) -> None:
+        for first in range(0, len(pairs), _PARAMS_PER_CALL):
+            more = {"model_id": model_id, "params": pairs[first : first + _PARAMS_PER_CALL]}
+            self._server.repeat("POST", f"logged-models/{model_id}/params", _Nothing, more)
+
+    def get_model(self, model_id: str) -> StoredModel:
+        return self._server.get(f"logged-models/{model_id}", _ModelAnswer).model.value()
+
+    def upload_model_files(self, model: StoredModel, folder: Path) -> None:
         if is_proxied(model.artifact_uri):
             self._upload_folder(model.artifact_uri, folder)
         else:
             self._direct.log_model_artifacts(model.model_id, folder)
-        body = {"model_id": model.model_id, "status": "LOGGED_MODEL_READY"}
-        self._server.repeat("PATCH", f"logged-models/{model.model_id}", _Nothing, body)
+
+    def finish_model(self, model_id: str, status: str) -> None:
+        body = {"model_id": model_id, "status": _MODEL_STATUSES[status]}
+        self._server.repeat("PATCH", f"logged-models/{model_id}", _Nothing, body)
+
+    def untag_model(self, model_id: str, key: str) -> None:
+        self._server.repeat("DELETE", f"logged-models/{model_id}/tags/{quote(key, safe='')}", _Nothing)
+
+    def add_input(self, run_id: str, model_id: str) -> None:
+        body = {"run_id": run_id, "models": [{"model_id": model_id}]}
+        self._server.repeat("POST", "runs/log-inputs", _Nothing, body)
 
     def add_output(self, run_id: str, model_id: str, step: int) -> None:
         body = {"run_id": run_id, "models": [{"model_id": model_id, "step": step}]}
@@ -253,8 +279,32 @@ class RestStore(Store):
 
     # -- the registry ------------------------------------------------------------------------------------------------
 
-    def create_registered_model(self, name: str) -> None:
-        self._registry.repeat("POST", "registered-models/create", _Nothing, {"name": name})
+    def create_registered_model(
+        self, name: str, tags: dict[str, str] | None = None, description: str | None = None
+    ) -> None:
+        body: dict[str, object] = {"name": name, "tags": _pairs(tags or {})}
+        if description is not None:
+            body["description"] = description
+        self._registry.repeat("POST", "registered-models/create", _Nothing, body)
+
+    def describe_registered_model(self, name: str, description: str) -> None:
+        body = {"name": name, "description": description}
+        self._registry.repeat("PATCH", "registered-models/update", _Nothing, body)
+
+    def tag_registered_model(self, name: str, tags: dict[str, str]) -> None:
+        for key, value in tags.items():
+            body = {"name": name, "key": key, "value": value}
+            self._registry.repeat("POST", "registered-models/set-tag", _Nothing, body)
+
+    def untag_registered_model(self, name: str, key: str) -> None:
+        self._registry.repeat("DELETE", "registered-models/delete-tag", _Nothing, {"name": name, "key": key})
+
+    def untag_version(self, name: str, version: str, key: str) -> None:
+        body = {"name": name, "version": version, "key": key}
+        self._registry.repeat("DELETE", "model-versions/delete-tag", _Nothing, body)
+
+    def drop_alias(self, name: str, alias: str) -> None:
+        self._registry.repeat("DELETE", "registered-models/alias", _Nothing, {"name": name, "alias": alias})
 
     def find_versions(self, name: str, run_id: str, record_key: str) -> list[StoredVersion]:
         found = self._search_versions(f"run_id = '{run_id}'")
@@ -281,6 +331,9 @@ class RestStore(Store):
 
     def create_version_of_artifacts(self, name: str, *, run_id: str, place: str, tags: dict[str, str]) -> StoredVersion:
         return self._create_version(name, _below(self._artifact_uri(run_id), place), run_id, tags)
+
+    def create_version_of_uri(self, name: str, *, source: str, run_id: str, tags: dict[str, str]) -> StoredVersion:
+        return self._create_version(name, source, run_id, tags)
 
     def _create_version(self, name: str, source: str, run_id: str, tags: dict[str, str], **more: str) -> StoredVersion:
         body = {"name": name, "source": source, "run_id": run_id, "tags": _pairs(tags)} | more
@@ -385,6 +438,8 @@ class _RunInfo(msgspec.Struct):
     lifecycle_stage: str = "active"
     start_time: int = 0
     artifact_uri: str = ""
+    status: str = ""
+    end_time: int = 0
 
 
 class _RunData(msgspec.Struct):

@@ -64,6 +64,7 @@ class StoredRun(NamedTuple):
         metrics: The last point of each metric.
         datasets: Its datasets.
         models: Ids of the logged models that are its outputs.
+        ended: When it ended, in milliseconds since the epoch; None while it runs.
     """
 
     run_id: str
@@ -76,6 +77,7 @@ class StoredRun(NamedTuple):
     metrics: list[Point]
     models: list[str]
     datasets: list[DatasetUse]
+    ended: int | None = None
 
 
 class StoredModel(NamedTuple):
@@ -270,7 +272,7 @@ class Store(ABC):
         experiment_id: str,
         *,
         name: str,
-        run_id: str,
+        run_id: str | None,
         tags: dict[str, str],
         params: dict[str, str],
         model_type: str | None,
@@ -282,8 +284,37 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def get_model(self, model_id: str) -> StoredModel:
+        """Return a logged model.
+
+        Raises:
+            Refused: There is none.
+        """
+
     def upload_model(self, model: StoredModel, folder: Path) -> None:
         """Upload a logged model's files and mark it ready."""
+        self.upload_model_files(model, folder)
+        self.finish_model(model.model_id, "READY")
+
+    @abstractmethod
+    def upload_model_files(self, model: StoredModel, folder: Path) -> None:
+        """Upload the content of a folder to the root of a logged model."""
+
+    @abstractmethod
+    def finish_model(self, model_id: str, status: str) -> None:
+        """Say whether a logged model has all its files: ``READY`` or ``FAILED``."""
+
+    @abstractmethod
+    def add_model_params(self, model_id: str, params: dict[str, str]) -> None:
+        """Add params to a logged model."""
+
+    @abstractmethod
+    def untag_model(self, model_id: str, key: str) -> None:
+        """Delete a tag of a logged model."""
+
+    @abstractmethod
+    def add_input(self, run_id: str, model_id: str) -> None:
+        """Record a logged model as an input of the run."""
 
     @abstractmethod
     def add_output(self, run_id: str, model_id: str, step: int) -> None:
@@ -319,8 +350,30 @@ class Store(ABC):
     # -- the registry ------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def create_registered_model(self, name: str) -> None:
+    def create_registered_model(
+        self, name: str, tags: dict[str, str] | None = None, description: str | None = None
+    ) -> None:
         """Create a registered model."""
+
+    @abstractmethod
+    def describe_registered_model(self, name: str, description: str) -> None:
+        """Set the description of a registered model."""
+
+    @abstractmethod
+    def tag_registered_model(self, name: str, tags: dict[str, str]) -> None:
+        """Set tags of a registered model."""
+
+    @abstractmethod
+    def untag_registered_model(self, name: str, key: str) -> None:
+        """Delete a tag of a registered model."""
+
+    @abstractmethod
+    def untag_version(self, name: str, version: str, key: str) -> None:
+        """Delete a tag of a model version."""
+
+    @abstractmethod
+    def drop_alias(self, name: str, alias: str) -> None:
+        """Delete an alias."""
 
     @abstractmethod
     def find_versions(self, name: str, run_id: str, record_key: str) -> list[StoredVersion]:
@@ -337,6 +390,10 @@ class Store(ABC):
     @abstractmethod
     def create_version_of_artifacts(self, name: str, *, run_id: str, place: str, tags: dict[str, str]) -> StoredVersion:
         """Create a model version from the folder `place` of a run's artifacts, as ``runs:/<run id>/<place>`` does."""
+
+    @abstractmethod
+    def create_version_of_uri(self, name: str, *, source: str, run_id: str, tags: dict[str, str]) -> StoredVersion:
+        """Create a model version from the files at a URI."""
 
     @abstractmethod
     def set_alias(self, name: str, alias: str, version: str) -> None:
@@ -374,10 +431,10 @@ class Store(ABC):
     def model_points(self, model_id: str) -> list[Point]:
         """Return the points that are linked to a logged model."""
 
-    def register_model(self, name: str) -> None:
+    def register_model(self, name: str, tags: dict[str, str] | None = None, description: str | None = None) -> None:
         """Create a registered model unless one of that name exists."""
         try:
-            self.create_registered_model(name)
+            self.create_registered_model(name, tags, description)
         except Refused as error:
             if error.code not in ALREADY_THERE:
                 raise
