@@ -7,6 +7,7 @@ documented way. When one fails after an upgrade, its message names the file to l
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import functools
 import importlib
@@ -61,6 +62,74 @@ def use(what: str, read_in: str, used_in: str) -> Callable[[Test], Test]:
 
 
 # -- mlflow ------------------------------------------------------------------------------------------------------------
+
+
+@use("the tracking and registry store of a URI", MLFLOW, "mlflow_plugin/tracking_store.py, registry_store.py")
+def test_mlflow_gives_the_store_of_a_uri() -> None:
+    from mlflow.tracking._model_registry.utils import _get_store as get_registry
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    uri = "http://127.0.0.1:9"
+    assert type(_get_store(uri)).__name__ == type(get_registry(uri, uri)).__name__ == "RestStore"
+
+
+@use("the objects that MLflow's requests ask for their limits", MLFLOW, "mlflow_plugin/real_store.py")
+def test_mlflows_requests_ask_the_variables_objects_for_their_limits(monkeypatch) -> None:
+    from mlflow import environment_variables
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.rest_utils import MlflowHostCreds, http_request
+
+    asked = []
+    for variable in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setattr(
+            getattr(environment_variables, variable), "get", lambda name=variable: asked.append(name) or 0
+        )
+    with contextlib.suppress(MlflowException, ValueError):
+        http_request(MlflowHostCreds("http://127.0.0.1:9"), "/", "GET")
+
+    assert set(asked) == {"MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"}
+
+
+@use("mlflow.tracking.fluent._active_run_stack", MLFLOW, "mlflow_plugin/program_run.py")
+def test_mlflow_keeps_the_active_runs_of_all_threads() -> None:
+    from mlflow.tracking import fluent
+
+    assert isinstance(fluent._active_run_stack.get_all_thread_values(), dict)
+
+
+@use("mlflow.utils.validation.{name}", MLFLOW, "mlflow_plugin/")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("_validate_batch_log_data", "_validate_batch_log_limits", "_validate_experiment_name", "_validate_metric"),
+        *("_validate_param", "_validate_param_keys_unique", "_validate_run_id", "_validate_tag", "missing_value"),
+        *("_validate_model_name", "_validate_model_alias_name", "_validate_model_version_tag"),
+        "_validate_registered_model_tag",
+    ],
+)
+def test_mlflow_has_the_checks_of_its_stores(name: str) -> None:
+    assert callable(getattr(importlib.import_module("mlflow.utils.validation"), name))
+
+
+@use("the private fields of MLflow's entities", MLFLOW, "mlflow_plugin/reading.py, addresses.py, tracking_store.py")
+def test_mlflows_entities_keep_their_fields_under_private_names() -> None:
+    from mlflow.entities import Experiment, LoggedModel, RunInfo
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+    info = RunInfo("id", "0", "me", "RUNNING", 0, None, "active")
+    model = LoggedModel("0", "m-1", "model", "place", 0, 0)
+    assert {"_experiment_id", "_artifact_uri"} <= vars(info).keys()
+    assert {"_model_id", "_model_uri", "_artifact_location", "_status", "_tags", "_params"} <= vars(model).keys()
+    assert "_experiment_id" in vars(Experiment("0", "name", "", "active"))
+    assert {"_version", "_status", "_description"} <= vars(ModelVersion("name", "1", 0)).keys()
+    assert "_description" in vars(RegisteredModel("name"))
+
+
+@use("mlflow.utils.name_utils._generate_random_name", MLFLOW, "mlflow_plugin/tracking_store.py")
+def test_mlflow_makes_names_up() -> None:
+    from mlflow.utils.name_utils import _generate_random_name
+
+    assert _generate_random_name()
 
 
 @use("mlflow.tracking.fluent._active_experiment_id", MLFLOW, "settings.py")

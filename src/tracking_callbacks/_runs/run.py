@@ -491,10 +491,14 @@ class Run:
             if exits.is_pruned(error):
                 self.set_tags({"tracking_callbacks.pruned": "true"})
             else:
-                lines = traceback.format_exception(error)
-                self.log_text(mask_text("".join(lines)), "error.txt")
-                self.set_tags({records.ERROR_TAG: mask_text(lines[-1].strip())})
+                self.log_error(error)
         self.end("FAILED" if isinstance(error, Exception) and not exits.is_pruned(error) else "KILLED")
+
+    def log_error(self, error: BaseException) -> None:
+        """Log a traceback as ``error.txt``, and its last line as a tag."""
+        lines = traceback.format_exception(error)
+        self.log_text(mask_text("".join(lines)), "error.txt")
+        self.set_tags({records.ERROR_TAG: mask_text(lines[-1].strip())})
 
     def reopen(self, *, at_step: int | None = None) -> None:
         """Continue the run after its end: its status is RUNNING again until the next `end`.
