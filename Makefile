@@ -14,7 +14,7 @@ INSTALL := -m pip install --quiet -c $(LOCK) --build-constraint $(LOCK)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test faults soak scale servers environments trainers check format bench lock newest clean
+.PHONY: help setup demo test faults soak scale servers integrations environments trainers check format bench lock newest clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -48,8 +48,11 @@ scale: $(READY) ## 1, 4, 16 and 64 trainers at once against one server with Post
 	$(BIN)/python tests/faults/scale.py
 	$(BIN)/python tests/faults/scale.py --sqlite
 
-servers: $(READY) ## deliver to MLflow servers of other versions: 2.22, 3.0 and the newest
+servers: $(READY) ## deliver to MLflow servers of other versions: 2.22, 3.0, 3.10 and the newest
 	$(BIN)/python scripts/other_servers.py
+
+integrations: $(READY) ## run Lightning, XGBoost, LightGBM, Ray Tune and Optuna through the plugin, with faults
+	$(BIN)/python scripts/integrations.py
 
 environments: $(READY) ## train in environments and with agents of other packages: SuperSuit, EnvPool, FinRL, SBX
 	$(BIN)/python scripts/other_packages.py
@@ -95,4 +98,5 @@ newest: ## run the tests on the newest version of everything, and say which vers
 	$(NEWEST)/bin/python -m pytest -m alone
 
 clean: ## remove the environments and caches
-	rm -rf $(VENV) $(BENCH) $(NEWEST) $(TRAINERS) .venv-servers .venv-environments .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(BENCH) $(NEWEST) $(TRAINERS) .venv-servers .venv-environments .venv-integrations .mypy_cache
+	rm -rf .ruff_cache .pytest_cache

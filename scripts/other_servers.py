@@ -1,4 +1,6 @@
-"""Deliver to MLflow servers of other versions: ``python scripts/other_servers.py [VERSION …]``.
+"""Deliver to MLflow servers of other versions, and read the methods of their stores for the plugin.
+
+``python scripts/other_servers.py [VERSION …]``
 
 Each version gets a separate environment below ``.venv-servers``, which the next call uses again.
 """
@@ -12,15 +14,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENTS = ROOT / ".venv-servers"
-# The last one without logged models, the first one with them, and the newest.
-VERSIONS = ("2.22.5", "3.0.1", "")
+# The last one without logged models, the first one with them, the oldest for the plugin, and the newest.
+VERSIONS = ("2.22.5", "3.0.1", "3.10.0", "")
 
 
 def main(versions: list[str]) -> int:
     """Install each version, run the tests against all, and return pytest's exit code."""
     pythons = [installed(version) for version in versions or VERSIONS]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "tests/delivery/test_other_servers.py", "-v"],
+        [
+            *(sys.executable, "-m", "pytest", "-v"),
+            *("tests/delivery/test_other_servers.py", "tests/mlflow_plugin/test_delegation.py"),
+        ],
         cwd=ROOT,
         env=os.environ | {"OTHER_SERVERS": ":".join(map(str, pythons))},
         check=False,
@@ -36,6 +41,7 @@ def installed(version: str) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         # Older versions do not limit SQLAlchemy, whose 2.1 took away what they import.
         wanted = [f"mlflow=={version}", "sqlalchemy<2.1"] if version else ["mlflow"]
+        wanted += ["msgspec", "filelock"]  # what the plugin itself imports
         subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
         (folder / ".ready").touch()
     return python
