@@ -10,6 +10,7 @@ from benchmarks.rows import (
     idle,
     log_metrics,
     logging_calls,
+    plugin,
     ppo_training,
     replay,
     start,
@@ -33,5 +34,6 @@ ROWS: dict[str, Row] = {
         replay,
         logging_calls,
         idle,
+        plugin,
     )
 }
