@@ -137,7 +137,7 @@ states = st.builds(
     st.dictionaries(names, st.builds(PromotionState, st.booleans(), st.lists(names), st.none() | names), max_size=2),
     st.dictionaries(names, st.builds(LoggedModel, st.lists(names), st.none() | names), max_size=2),
     st.dictionaries(names, names, max_size=2), integers,
-    st.dictionaries(models | versions, names | st.just(""), max_size=2),
+    made=st.dictionaries(models | versions, names | st.just(""), max_size=2),
 )  # fmt: skip
 LINKS = [
     "state.json", ".state.json", "rejected.jsonl", "drain.lock", "takeover.lock", "uploading", "drawn", "live",

@@ -20,7 +20,7 @@ from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder
 from tracking_callbacks._journal.owner import current_owner
 from tracking_callbacks._journal.provisional import NotKnownYetError, Provisional, ProvisionalIds
-from tracking_callbacks._journal.records import Intent, SessionOpened, StoreCall, now_ms
+from tracking_callbacks._journal.records import AlertRule, Intent, SessionOpened, StoreCall, now_ms
 from tracking_callbacks._values.secrets import mask_text
 from tracking_callbacks._values.store_uri import real_uri
 from tracking_callbacks._writing.launch import launcher_for
@@ -208,6 +208,7 @@ class Journals:
             store=settings.store,
             experiment="(by id)",
             intent=intent,
+            alerts=tuple(AlertRule(one.when, one.channels) for one in settings.alerts) if intent == "own" else (),
             **fields,  # type: ignore[arg-type]
         )
         launcher = None if settings.delivery.offline else launcher_for(settings, root.path)
