@@ -97,7 +97,7 @@ store_calls = st.one_of(
     st.builds(calls.DropAlias, names, names),
 )  # fmt: skip
 file_records = st.one_of(
-    st.builds(records.StoreCall, store_calls, st.none() | paths),
+    st.builds(records.StoreCall, store_calls.map(calls.encode_call) | st.just(msgspec.Raw(b"\xc0")), st.none() | paths),
     st.builds(records.Artifact, paths, places, st.booleans(), st.booleans()),
     st.builds(
         records.Model, times, names | st.just("key"), paths, names, st.none() | names,

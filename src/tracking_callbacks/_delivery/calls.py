@@ -6,16 +6,18 @@ import contextlib
 import json
 from pathlib import Path
 
+import msgspec
+
 from tracking_callbacks._delivery.batches import MAX_METRICS, Point
 from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.models import VERSIONS_TAG, complete_mlmodel
 from tracking_callbacks._delivery.once import Once
-from tracking_callbacks._delivery.run_resolver import known_id
+from tracking_callbacks._delivery.run_resolver import known_id, provisional_name
 from tracking_callbacks._delivery.stores.store import RECORD_TAG, Store, StoredVersion, model_id_in
 from tracking_callbacks._journal import calls
 from tracking_callbacks._journal.confined import is_key
-from tracking_callbacks._journal.layout import RunState
-from tracking_callbacks._journal.provisional import PENDING_VERSION, ProvisionalIds
+from tracking_callbacks._journal.layout import JournalRoot, RunState
+from tracking_callbacks._journal.provisional import PENDING_VERSION
 
 __all__ = ["CallDelivery"]
 
@@ -26,23 +28,23 @@ class CallDelivery:
     Args:
         store: The store.
         once: Prevents a model or version from being created twice.
-        ids: The map of provisional ids.
+        root: The journal root, which has the map of provisional ids.
         state: Receives the server's ids by the provisional ones.
         run_id: The run; empty if the folder belongs to none.
     """
 
-    def __init__(self, store: Store, once: Once, ids: ProvisionalIds, state: RunState, run_id: str) -> None:
+    def __init__(self, store: Store, once: Once, root: JournalRoot, state: RunState, run_id: str) -> None:
         self._store = store
         self._once = once
-        self._ids = ids
+        self._root = root
         self._state = state
         self._run_id = run_id
 
-    def deliver(self, call: calls.Call, snapshot: Path | None) -> None:
+    def deliver(self, encoded: msgspec.Raw, snapshot: Path | None) -> None:
         """Carry out one call.
 
         Args:
-            call: The call.
+            encoded: The call, as its record holds it.
             snapshot: The folder whose content it uploads.
 
         Raises:
@@ -50,6 +52,10 @@ class CallDelivery:
             Refused: The store will never accept it.
             DeliveryError: The store did not accept it this time.
         """
+        try:
+            call = calls.decode_call(encoded)
+        except msgspec.MsgspecError as error:
+            raise Refused(f"a call that this version does not know: {error}") from error
         created = {calls.CreateModel: "model_id", calls.CreateVersion: "version"}.get(type(call))
         try:
             self._deliver(call, snapshot)
@@ -105,10 +111,10 @@ class CallDelivery:
         """Return the server's id for one that may be provisional."""
         if (made := self._state.made.get(text)) == "":
             raise Refused(f"{text} is not on the server, because the store has refused it")
-        return made or known_id(self._ids, text)
+        return made or known_id(self._root, text)
 
     def _run(self, run_id: str) -> str:
-        return known_id(self._ids, run_id) if run_id else self._run_id
+        return known_id(self._root, run_id) if run_id else self._run_id
 
     def _create_model(self, call: calls.CreateModel) -> None:
         store, key = self._store, call.model_id
@@ -133,8 +139,8 @@ class CallDelivery:
         self._state.made[key] = model.model_id
 
     def _experiment_id(self, experiment_id: str) -> str:
-        found = self._ids.find(experiment_id)
-        return experiment_id if found is None else self._store.experiment_id(found.name)
+        name = provisional_name(self._root, experiment_id)
+        return experiment_id if name is None else self._store.experiment_id(name)
 
     def _upload(self, model_id: str, folder: Path | None) -> None:
         if folder is None or not folder.is_dir():

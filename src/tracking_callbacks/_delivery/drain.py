@@ -33,7 +33,6 @@ from tracking_callbacks._journal.frames import read_records
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
 from tracking_callbacks._journal.owner import Owner, OwnerWatch
 from tracking_callbacks._journal.pending import read_opened
-from tracking_callbacks._journal.provisional import ProvisionalIds
 from tracking_callbacks._journal.records import (
     ERROR_TAG,
     Artifact,
@@ -100,7 +99,6 @@ class RunDrain:
         self._watch = watch
         self._once = Once(self.state.attempts, self._save)
         self._resolver = RunResolver(root, store, self._once)
-        self._ids = ProvisionalIds(root)
         self._late_tags = LateTags(self.state.attempts, store, self._save)
         self._live = LiveFiles(folder, root, store)
         self._system = RunSystemMetrics(sampler, store)
@@ -199,7 +197,10 @@ class RunDrain:
         self.state.complete = True
         self._save()
         self._live.keep_refused()
-        self._ids.keep(self.folder.run_key, self.state)
+        if self.root.ids.exists():
+            from tracking_callbacks._journal.provisional import ProvisionalIds
+
+            ProvisionalIds(self.root).keep(self.folder.run_key, self.state)
         return self.root.remove_delivered(self.folder, self.state)
 
     # -- the points lane ---------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ class RunDrain:
         assert self.state.run_id is not None
         began = time.monotonic()
         if PARENT_TAG in batch.tags:
-            batch.tags[PARENT_TAG] = known_id(self._ids, batch.tags[PARENT_TAG])
+            batch.tags[PARENT_TAG] = known_id(self.root, batch.tags[PARENT_TAG])
         rejected: list[dict[str, Any]] = []
         with self._late_tags.noted(batch):
             if batch.deleted is not None:
@@ -514,6 +515,6 @@ def _described(record: FileRecord) -> dict[str, object]:
         case DeleteModel() | Describe():
             return {}
         case StoreCall(call=call):
-            return {"call": msgspec.to_builtins(call)}
+            return {"call": msgspec.msgpack.decode(call)}
         case Dataset(name=name) | Model(name=name) | Promote(name=name):
             return {"name": name}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from tracking_callbacks._delivery.calls import CallDelivery
 from tracking_callbacks._delivery.describing import deliver_descriptions
 from tracking_callbacks._delivery.failures import Refused, Transient
 from tracking_callbacks._delivery.heavy.process import HeavyProcess
@@ -15,7 +14,6 @@ from tracking_callbacks._delivery.stores.store import Store
 from tracking_callbacks._journal.checkpoints import OverwrittenError, claim, secure
 from tracking_callbacks._journal.confined import OutsideError, check_tree, delete, inside, is_key
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState
-from tracking_callbacks._journal.provisional import ProvisionalIds
 from tracking_callbacks._journal.records import (
     Artifact,
     Automatic,
@@ -73,8 +71,9 @@ def deliver_file(
         return True
     if isinstance(record, StoreCall):
         snapshot = _checked_snapshot(record.staged, record, folder) if record.staged is not None else None
-        ids = ProvisionalIds(JournalRoot(folder.path.parent))
-        CallDelivery(store, once, ids, state, run_id).deliver(record.call, snapshot)
+        from tracking_callbacks._delivery.calls import CallDelivery  # the plugin alone writes them
+
+        CallDelivery(store, once, JournalRoot(folder.path.parent), state, run_id).deliver(record.call, snapshot)
         return True
     if isinstance(record, Describe):
         deliver_descriptions(store, run_id, state, record.status)

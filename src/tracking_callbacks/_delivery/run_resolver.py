@@ -8,10 +8,9 @@ from tracking_callbacks._delivery.failures import NotYetVisible
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.stores.store import RUN_KEY_TAG, SESSION_TAG, Store
 from tracking_callbacks._journal.layout import JournalRoot, RunState
-from tracking_callbacks._journal.provisional import NotKnownYetError, ProvisionalIds
 from tracking_callbacks._journal.records import SessionOpened
 
-__all__ = ["PARENT_TAG", "RunResolver", "known_id"]
+__all__ = ["PARENT_TAG", "RunResolver", "known_id", "provisional_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +22,6 @@ class RunResolver:
 
     def __init__(self, root: JournalRoot, store: Store, once: Once) -> None:
         self._root = root
-        self._ids = ProvisionalIds(root)
         self._store = store
         self._once = once
 
@@ -37,7 +35,7 @@ class RunResolver:
             state.run_id = ""
             return
         if opened.run_id is not None:
-            run_id = known_id(self._ids, opened.run_id)
+            run_id = known_id(self._root, opened.run_id)
             state.experiment_id = str(self._store.run(run_id).experiment_id)
             state.run_id = run_id
             return
@@ -66,15 +64,16 @@ class RunResolver:
                 self._store.delete_run(run_id)
 
     def _experiment_id(self, opened: SessionOpened) -> str:
-        if opened.experiment_id is not None and (found := self._ids.find(opened.experiment_id)) is not None:
-            return self._store.experiment_id(found.name)
         if opened.experiment_id is not None:
-            return self._store.check_experiment(opened.experiment_id)
+            name = provisional_name(self._root, opened.experiment_id)
+            return (
+                self._store.check_experiment(opened.experiment_id) if name is None else self._store.experiment_id(name)
+            )
         return self._store.experiment_id(opened.experiment)
 
     def _parent_id(self, opened: SessionOpened) -> str | None:
         if opened.parent_id is not None:
-            return known_id(self._ids, opened.parent_id)
+            return known_id(self._root, opened.parent_id)
         if opened.parent_key is None:
             return None
         parent = self._root.run(opened.parent_key).read_state() or self._root.final_state(opened.parent_key)
@@ -90,13 +89,27 @@ class RunResolver:
         return None
 
 
-def known_id(ids: ProvisionalIds, text: str) -> str:
+def known_id(root: JournalRoot, text: str) -> str:
     """Return the server's id for one that may be provisional.
 
     Raises:
         NotYetVisible: The server has not given it yet.
     """
+    if not root.ids.exists():
+        return text
+    from tracking_callbacks._journal.provisional import NotKnownYetError, ProvisionalIds
+
     try:
-        return ids.real(text)
+        return ProvisionalIds(root).real(text)
     except NotKnownYetError as error:
         raise NotYetVisible(str(error)) from error
+
+
+def provisional_name(root: JournalRoot, experiment_id: str) -> str | None:
+    """Return the name of an experiment whose id is provisional; None means that it is the server's."""
+    if not root.ids.exists():
+        return None
+    from tracking_callbacks._journal.provisional import ProvisionalIds
+
+    found = ProvisionalIds(root).find(experiment_id)
+    return None if found is None else found.name

@@ -30,6 +30,8 @@ __all__ = [
     "UntagRegisteredModel",
     "UntagVersion",
     "UseModel",
+    "decode_call",
+    "encode_call",
 ]
 
 
@@ -201,3 +203,21 @@ Call = (
     | SetAlias
     | DropAlias
 )
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Call).decode
+
+
+def encode_call(call: Call) -> msgspec.Raw:
+    """Return a call as the journal's record holds it."""
+    return msgspec.Raw(_encode(call))
+
+
+def decode_call(encoded: msgspec.Raw) -> Call:
+    """Return the call that `encode_call` has encoded.
+
+    Raises:
+        MsgspecError: It is none that this version knows.
+    """
+    call: Call = _decode(encoded)
+    return call

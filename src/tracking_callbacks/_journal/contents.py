@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tracking_callbacks._journal.calls import CreateModel
 from tracking_callbacks._journal.frames import read_last_words, read_records
 from tracking_callbacks._journal.layout import RunFolder
 from tracking_callbacks._journal.pending import read_opened
@@ -18,7 +17,6 @@ from tracking_callbacks._journal.records import (
     Params,
     RunEnded,
     SessionOpened,
-    StoreCall,
     Tags,
 )
 
@@ -68,7 +66,7 @@ class RunContents:
             case Metrics(step=step, metrics=metrics):
                 self.metrics |= {name: (step, value) for name, value in metrics.items()}
                 self.points += len(metrics)
-            case Model(name=name) | StoreCall(call=CreateModel(name=name)):
+            case Model(name=name):
                 self.models.append(name)
             case RunEnded(status=status):
                 self.status = status or self.status

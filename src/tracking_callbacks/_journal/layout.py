@@ -321,6 +321,11 @@ class JournalRoot:
         """Return the lock file of the process that delivers to a store for all training processes of this machine."""
         return self.path / f".lead-{_machine(current_owner())}-{crc32(msgspec.json.encode(store)):08x}.lock"
 
+    @property
+    def ids(self) -> Path:
+        """Folder of the provisional ids, see `provisional`; without the MLflow plugin there is none."""
+        return self.path / ".ids"
+
     def written(self) -> int:
         """Return when a folder was last made in the root or removed, in nanoseconds since the epoch; 0 means never."""
         try:

@@ -19,7 +19,6 @@ from tracking_callbacks._journal.layout import JournalRoot, RunState, write_atom
 __all__ = ["PENDING_VERSION", "NotKnownYetError", "Provisional", "ProvisionalIds"]
 
 PENDING_VERSION = "pending-"  # how the provisional number of a model version begins
-_FOLDER = ".ids"
 
 
 class NotKnownYetError(LookupError):
@@ -54,16 +53,15 @@ class ProvisionalIds:
         Raises:
             OSError: It cannot be written.
         """
-        folder = self._root.path / _FOLDER
-        folder.mkdir(mode=0o700, exist_ok=True)
-        write_atomically(folder / provisional, msgspec.json.encode(found))
+        self._root.ids.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(self._root.ids / provisional, msgspec.json.encode(found))
 
     def find(self, text: str) -> Provisional | None:
         """Return what is known of a provisional id; None if `text` is none, but for example the server's own."""
         if not is_key(text):
             return None
         try:
-            return msgspec.json.decode(read_own(self._root.path / _FOLDER / text), type=Provisional)
+            return msgspec.json.decode(read_own(self._root.ids / text), type=Provisional)
         except (OSError, msgspec.MsgspecError):
             return None
 

@@ -12,7 +12,6 @@ from typing import Literal
 
 import msgspec
 
-from tracking_callbacks._journal.calls import Call
 from tracking_callbacks._journal.owner import Owner
 
 __all__ = [
@@ -283,11 +282,11 @@ class StoreCall(msgspec.Struct, frozen=True, array_like=True, tag="call"):
     """A call of MLflow's that a program has made through the plugin.
 
     Attributes:
-        call: The call.
+        call: The call, as `calls.encode_call` has encoded it: only those who need it import `calls`.
         staged: Path, relative to the run folder, of the folder whose content it uploads.
     """
 
-    call: Call
+    call: msgspec.Raw
     staged: str | None = None
 
 

@@ -97,7 +97,7 @@ class JournaledArtifacts(ArtifactRepository):
             below.parent.mkdir(parents=True, exist_ok=True)
             snapshot(source, below)
 
-        call = calls.ModelFiles(self._place.name)
+        call = calls.encode_call(calls.ModelFiles(self._place.name))
         run.journal.stage("", write, lambda staged: records.StoreCall(call, staged))
 
     # -- reading -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import TypeVar
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from tracking_callbacks._journal.calls import Call
+from tracking_callbacks._journal.calls import Call, encode_call
 from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder
 from tracking_callbacks._journal.owner import current_owner
@@ -222,7 +222,7 @@ class Journals:
 
     def call(self, run: ProgramRun, call: Call) -> None:
         """Write a call down."""
-        run.journal.append(StoreCall(call))
+        run.journal.append(StoreCall(encode_call(call)))
 
     def promised(self, run: ProgramRun, provisional: str, kind: str) -> str:
         """Return the server's id of what a call in the journal of `run` creates, or the provisional one."""

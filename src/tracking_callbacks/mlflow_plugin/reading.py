@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+import msgspec
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -103,7 +105,8 @@ class JournalView:
             case records.Dataset():
                 self.datasets.append((end, record))
             case records.StoreCall(call=call, staged=staged):
-                self.calls.append((end, call, staged))
+                with contextlib.suppress(msgspec.MsgspecError):  # of a newer version
+                    self.calls.append((end, calls.decode_call(call), staged))
             case records.RunEnded():
                 self.ended = record
             case _:
