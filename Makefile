@@ -51,7 +51,7 @@ scale: $(READY) ## 1, 4, 16 and 64 trainers at once against one server with Post
 servers: $(READY) ## deliver to MLflow servers of other versions: 2.22, 3.0, 3.10 and the newest
 	$(BIN)/python scripts/other_servers.py
 
-integrations: $(READY) ## run Lightning, XGBoost, LightGBM, Ray Tune and Optuna through the plugin, with faults
+integrations: $(READY) ## run Lightning, XGBoost, LightGBM, Ray and Optuna through the plugin and our callbacks, with faults
 	$(BIN)/python scripts/integrations.py
 
 environments: $(READY) ## train in environments and with agents of other packages: SuperSuit, EnvPool, FinRL, SBX

@@ -1,4 +1,4 @@
-"""Run the plugin's programs that need more than the lock has: Lightning, XGBoost, LightGBM, Ray, Optuna's callback.
+"""Run the tests that need more than the lock has: Lightning, XGBoost, LightGBM, Ray, Optuna's callback.
 
 ``python scripts/integrations.py [PYTEST ARGUMENT …]`` makes ``.venv-integrations``, which the next call uses again. It
 sees what is installed next to the calling interpreter, and adds only these packages.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-integrations"
-PACKAGES = ("lightning", "xgboost-cpu", "lightgbm", "ray[tune]", "optuna-integration")
+PACKAGES = ("lightning", "xgboost-cpu", "lightgbm", "ray[tune,train]", "optuna-integration")
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> int:
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", lock, *PACKAGES], check=True)
         (ENVIRONMENT / ".ready").touch()
     names = "lightning or xgboost or lightgbm or ray or optuna"
-    command = [python, "-m", "pytest", "tests/mlflow_plugin/test_programs.py", "-k", names, *arguments]
+    tests = ("tests/mlflow_plugin/test_programs.py", "tests/integrations")
+    command = [python, "-m", "pytest", *tests, "-k", names, *arguments]
     return subprocess.run(command, cwd=ROOT, env=os.environ, check=False).returncode
 
 
