@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from faults.trainers import SOAK
 from mlflow_plugin.unchanged import EXPERIMENT
 from processes import artifacts, free_port, run_script, stop_delivery, wait_for
 from servers import Server, start_server, stop_server
@@ -34,8 +35,15 @@ FEW = 4  # of the programs whose steps are whole fits
 PROGRAMS = ["fluent", "transformers", "sklearn", "optuna", "lightning", "xgboost", "lightgbm", "ray"]
 
 
+# The other cells of the table take minutes and have a target of their own.
+QUICK = {("fluent", "without"), ("fluent", "server"), ("fluent", "killed"), ("transformers", "without")}
+
+
 @pytest.fixture(params=PROGRAMS)
 def program(request) -> str:
+    fault = next(word for word in ("without", "server", "killed") if f"_{word}_" in request.function.__name__)
+    if (request.param, fault) not in QUICK and not SOAK:
+        pytest.skip("takes minutes; make integrations runs this")
     if (module := NEEDS.get(request.param)) is not None and importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed; make integrations runs this")
     return request.param
