@@ -106,9 +106,9 @@ class Plain(torch.nn.Module):
 LOAD = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
+sys.modules["tracking_callbacks"] = None  # as if it were not installed: its entry points would be loaded with MLflow
 import mlflow, torch
 from mlflow.models import Model, validate_serving_input
-assert "tracking_callbacks" not in sys.modules
 results = {}
 for name, row in json.load(open(sys.argv[1])).items():
     try:

@@ -39,6 +39,7 @@ LOOP = """
         tracker = accelerator.get_tracker("tracking_callbacks")
         tracker.log_images({"inputs": [np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8)]}, step=4)
         tracker.log_table("answers", columns=["text", "label"], data=[["good", 1], ["bad", 0]], step=4)
+    accelerator.wait_for_everyone()  # gloo aborts a process that ends while another one still works
     accelerator.end_training()
 """
 
