@@ -36,7 +36,7 @@ PROGRAMS = ["fluent", "transformers", "sklearn", "optuna", "lightning", "xgboost
 
 
 # The other cells of the table take minutes and have a target of their own.
-QUICK = {("fluent", "without"), ("fluent", "server"), ("fluent", "killed"), ("transformers", "without")}
+QUICK = {("fluent", "without"), ("fluent", "killed")}
 
 
 @pytest.fixture(params=PROGRAMS)
