@@ -6,7 +6,6 @@ import atexit
 import hashlib
 import math
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from faults.ledger import LedgerWriter, keep_ledger
+
+_never = threading.Event()
 
 Train = Callable[..., str]
 InStep = Callable[[int], bool]
@@ -124,7 +125,9 @@ def steps(plan: Plan, ledger: LedgerWriter) -> InStep:
                     os.waitpid(child, 0)
                 case "pause":
                     ledger.mark("paused")
-                    signal.pause()
+                    # Not `signal.pause`: a signal that comes just before it waits is lost, and it waits for ever.
+                    while not _never.wait(0.1):
+                        pass
         return not os.path.exists(STOP)
 
     return in_step
