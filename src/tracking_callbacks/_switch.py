@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from tracking_callbacks.settings import is_switched_on
 
 __all__ = ["VARIABLE", "install"]
 
@@ -59,7 +60,7 @@ def _add_callback(trainer_module: Any) -> None:
 
 def install() -> None:
     """Wait for the import of ``Trainer``, if the environment asks for it."""
-    if os.environ.get(VARIABLE, "").strip().lower() in ("true", "1", "yes", "on"):
+    if is_switched_on(VARIABLE):
         sys.meta_path.insert(0, _TrainerFinder())
 
 

@@ -144,10 +144,13 @@ def test_each_kind_of_condition_is_found(condition: str, then: str, what: str, s
     assert notice["what"].startswith(what)
 
 
-def test_a_run_in_which_nothing_goes_wrong_tells_nothing(server, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "then", ["run.end()", "run.set_tags({'tracking_callbacks.pruned': 'true'}); run.end('KILLED')"]
+)
+def test_a_run_in_which_nothing_goes_wrong_tells_nothing(then: str, server, tmp_path: Path) -> None:
     conditions = ("train/loss > 10", "train/loss explodes", "train/loss is not finite", "fails", "dies")
     with webhook() as (url, received):
-        done = run_script(code(*conditions, uri=server.uri), cwd=tmp_path, env={"HOOK": url})
+        done = run_script(code(*conditions, uri=server.uri, then=then), cwd=tmp_path, env={"HOOK": url})
 
     assert (done.returncode, received) == (0, [])
 

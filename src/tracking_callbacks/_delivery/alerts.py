@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
-from tracking_callbacks._delivery.notices import Notice, send
+from tracking_callbacks._delivery.notices import Notice, NoticeError, send
 from tracking_callbacks._delivery.session_journal import SessionJournal
 from tracking_callbacks._journal.frames import read_chunk
 from tracking_callbacks._journal.layout import RunState
-from tracking_callbacks._journal.records import AlertRule, Metrics, RunEnded, now_ms
+from tracking_callbacks._journal.records import PRUNED_TAG, AlertRule, Metrics, RunEnded, Tags, now_ms
 from tracking_callbacks._values.alerts import Condition, parse_condition
+from tracking_callbacks._values.store_uri import run_link
 from tracking_callbacks.errors import ConfigError
 
 __all__ = ["AlertWatch"]
@@ -37,18 +38,17 @@ class AlertWatch:
     Args:
         state: The run's state, which keeps what was sent.
         save: Saves it.
-        url: Returns the link to the run; empty where there is none.
     """
 
-    def __init__(self, state: RunState, save: Callable[[], None], url: Callable[[], str]) -> None:
+    def __init__(self, state: RunState, save: Callable[[], None]) -> None:
         self._state = state
         self._save = save
-        self._url = url
         self._offsets: dict[str, int] = {}
         self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
         self._found: dict[str, str] = {}
         self._last_point = 0
         self._statuses: dict[str, str] = {}
+        self._pruned = False
         self._sender: ThreadPoolExecutor | None = None
         self._sending: set[str] = set()
         self._waiting_since = 0.0
@@ -86,6 +86,8 @@ class AlertWatch:
                     if isinstance(record, Metrics):
                         self._last_point = max(self._last_point, record.timestamp)
                         self._compare(record, conditions)
+                    elif isinstance(record, Tags):
+                        self._pruned = self._pruned or PRUNED_TAG in record.tags
                     elif isinstance(record, RunEnded):
                         self._statuses[session.name] = record.status or ""
                 self._offsets[session.name] = chunk.end
@@ -98,7 +100,7 @@ class AlertWatch:
                 continue
             where = f"{condition.metric} = {value:.6g} at step {record.step}"
             if condition.kind == "explodes":
-                recent = self._recent[condition.metric]
+                recent = self._recent[when]
                 if not math.isfinite(value) or (len(recent) >= _FEWEST and abs(value) > _TIMES * abs(median(recent))):
                     self._found[when] = where
                 recent.append(value if math.isfinite(value) else 0.0)
@@ -111,8 +113,10 @@ class AlertWatch:
         match condition.kind:
             case "fails" if "FAILED" in self._statuses.values():
                 return "the run has FAILED"
-            case "fails" | "dies" if dead or "KILLED" in self._statuses.values():
-                return "the training process was killed" if dead else "the run was KILLED"
+            case "fails" | "dies" if dead:
+                return "the training process was killed"
+            case "fails" | "dies" if "KILLED" in self._statuses.values() and not self._pruned:
+                return "the run was KILLED"
             case "refused" if rejected := sum(one.rejected for one in self._state.sessions.values()):
                 return f"the store has refused {rejected} record{'' if rejected == 1 else 's'}"
             case "no progress" if any(not one.known_finished for one in sessions):
@@ -137,7 +141,7 @@ class AlertWatch:
                 experiment=opened.experiment,
                 condition=rule.when,
                 what=what,
-                url=self._url(),
+                url=run_link(opened.store.uri, self._state.experiment_id, self._state.run_id),
             )
             self._sending.add(key)
             self._sender = self._sender or ThreadPoolExecutor(max_workers=1, thread_name_prefix="alerts")
@@ -147,11 +151,12 @@ class AlertWatch:
         try:
             send(channel, notice)
             logger.info("alert sent: %s", notice.text)
-        except Exception as error:  # noqa: BLE001 - whatever the other side does
+        except NoticeError as error:
             logger.warning("alert %r could not be sent by %s: %s", notice.condition, channel, error)
-        self._state.alerted.append(key)
-        self._save()
-        self._sending.discard(key)
+        finally:
+            self._state.alerted.append(key)
+            self._save()
+            self._sending.discard(key)
 
 
 def _parsed(when: str) -> Condition | None:

@@ -8,11 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tracking_callbacks._delivery.alerts import AlertWatch
 from tracking_callbacks._delivery.backoff import Backoff, Pace
 from tracking_callbacks._delivery.batches import Batch, coalesce
 from tracking_callbacks._delivery.describing import deliver_descriptions
@@ -46,6 +45,9 @@ from tracking_callbacks._journal.records import (
     StoreCall,
     count_entries,
 )
+
+if TYPE_CHECKING:
+    from tracking_callbacks._delivery.alerts import AlertWatch
 
 __all__ = ["RunDrain"]
 
@@ -113,7 +115,7 @@ class RunDrain:
         self._in_files_lane = threading.Lock()
         self._size_at_start = {journal: size_of(journal) for journal in folder.journals()}
         self._sends_alerts = sends_alerts
-        self._alerts = AlertWatch(self.state, self._save, self._url)
+        self._alerts: AlertWatch | None = None
         self._running: set[str] = set()
         self._ended: set[str] = set()
         self.discover_sessions()
@@ -131,25 +133,23 @@ class RunDrain:
 
     def complete(self) -> bool:
         """Return whether the store has the whole run, with the end of every session, and no alert is on its way."""
-        return all(session.state.closed for session in self.sessions) and self._alerts.idle()
+        return all(session.state.closed for session in self.sessions) and (self._alerts is None or self._alerts.idle())
 
     def look_for_alerts(self) -> None:
         """Look for what the user wants to be told of; a ``sync`` does not, because its journals may be from elsewhere.
 
         An alert may run a program, so only the journals of this machine's own processes are asked for them.
         """
-        if not self._sends_alerts:
+        if not self._sends_alerts or not any(session.opened.alerts for session in self.sessions):
             return
+        if self._alerts is None:
+            from tracking_callbacks._delivery.alerts import AlertWatch  # few runs have any
+
+            self._alerts = AlertWatch(self.state, self._save)
         try:
             self._alerts.look([session for session in self.sessions if session.opened.owner.is_local()])
         except OSError as error:
             logger.warning("run %s: cannot look for alerts: %s", self.state.run_id or self.folder.run_key, error)
-
-    def _url(self) -> str:
-        uri = self.sessions[0].opened.store.uri.rstrip("/")
-        if not uri.startswith(("http://", "https://")) or self.state.run_id is None:
-            return ""
-        return f"{uri}/#/experiments/{self.state.experiment_id or 0}/runs/{self.state.run_id}"
 
     def has_writer(self) -> bool:
         """Return whether a process still writes to the run, as of the last look at its journals."""

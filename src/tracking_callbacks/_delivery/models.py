@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tracking_callbacks._delivery.batches import MAX_METRICS, Point
-from tracking_callbacks._delivery.deflation import deflate
 from tracking_callbacks._delivery.failures import NotOffered, Refused
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.stores.store import RECORD_TAG, Store, StoredModel, StoredRun, StoredVersion
@@ -78,7 +77,11 @@ def deliver_model(store: Store, once: Once, run_id: str, record: Model, folder: 
     if (version := _register(store, once, run_id, record, model)) is not None:
         state.versions[record.record_key] = version
     name, model_id = record.registered_model_name, None if model is None else model.model_id
-    deflated = "" if name is None or version is None else deflate(store, run, name, version, points)
+    deflated = ""
+    if name is not None and version is not None:
+        from tracking_callbacks._delivery.deflation import deflate  # most runs register nothing
+
+        deflated = deflate(store, run, name, version, points)
     state.models[record.record_key] = LoggedModel(names, name, model_id, deflated)
 
 

@@ -11,15 +11,19 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-__all__ = ["Notice", "send"]
+__all__ = ["Notice", "NoticeError", "send"]
 
 _PAUSES = (1.0, 5.0, 20.0)  # between attempts
 _SECONDS = 15.0
 
 
+class NoticeError(Exception):
+    """A notice could not be sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """What is told.
+    """What the user learns.
 
     Attributes:
         run: What the user knows the run by.
@@ -49,18 +53,18 @@ def send(channel: str, notice: Notice) -> None:
 
     Args:
         channel: As in `Alert.notify`.
-        notice: What is told.
+        notice: What the user learns.
 
     Raises:
-        OSError: The variable is not set, or the last attempt failed.
+        NoticeError: A variable is not set, or the last attempt failed.
     """
     for pause in (*_PAUSES, None):
         try:
             _send(channel, notice)
             return
-        except Exception:
+        except (OSError, ValueError, subprocess.SubprocessError) as error:  # smtplib's errors are of the first kind
             if pause is None:
-                raise
+                raise NoticeError(str(error)) from error
             time.sleep(pause)
 
 
@@ -114,5 +118,5 @@ def _mail(address: str, notice: Notice) -> None:
 
 def _variable(name: str) -> str:
     if not (value := os.environ.get(name, "").strip()):
-        raise OSError(f"{name} is not set in the environment of the training process")
+        raise NoticeError(f"{name} is not set in the environment of the training process")
     return value

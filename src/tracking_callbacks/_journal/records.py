@@ -45,6 +45,7 @@ __all__ = [
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Intent = Literal["own", "join", "amend", "none"]
 ERROR_TAG = "tracking_callbacks.error"  # of a run that has failed: the last line of its traceback
+PRUNED_TAG = "tracking_callbacks.pruned"  # of a trial that its search has given up
 DrawingKind = Literal[
     "learning_curves",
     "confusion_matrix",

@@ -32,6 +32,7 @@ from tracking_callbacks._values.conversion import (
 from tracking_callbacks._values.names import SafeNames, artifact_place
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._values.secrets import mask_text
+from tracking_callbacks._values.store_uri import run_link
 from tracking_callbacks._writing.flushing import outlast_supervisor, wait_for_delivery
 from tracking_callbacks._writing.launch import DeliveryLauncher
 from tracking_callbacks._writing.report import DeliveryReport
@@ -468,13 +469,14 @@ class Run:
         if status not in _STATUSES:
             raise InputError(f"status: expected one of {', '.join(_STATUSES)}, got {status!r}")
         with self._lock:
-            if not self.ended:
-                self._contents.end()
-                self.ended = True
-                self._status = None if self.joined else status
-                if not self.joined:
-                    self.describe(status)
-                self.journal.seal(None if self.joined else status)
+            if self.ended:
+                return
+            self._contents.end()
+            self.ended = True
+            self._status = None if self.joined else status
+            if not self.joined:
+                self.describe(status)
+            self.journal.seal(None if self.joined else status)
         self.outlast_supervisor()
 
     def outlast_supervisor(self) -> None:
@@ -489,7 +491,7 @@ class Run:
         """
         if not self.ended and not self.joined:
             if exits.is_pruned(error):
-                self.set_tags({"tracking_callbacks.pruned": "true"})
+                self.set_tags({records.PRUNED_TAG: "true"})
             else:
                 self.log_error(error)
         self.end("FAILED" if isinstance(error, Exception) and not exits.is_pruned(error) else "KILLED")
@@ -581,10 +583,11 @@ class Run:
     @property
     def url(self) -> str | None:
         """Link to the run in the MLflow UI, where the store is a server that has one."""
-        uri = self.settings.masked_uri.rstrip("/")
-        if not uri.startswith(("http://", "https://")) or self.run_id is None:
+        uri = self.settings.masked_uri
+        if not uri.startswith(("http://", "https://")):
             return None
-        return f"{uri}/#/experiments/{self.journal.state().experiment_id or 0}/runs/{self.run_id}"
+        run_id = self.run_id  # waits for it
+        return run_link(uri, self.journal.state().experiment_id, run_id) or None
 
     def __enter__(self) -> Run:
         active_runs.set((*active_runs.get(), self))

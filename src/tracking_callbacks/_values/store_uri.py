@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from tracking_callbacks._values.secrets import mask_uri
 from tracking_callbacks.errors import ConfigError
 
-__all__ = ["JOURNAL_PREFIX", "absolute_uri", "check_uri", "real_uri"]
+__all__ = ["JOURNAL_PREFIX", "absolute_uri", "check_uri", "real_uri", "run_link"]
 
 JOURNAL_PREFIX = "journal+"  # of the URIs of the MLflow plugin, see `mlflow_plugin`; the rest is the real store
 
@@ -24,6 +24,13 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?=:)")
 def real_uri(uri: str) -> str:
     """Return the URI of the store itself: `uri` without the prefix of the MLflow plugin."""
     return uri.removeprefix(JOURNAL_PREFIX)
+
+
+def run_link(uri: str, experiment_id: str | None, run_id: str | None) -> str:
+    """Return the link to a run in the MLflow UI; empty where the store has no UI, or the id is unknown."""
+    if not uri.startswith(("http://", "https://")) or run_id is None:
+        return ""
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id or 0}/runs/{run_id}"
 
 
 def check_uri(uri: str, setting: str) -> str:

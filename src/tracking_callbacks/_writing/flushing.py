@@ -91,10 +91,11 @@ def wait_for_registration(
 def outlast_supervisor(journal: RunJournal, timeout: float) -> None:
     """Wait for delivery where it cannot go on after this process, as in a worker of Ray.
 
-    The wait ends after `timeout` seconds, and at once where the store does not answer.
+    The wait ends after `timeout` seconds, those of earlier waits included, and at once where the store does not answer.
     """
     supervisor = current_supervisor()
-    if supervisor is None or journal.offline or not timeout:
+    timeout -= journal.waited
+    if supervisor is None or journal.offline or timeout <= 0:
         return
     started = time.monotonic()
     while not (report := journal.report()).complete:

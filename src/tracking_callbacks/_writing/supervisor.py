@@ -6,7 +6,9 @@ import functools
 import os
 from pathlib import Path
 
-__all__ = ["current_supervisor"]
+__all__ = ["RAY_WORKER_VARIABLE", "current_supervisor"]
+
+RAY_WORKER_VARIABLE = "RAY_RAYLET_PID"  # undocumented (Ray 2.60); its workers run no exit functions
 
 # A variable that each of them sets in every process of a job, and what it is called.
 _BY_VARIABLE = {
@@ -17,7 +19,7 @@ _BY_VARIABLE = {
     "_CONDOR_JOB_AD": "HTCondor",
     "KUBERNETES_SERVICE_HOST": "Kubernetes",
     "JPY_PARENT_PID": "the notebook server",
-    "RAY_RAYLET_PID": "Ray",  # undocumented (Ray 2.60); its workers run no exit functions
+    RAY_WORKER_VARIABLE: "Ray",
 }
 _CGROUPS = Path("/proc/self/cgroup")
 

@@ -20,6 +20,7 @@ from tracking_callbacks._callbacks.description import (
 )
 from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel, check_code_paths
 from tracking_callbacks._callbacks.training_watch import watch_method
+from tracking_callbacks._journal.records import PRUNED_TAG
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._values.conversion import to_scalar
@@ -246,7 +247,7 @@ class MLflowTrainerCallback(TrainerCallback):
         if run is None or not callback_run.training:
             return
         if state.is_hyper_param_search and not self._completed:  # Trainer calls this hook for a pruned trial too
-            run.set_tags({"tracking_callbacks.pruned": "true"})
+            run.set_tags({PRUNED_TAG: "true"})
             callback_run.end_training("KILLED")
             return
         run.draw("learning_curves")

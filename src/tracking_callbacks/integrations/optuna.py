@@ -20,7 +20,7 @@ from tracking_callbacks._callbacks.description import framework_tags
 from tracking_callbacks._callbacks.searches import Trial, failed_trial, trial_of
 from tracking_callbacks._callbacks.training_watch import current_call, watch_method
 from tracking_callbacks._contents.documents import document_text
-from tracking_callbacks._journal.records import Status
+from tracking_callbacks._journal.records import PRUNED_TAG, Status
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._writing.guard import never_in_the_way
@@ -102,7 +102,7 @@ class _TrackedStudy:
         run.set_tags({"optuna.state": trial.state.name.lower()} | trial.user_attrs)
         status = _STATUSES.get(trial.state, "FAILED")
         if trial.state is TrialState.PRUNED:
-            run.set_tags({"tracking_callbacks.pruned": "true"})
+            run.set_tags({PRUNED_TAG: "true"})
         if run.ended and status != "FINISHED":  # a callback in the objective has ended it
             run.reopen()
         run.end(status)
