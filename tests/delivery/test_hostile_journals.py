@@ -69,6 +69,7 @@ mappings = st.dictionaries(names, names, max_size=3)
 models = st.sampled_from(["m-1", "m-2"]) | names
 versions = st.sampled_from(["pending-1", "1"]) | names
 store_calls = st.one_of(
+    st.builds(calls.CreateExperiment, names, st.none() | st.sampled_from(["s3://bucket/x", "C:/x"]) | paths, mappings),
     st.builds(
         calls.CreateModel, models, names, names, st.sampled_from([None, ""]) | names, st.none(), mappings, mappings
     ),
@@ -290,6 +291,18 @@ def test_no_known_way_out_of_a_runs_folder_is_open(place, store, heavy, kind) ->
         )
 
         assert state.complete
+
+
+@pytest.mark.parametrize("location", ["{bystander}", "file:{bystander}", "FILE://{bystander}", "../bystander"])
+def test_no_journal_says_where_on_this_machine_an_experiment_lies(place, store, heavy, location) -> None:
+    key = f"run{next(keys)}"
+    with untouched(place):
+        call = calls.CreateExperiment(key, location.format(bystander=place / "bystander"))
+        found = [records.StoreCall(calls.encode_call(call)), records.RunEnded(1, "FINISHED")]
+        state = deliver(place, store, heavy, make_run(place, found, header(place, key), key))
+
+        assert state.complete
+        assert store.find_experiment(key) is None
 
 
 @pytest.mark.parametrize("link", LINKS)

@@ -12,6 +12,8 @@ from mlflow import MlflowClient
 
 from mlflow_plugin.test_programs import sync
 from processes import artifacts, free_port, run_script, stop_delivery, wait_for
+from tracking_callbacks._journal.layout import JournalRoot
+from tracking_callbacks._journal.provisional import Provisional, ProvisionalIds
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -155,6 +157,64 @@ def test_a_server_that_is_away_stops_only_what_it_alone_knows_and_that_at_once(t
     assert max(map(float, done.stdout.split())) < 5
     assert time.monotonic() - began < 60
     assert os.listdir(tmp_path / ".tracking_callbacks" / ".ids")
+
+
+def test_experiments_made_without_the_server_keep_their_location_and_tags(server, tmp_path: Path) -> None:
+    code = """
+        import mlflow
+        from mlflow.exceptions import MlflowException
+        placed = mlflow.create_experiment("placed", "mlflow-artifacts:/elsewhere", {"team": "a"})
+        empty = mlflow.create_experiment("empty", tags={"team": "b"})
+        assert mlflow.get_experiment(placed).tags == {"team": "a"}
+        assert mlflow.get_experiment_by_name("placed").artifact_location == "mlflow-artifacts:/elsewhere"
+        with mlflow.start_run(experiment_id=placed):
+            mlflow.log_text("x", "x.txt")
+        for again in (lambda: mlflow.create_experiment("placed"), lambda: mlflow.create_experiment("f", "/tmp/f")):
+            try:
+                again()
+            except MlflowException as error:
+                print(error)
+    """
+    (tmp_path / "c.yaml").write_text("delivery: {flush_timeout: 0}")
+    done = run_script(code, cwd=tmp_path, env=away())
+    assert done.returncode == 0, done.stderr
+    stop_delivery(tmp_path)
+    sync(tmp_path, server.uri)
+    client = MlflowClient(server.uri, server.uri)
+    placed, empty = (client.get_experiment_by_name(name) for name in ("placed", "empty"))
+    (run,) = client.search_runs([placed.experiment_id])
+
+    assert "already exists" in done.stdout
+    assert "because its artifact location is a folder" in done.stdout
+    assert placed.artifact_location == "mlflow-artifacts:/elsewhere"
+    assert placed.tags["team"] == "a"
+    assert empty.tags["team"] == "b"
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:/elsewhere")
+    assert artifacts(client, run.info.run_id) == ["x.txt"]
+
+
+def test_an_experiment_at_a_folder_waits_for_a_local_store_that_does_not_exist_yet(tmp_path: Path) -> None:
+    code = """
+        import mlflow
+        with mlflow.start_run(experiment_id=mlflow.create_experiment("placed", "file:kept")) as run:
+            mlflow.log_text("x", "x.txt")
+    """
+    done = run_script(code, cwd=tmp_path, env={"MLFLOW_TRACKING_URI": "journal+sqlite:///m.db"})
+
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "kept").glob("*/artifacts/*")] == ["x.txt"]
+
+
+def test_old_provisional_ids_go_once_the_store_has_them(tmp_path: Path) -> None:
+    ids = ProvisionalIds(JournalRoot(tmp_path))
+    found = {"1" * 32: "real", "2" * 32: None, "3" * 32: "real"}
+    for key, real in found.items():
+        ids.promise(key, Provisional("run", key, real=real))
+        os.utime(tmp_path / ".ids" / key, (0, 0) if key[0] != "3" else None)
+
+    ids.prune(older_than=time.time() - 1000)
+
+    assert sorted(os.listdir(tmp_path / ".ids")) == ["2" * 32, "3" * 32]
 
 
 @pytest.mark.parametrize(

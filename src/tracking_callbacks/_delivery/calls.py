@@ -12,7 +12,7 @@ from tracking_callbacks._delivery.batches import MAX_METRICS, Point
 from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.models import VERSIONS_TAG, complete_mlmodel
 from tracking_callbacks._delivery.once import Once
-from tracking_callbacks._delivery.run_resolver import known_id, provisional_name
+from tracking_callbacks._delivery.run_resolver import known_id, provisional_experiment
 from tracking_callbacks._delivery.stores.store import RECORD_TAG, Store, StoredVersion, model_id_in
 from tracking_callbacks._journal import calls
 from tracking_callbacks._journal.confined import is_key
@@ -67,6 +67,8 @@ class CallDelivery:
     def _deliver(self, call: calls.Call, snapshot: Path | None) -> None:
         store = self._store
         match call:
+            case calls.CreateExperiment(name, artifact_location, tags):
+                store.experiment_id(name, artifact_location, tags)
             case calls.CreateModel():
                 self._create_model(call)
             case calls.ModelFiles(model_id):
@@ -139,8 +141,7 @@ class CallDelivery:
         self._state.made[key] = model.model_id
 
     def _experiment_id(self, experiment_id: str) -> str:
-        name = provisional_name(self._root, experiment_id)
-        return experiment_id if name is None else self._store.experiment_id(name)
+        return provisional_experiment(self._root, self._store, experiment_id) or experiment_id
 
     def _upload(self, model_id: str, folder: Path | None) -> None:
         if folder is None or not folder.is_dir():

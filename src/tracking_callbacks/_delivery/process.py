@@ -48,6 +48,7 @@ _SCAN_SECONDS = 0.5
 _BEGINNING_SECONDS = 0.2
 _LINGER_SECONDS = 5.0  # to wait for the next run of a sweep, so that a process is not started for each
 _KEEP_DELIVERED_SECONDS = 7 * 24 * 3600.0
+_KEEP_IDS_SECONDS = 90 * 24 * 3600.0  # a program may use a provisional id long after its run; it is a small file
 
 
 def main(root: Path) -> int:
@@ -111,7 +112,7 @@ class DeliveryProcess:
 
     def deliver(self) -> None:
         """Deliver until nothing is left to do or the grace period has ended."""
-        self._root.prune(time.time() - _KEEP_DELIVERED_SECONDS)
+        _prune(self._root)
         self._progress.watch_sending()
         loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
         loaded: Future[None] | None = None
@@ -362,3 +363,12 @@ class DeliveryProcess:
             elif self._syncs and drain.has_writer() and drain.caught_up() and drain.release():
                 self._caught_up.add(run_key)  # its owner goes on writing, and may start a delivery process for that
                 self._drop(run_key, lock)
+
+
+def _prune(root: JournalRoot) -> None:
+    now = time.time()
+    root.prune(now - _KEEP_DELIVERED_SECONDS)
+    if root.ids.exists():
+        from tracking_callbacks._journal.provisional import ProvisionalIds
+
+        ProvisionalIds(root).prune(now - _KEEP_IDS_SECONDS)

@@ -10,7 +10,7 @@ from tracking_callbacks._delivery.stores.store import RUN_KEY_TAG, SESSION_TAG, 
 from tracking_callbacks._journal.layout import JournalRoot, RunState
 from tracking_callbacks._journal.records import SessionOpened
 
-__all__ = ["PARENT_TAG", "RunResolver", "known_id", "provisional_name"]
+__all__ = ["PARENT_TAG", "RunResolver", "known_id", "provisional_experiment"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +65,8 @@ class RunResolver:
 
     def _experiment_id(self, opened: SessionOpened) -> str:
         if opened.experiment_id is not None:
-            name = provisional_name(self._root, opened.experiment_id)
-            return (
-                self._store.check_experiment(opened.experiment_id) if name is None else self._store.experiment_id(name)
-            )
+            found = provisional_experiment(self._root, self._store, opened.experiment_id)
+            return found or self._store.check_experiment(opened.experiment_id)
         return self._store.experiment_id(opened.experiment)
 
     def _parent_id(self, opened: SessionOpened) -> str | None:
@@ -105,11 +103,15 @@ def known_id(root: JournalRoot, text: str) -> str:
         raise NotYetVisible(str(error)) from error
 
 
-def provisional_name(root: JournalRoot, experiment_id: str) -> str | None:
-    """Return the name of an experiment whose id is provisional; None means that it is the server's."""
+def provisional_experiment(root: JournalRoot, store: Store, experiment_id: str) -> str | None:
+    """Return the store's id of an experiment whose id is provisional, and create it if it does not exist.
+
+    Returns:
+        None if `experiment_id` is not provisional, but the store's own.
+    """
     if not root.ids.exists():
         return None
     from tracking_callbacks._journal.provisional import ProvisionalIds
 
     found = ProvisionalIds(root).find(experiment_id)
-    return None if found is None else found.name
+    return None if found is None else store.experiment_id(found.name, found.artifact_location, found.tags)

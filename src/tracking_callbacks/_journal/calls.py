@@ -15,6 +15,7 @@ __all__ = [
     "Call",
     "ChangeRegisteredModel",
     "ChangeVersion",
+    "CreateExperiment",
     "CreateModel",
     "CreateRegisteredModel",
     "CreateVersion",
@@ -33,6 +34,14 @@ __all__ = [
     "decode_call",
     "encode_call",
 ]
+
+
+class CreateExperiment(msgspec.Struct, frozen=True, array_like=True, tag="create_experiment"):
+    """Creates an experiment, unless one of that name exists."""
+
+    name: str
+    artifact_location: str | None = None
+    tags: dict[str, str] = {}
 
 
 class CreateModel(msgspec.Struct, frozen=True, array_like=True, tag="create_model"):
@@ -184,7 +193,8 @@ class DropAlias(msgspec.Struct, frozen=True, array_like=True, tag="drop_alias"):
 
 
 Call = (
-    CreateModel
+    CreateExperiment
+    | CreateModel
     | ModelFiles
     | FinishModel
     | TagModel

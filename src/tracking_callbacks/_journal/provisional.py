@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from tracking_callbacks._journal.confined import is_key, read_own
+from tracking_callbacks._journal.confined import delete, is_key, read_own
 from tracking_callbacks._journal.layout import JournalRoot, RunState, write_atomically
 
 __all__ = ["PENDING_VERSION", "NotKnownYetError", "Provisional", "ProvisionalIds"]
@@ -32,12 +32,16 @@ class Provisional(msgspec.Struct):
         kind: What it is the id of.
         run_key: The run in whose journal it is created.
         name: Of an experiment, which delivery finds or creates by it.
+        artifact_location: Of an experiment that delivery creates; None means the store's own choice.
+        tags: Of an experiment that delivery creates.
         real: The server's id; empty if the store has refused what it was given for. None means that it is not known.
     """
 
     kind: Literal["run", "experiment", "model", "version"]
     run_key: str = ""
     name: str = ""
+    artifact_location: str | None = None
+    tags: dict[str, str] = {}
     real: str | None = None
 
 
@@ -91,3 +95,11 @@ class ProvisionalIds:
                 found.real = real
                 with contextlib.suppress(OSError):  # a full disk: the final state has it for a week
                     self.promise(provisional, found)
+
+    def prune(self, older_than: float) -> None:
+        """Remove what has become of ids before `older_than` (seconds since the epoch); the store's tags say it, too."""
+        for path in self._root.ids.glob("*"):
+            found = self.find(path.name)
+            with contextlib.suppress(FileNotFoundError):  # another process prunes, too
+                if found is not None and found.real is not None and path.lstat().st_mtime < older_than:
+                    delete(path, within=self._root.path)

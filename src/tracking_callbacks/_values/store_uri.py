@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from tracking_callbacks._values.secrets import mask_uri
 from tracking_callbacks.errors import ConfigError
 
-__all__ = ["JOURNAL_PREFIX", "absolute_uri", "check_uri", "real_uri", "run_link"]
+__all__ = ["JOURNAL_PREFIX", "absolute_uri", "check_uri", "is_local_location", "real_uri", "run_link"]
 
 JOURNAL_PREFIX = "journal+"  # of the URIs of the MLflow plugin, see `mlflow_plugin`; the rest is the real store
 
@@ -24,6 +24,12 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(?=:)")
 def real_uri(uri: str) -> str:
     """Return the URI of the store itself: `uri` without the prefix of the MLflow plugin."""
     return uri.removeprefix(JOURNAL_PREFIX)
+
+
+def is_local_location(uri: str) -> bool:
+    """Return whether an artifact location is a folder of the machine that writes there."""
+    scheme = _scheme_of(uri)
+    return scheme is None or scheme.lower() == "file" or len(scheme) == 1
 
 
 def run_link(uri: str, experiment_id: str | None, run_id: str | None) -> str:

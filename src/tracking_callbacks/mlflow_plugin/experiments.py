@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import time
 from typing import Any
+from urllib.parse import urlsplit
 
-from mlflow.entities import Experiment
+from mlflow.entities import Experiment, ExperimentTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_ALREADY_EXISTS, TEMPORARILY_UNAVAILABLE
 from mlflow.utils.validation import _validate_experiment_name
 
+from tracking_callbacks._journal.calls import CreateExperiment
 from tracking_callbacks._journal.provisional import Provisional
+from tracking_callbacks._values.store_uri import is_local_location
 from tracking_callbacks.mlflow_plugin.journals import Journals
 from tracking_callbacks.mlflow_plugin.real_store import AwayError, RealStore
 
 __all__ = ["Experiments"]
+
+_STORE_SECONDS = 30.0  # that delivery may take to make a local store; on a busy machine it needs 4 to 10
+_POLL_SECONDS = 0.1
 
 
 class Experiments:
@@ -32,25 +40,46 @@ class Experiments:
         self._shown: dict[str, str] = {}  # the provisional ids that the program uses, by the server's
 
     def create(self, name: str, artifact_location: str | None, tags: Any) -> str:
-        """Create an experiment and return its id; while the server is away, one that delivery finds by its name."""
+        """Create an experiment and return its id; while the server is away, a provisional one."""
         try:
             created = str(self._real.ask("create_experiment", name, artifact_location, tags, briefly=True))
         except AwayError as away:
             _validate_experiment_name(name)
-            if artifact_location or tags:
-                raise MlflowException(
-                    f"{away.message} The experiment {name!r} would be created without its artifact location and tags.",
-                    TEMPORARILY_UNAVAILABLE,
-                ) from away
+            if artifact_location and is_local_location(artifact_location):
+                return self._create_when_answered(away, name, artifact_location, tags)
             if self._known(name) is not None:
                 raise MlflowException(f"Experiment '{name}' already exists.", RESOURCE_ALREADY_EXISTS) from away
         else:
-            self._seen[created] = Experiment(created, name, artifact_location or "", "active", tags)
-            return created
+            return self._created(created, name, artifact_location, tags)
         provisional = self._provisional_id(name)
+        texts = {tag.key: str(tag.value) for tag in tags or []}
         self._journals.writable_root()
-        self._journals.ids.promise(provisional, Provisional("experiment", name=name))
+        found = Provisional("experiment", name=name, artifact_location=artifact_location or None, tags=texts)
+        self._journals.ids.promise(provisional, found)
+        self._journals.call(self._journals.calls(), CreateExperiment(name, found.artifact_location, texts))
         return provisional
+
+    def _created(self, experiment_id: str, name: str, artifact_location: str | None, tags: Any) -> str:
+        self._seen[experiment_id] = Experiment(experiment_id, name, artifact_location or "", "active", tags)
+        return experiment_id
+
+    def _create_when_answered(self, away: AwayError, name: str, artifact_location: str, tags: Any) -> str:
+        """Create an experiment whose artifact location no journal may name: wait for a store that delivery makes."""
+        arguments = name, artifact_location, tags
+        if urlsplit(self._real.uri).scheme.startswith("sqlite"):
+            # Delivery makes the store to carry out any call; every store has this experiment.
+            self._journals.call(self._journals.calls(), CreateExperiment("Default"))
+            deadline = time.monotonic() + _STORE_SECONDS
+            while time.monotonic() < deadline:
+                with contextlib.suppress(AwayError):
+                    created = self._real.ask("create_experiment", *arguments, briefly=False)
+                    return self._created(str(created), *arguments)
+                time.sleep(_POLL_SECONDS)
+        raise MlflowException(
+            f"{away.message} The experiment {name!r} cannot wait in the journal, because its artifact location is a "
+            "folder.",
+            TEMPORARILY_UNAVAILABLE,
+        ) from away
 
     def get(self, experiment_id: str) -> Experiment:
         """Return an experiment; it has the id by which it was asked for."""
@@ -59,12 +88,12 @@ class Experiments:
             return self._ask(experiment_id)
         real = self.real_id(experiment_id, provisional)
         if real is None:
-            return Experiment(experiment_id, provisional.name, "", "active")
+            return _pending(experiment_id, provisional)
         self._shown[real] = experiment_id
         try:
             experiment = self._ask(real)
         except AwayError:
-            return Experiment(experiment_id, provisional.name, "", "active")
+            return _pending(experiment_id, provisional)
         experiment._experiment_id = experiment_id
         return experiment
 
@@ -91,8 +120,8 @@ class Experiments:
 
     def _known(self, name: str) -> Experiment | None:
         provisional = self._provisional_id(name)
-        if self._journals.ids.find(provisional) is not None:
-            return Experiment(provisional, name, "", "active")
+        if (found := self._journals.ids.find(provisional)) is not None:
+            return _pending(provisional, found)
         return next((one for one in self._seen.values() if one.name == name), None)
 
     def _provisional_id(self, name: str) -> str:
@@ -141,3 +170,8 @@ class Experiments:
     def forget(self) -> None:
         """Forget what the server has answered, because the program changes it."""
         self._seen.clear()
+
+
+def _pending(experiment_id: str, provisional: Provisional) -> Experiment:
+    tags = [ExperimentTag(*item) for item in provisional.tags.items()]
+    return Experiment(experiment_id, provisional.name, provisional.artifact_location or "", "active", tags)

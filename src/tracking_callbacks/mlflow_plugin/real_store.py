@@ -91,7 +91,7 @@ class RealStore:
                 raise
             self._away_until = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-            raise self._away(name, _reason(error)) from error
+            raise error if isinstance(error, AwayError) else self._away(name, _reason(error)) from error
         self._pause, self._away_until = _FIRST_PAUSE, 0.0
         return answer
 
@@ -99,7 +99,7 @@ class RealStore:
         parts = urlsplit(self.uri)
         if parts.scheme.startswith("sqlite") and not os.path.exists(unquote(parts.path.removeprefix("/"))):
             # Delivery builds it in one step; two processes that build it together break it.
-            raise self._away("the store", "delivery has not made it yet")
+            raise self._away("this call", "delivery has not made it yet")
         if parts.scheme == "file":
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow ≥ 3.10 refuses file stores otherwise
         return self._build()

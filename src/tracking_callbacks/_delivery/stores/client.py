@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,9 +85,9 @@ class MlflowStore(Store, DirectFiles):
             found = self._client().get_experiment_by_name(name)
         return None if found is None else Experiment(str(found.experiment_id), found.lifecycle_stage == "active")
 
-    def create_experiment(self, name: str) -> str:
+    def create_experiment(self, name: str, artifact_location: str | None, tags: Mapping[str, str]) -> str:
         with translate_errors(self.shown_uri):
-            return str(self._client().create_experiment(name))
+            return str(self._client().create_experiment(name, artifact_location, dict(tags)))
 
     @retry_transient
     def get_experiment(self, experiment_id: str) -> Experiment:

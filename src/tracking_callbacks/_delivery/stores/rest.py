@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -84,8 +85,11 @@ class RestStore(Store):
                 raise
             return None
 
-    def create_experiment(self, name: str) -> str:
-        return self._server.repeat("POST", "experiments/create", _Experiment, {"name": name}).experiment_id
+    def create_experiment(self, name: str, artifact_location: str | None, tags: Mapping[str, str]) -> str:
+        body: dict[str, Any] = {"name": name, "tags": _pairs(tags)}
+        if artifact_location is not None:
+            body["artifact_location"] = artifact_location
+        return self._server.repeat("POST", "experiments/create", _Experiment, body).experiment_id
 
     def get_experiment(self, experiment_id: str) -> Experiment:
         self._server.check_workspace()

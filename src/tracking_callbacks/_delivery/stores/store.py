@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tracking_callbacks._delivery.batches import Batch, Point
 from tracking_callbacks._delivery.failures import ALREADY_THERE, Blocked, Refused
 from tracking_callbacks._journal.records import Dataset
+from tracking_callbacks._values.store_uri import is_local_location
 
 __all__ = [
     "CONTEXT_TAG",
@@ -132,8 +134,8 @@ class Store(ABC):
         """Return the experiment `name`, or None if there is none."""
 
     @abstractmethod
-    def create_experiment(self, name: str) -> str:
-        """Create an experiment and return its id."""
+    def create_experiment(self, name: str, artifact_location: str | None, tags: Mapping[str, str]) -> str:
+        """Create an experiment and return its id; without an artifact location the store chooses one."""
 
     @abstractmethod
     def get_experiment(self, experiment_id: str) -> Experiment:
@@ -179,16 +181,27 @@ class Store(ABC):
     def history(self, run_id: str, key: str, *, whole: bool = True) -> list[Point]:
         """Return the points of a metric, sorted by time and step: all of them, or the first that one request brings."""
 
-    def experiment_id(self, name: str) -> str:
+    def experiment_id(
+        self, name: str, artifact_location: str | None = None, tags: Mapping[str, str] = MappingProxyType({})
+    ) -> str:
         """Return the id of the experiment `name`, and create it if it does not exist.
+
+        Args:
+            name: Its name.
+            artifact_location: Of an experiment that is created here; None leaves it to the store.
+            tags: Of an experiment that is created here.
 
         Raises:
             Blocked: The experiment is deleted.
+            Refused: It would be created with a folder of a machine as its artifact location. A journal may not say
+                where on this machine delivery writes, because it may come from elsewhere.
         """
         experiment = self.find_experiment(name)
         if experiment is None:
+            if artifact_location is not None and is_local_location(artifact_location):
+                raise Refused(f"the artifact location of experiment {name!r} is a folder: {artifact_location[:200]}")
             try:
-                return self.create_experiment(name)
+                return self.create_experiment(name, artifact_location, tags)
             except Refused as error:
                 experiment = self.find_experiment(name)
                 if error.code not in ALREADY_THERE or experiment is None:
