@@ -226,42 +226,42 @@ class DeliveryProcess:
         elsewhere: dict[str, int] = {}
         leads = self._syncs or not self._lead.shared or self._lead.taken()
         for folder in self._root.runs():
-            if folder.run_key in self._drains or not self._is_ours(folder):
-                continue
-            if folder.run_key not in self._takeovers:
-                if not leads:
-                    if self._leave(folder):
-                        elsewhere[folder.run_key] = folder.state_written()
-                    continue
-                if not self._syncs and is_held(folder.takeover_lock):
-                    continue
-            folder.remove_planted()
-            lock = FileLock(folder.drain_lock, blocking=False)
-            try:
-                lock.acquire()
-            except Timeout:
-                if self._waits_for(folder):
-                    elsewhere[folder.run_key] = folder.state_written()
-                continue
-            if not folder.journals():  # another process just delivered it, and taking the lock recreated the folder
-                lock.release()
-                delete(folder.path, within=self._root.path)
-                continue
-            drain = RunDrain(
-                folder,
-                self._root,
-                self._store,
-                self._heavy,
-                self._watch_of,
-                self._sampler,
-                self._progress,
-                sends_alerts=not self._syncs,
-            )
-            with self._drains_lock:
-                self._drains[folder.run_key] = (drain, lock)
+            if folder.run_key not in self._drains and self._is_ours(folder) and self._take_on(folder, leads=leads):
+                elsewhere[folder.run_key] = folder.state_written()
         if elsewhere != self._elsewhere:
             self._elsewhere = elsewhere
             self._progress.finish_step()
+
+    def _take_on(self, folder: RunFolder, *, leads: bool) -> bool:
+        """Deliver a run from now on, unless another process does; return whether we wait for that process."""
+        if folder.run_key not in self._takeovers:
+            if not leads:
+                return self._leave(folder)
+            if not self._syncs and is_held(folder.takeover_lock):
+                return False
+        folder.remove_planted()
+        lock = FileLock(folder.drain_lock, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            return self._waits_for(folder)
+        if not folder.journals():  # another process just delivered it, and taking the lock recreated the folder
+            lock.release()
+            delete(folder.path, within=self._root.path)
+            return False
+        drain = RunDrain(
+            folder,
+            self._root,
+            self._store,
+            self._heavy,
+            self._watch_of,
+            self._sampler,
+            self._progress,
+            sends_alerts=not self._syncs,
+        )
+        with self._drains_lock:
+            self._drains[folder.run_key] = (drain, lock)
+        return False
 
     @property
     def _syncs(self) -> bool:
