@@ -7,6 +7,8 @@ BENCH_READY := $(BENCH)/.ready
 NEWEST := .venv-newest
 TRAINERS := .venv-trainers
 TRAINERS_READY := $(TRAINERS)/.ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
 LOCK := requirements.lock
 # The lock also pins what isolated builds use.
 INSTALL := -m pip install --quiet -c $(LOCK) --build-constraint $(LOCK)
@@ -14,7 +16,7 @@ INSTALL := -m pip install --quiet -c $(LOCK) --build-constraint $(LOCK)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test faults soak scale servers integrations environments trainers check format bench lock newest clean
+.PHONY: help setup demo test faults soak scale servers integrations environments trainers check format bench docs lock newest clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -85,6 +87,15 @@ $(BENCH_READY): pyproject.toml $(LOCK)
 	$(BENCH)/bin/python $(INSTALL) -e ".[all]" --group bench
 	@touch $@
 
+docs: $(DOCS_READY) ## build the documentation site in site/, and fail at a dead link
+	$(DOCS)/bin/zensical build --clean --strict
+
+$(DOCS_READY): pyproject.toml $(LOCK)
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -c $(LOCK) --upgrade pip
+	$(DOCS)/bin/python $(INSTALL) --group docs
+	@touch $@
+
 lock: $(READY) ## write requirements.lock; UPGRADE="peft mlflow" moves these, UPGRADE=all moves everything
 	$(BIN)/python scripts/lock.py $(if $(UPGRADE),--upgrade $(UPGRADE))
 
@@ -98,5 +109,5 @@ newest: ## run the tests on the newest version of everything, and say which vers
 	$(NEWEST)/bin/python -m pytest -m alone
 
 clean: ## remove the environments and caches
-	rm -rf $(VENV) $(BENCH) $(NEWEST) $(TRAINERS) .venv-servers .venv-environments .venv-integrations .mypy_cache
+	rm -rf $(VENV) $(BENCH) $(NEWEST) $(TRAINERS) $(DOCS) site .venv-servers .venv-environments .venv-integrations .mypy_cache
 	rm -rf .ruff_cache .pytest_cache

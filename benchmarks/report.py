@@ -19,7 +19,7 @@ RESULTS = FOLDER / "RESULTS.md"
 HEAD = """# Results
 
 This package compared with its alternatives on the same work, in one run. `make bench` writes this page and keeps every
-number, round by round, in [results/](results).
+number, round by round, in `benchmarks/results/`.
 
 The contenders of a table take turns (A B C A B C …), each in a fresh process. No measurement starts while an earlier
 one is still being delivered. A cell is the median of the rounds, with the minimum and the maximum in brackets. CPU is
