@@ -6,6 +6,7 @@ import base64
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,15 @@ NOTEBOOK = """
 """
 
 
-def test_sync_delivers_offline_runs_although_their_owner_lives(server, client, tmp_path) -> None:
-    code = NOTEBOOK.format(uri=server.uri, experiment=tmp_path.name, offline=True)
+ELSEWHERE = """
+from tracking_callbacks._journal import owner
+owner._boot_id = lambda: "another machine"  # which shares the journal root with this one
+"""
+
+
+@pytest.mark.parametrize("machine", ["", ELSEWHERE], ids=["here", "elsewhere"])
+def test_sync_delivers_offline_runs_although_their_owner_lives(server, client, tmp_path, machine: str) -> None:
+    code = machine + textwrap.dedent(NOTEBOOK).format(uri=server.uri, experiment=tmp_path.name, offline=True)
     with script(code, cwd=tmp_path) as notebook:
         notebook.stdout.readline()
         before = command("status", cwd=tmp_path)

@@ -30,7 +30,7 @@ from tracking_callbacks._delivery.stores.store import SESSION_TAG, Store
 from tracking_callbacks._delivery.system_metrics import RunSystemMetrics, SystemSampler
 from tracking_callbacks._journal.frames import read_records
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, session_name
-from tracking_callbacks._journal.owner import Owner, OwnerWatch
+from tracking_callbacks._journal.owner import Owner, OwnerWatch, WriterWatch
 from tracking_callbacks._journal.pending import read_opened
 from tracking_callbacks._journal.records import (
     ERROR_TAG,
@@ -72,7 +72,7 @@ class RunDrain:
         root: The journal root that contains the folder.
         store: The store to deliver to.
         heavy: Draws pictures.
-        watch: Returns the watch over a session's owner, or None if the owner counts as dead.
+        watch: Returns the watch over a session's owner, or None if its process cannot be seen from here.
         sampler: Samples this machine's system metrics for the runs that ask for them.
         progress: Receives what gets on.
         sends_alerts: Tell the user what they want to be told of.
@@ -129,7 +129,9 @@ class RunDrain:
             if session_name(journal) in known or (opened := read_opened(journal)) is None:
                 continue
             state = self.state.sessions.setdefault(session_name(journal), SessionState())
-            self.sessions.append(SessionJournal(journal, opened, state, self._watch(opened.owner)))
+            self.sessions.append(
+                SessionJournal(journal, opened, state, self._watch(opened.owner) or WriterWatch(journal))
+            )
 
     def complete(self) -> bool:
         """Return whether the store has the whole run, with the end of every session, and no alert is on its way."""

@@ -32,7 +32,7 @@ from tracking_callbacks._journal.handover import (
     Assignment,
 )
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, is_held
-from tracking_callbacks._journal.owner import Owner, OwnerWatch
+from tracking_callbacks._journal.owner import Owner, OwnerWatch, WriterWatch
 from tracking_callbacks._journal.pending import read_opened
 from tracking_callbacks._journal.records import SessionOpened
 
@@ -278,8 +278,8 @@ class DeliveryProcess:
         if (state := folder.read_state()) is not None and state.last_error:
             self._ask_for(folder)
             return True
-        watches = [self._watch_of(header.owner) for header in self._headers_of(folder)]
-        return all(watch is None or not watch.alive() for watch in watches)
+        found = [(journal, header) for journal in folder.journals() if (header := self._header(journal)) is not None]
+        return not any((self._watch_of(header.owner) or WriterWatch(journal)).alive() for journal, header in found)
 
     def _leave(self, folder: RunFolder) -> bool:
         """Leave a run of our owner to the process that leads, unless that fails; return False for others' runs."""

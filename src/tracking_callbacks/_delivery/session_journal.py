@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tracking_callbacks._journal.frames import Chunk, read_chunk, read_last_words
 from tracking_callbacks._journal.layout import SessionState, session_name
-from tracking_callbacks._journal.owner import OwnerWatch
+from tracking_callbacks._journal.owner import OwnerWatch, WriterWatch
 from tracking_callbacks._journal.records import Metrics, Record, RunEnded, SessionOpened, Status, now_ms
 
 __all__ = ["Ending", "SessionJournal", "size_of"]
@@ -28,14 +28,15 @@ class SessionJournal:
         journal: The file.
         opened: Its header.
         state: How far it is delivered; changed in place.
-        watch: Watch over the process that writes it. None means that the owner counts as dead; for a process of
-            another machine, boot or container only an explicit ``sync`` assumes that.
+        watch: Watch over the process that writes it. None means that the owner counts as dead.
 
     Attributes:
         size: Bytes in the journal as of the last `grew`.
     """
 
-    def __init__(self, journal: Path, opened: SessionOpened, state: SessionState, watch: OwnerWatch | None) -> None:
+    def __init__(
+        self, journal: Path, opened: SessionOpened, state: SessionState, watch: OwnerWatch | WriterWatch | None
+    ) -> None:
         self.path = journal
         self.name = session_name(journal)
         self.opened = opened

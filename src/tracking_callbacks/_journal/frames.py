@@ -21,6 +21,7 @@ from zlib import crc32
 import msgspec
 
 from tracking_callbacks._journal.confined import open_own, read_own
+from tracking_callbacks._journal.owner import lock_journal
 from tracking_callbacks._journal.records import Record, decode, encode
 
 __all__ = ["MAX_RECORD_BYTES", "Chunk", "JournalWriter", "read_chunk", "read_last_words", "read_records"]
@@ -45,6 +46,7 @@ class JournalWriter:
         self.path = path
         self.position = 0
         self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        lock_journal(self._fd)
         self._reserve_last_words()
 
     def append(self, record: Record) -> None:

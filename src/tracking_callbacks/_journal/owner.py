@@ -1,7 +1,13 @@
-"""Which process owns a journal, and whether it is still alive."""
+"""Which process owns a journal, and whether it is still alive.
+
+A process of this machine is watched itself. One of another machine, boot or container cannot be seen, but it holds a
+lock on its journal, which network file systems and bind mounts show everywhere; a copy of the journal has none.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import os
 import select
@@ -10,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["Owner", "OwnerWatch", "current_owner", "started_at"]
+__all__ = ["Owner", "OwnerWatch", "WriterWatch", "current_owner", "lock_journal", "started_at"]
 
 _LINUX = sys.platform == "linux"
 
@@ -124,3 +130,39 @@ class OwnerWatch:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+
+
+def lock_journal(fd: int) -> None:
+    """Show the processes of other machines that a journal has a writer, until that ends or closes the journal.
+
+    Args:
+        fd: The journal, open for writing. Where the file system has no locks, nothing happens.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class WriterWatch:
+    """Watches whether a process that cannot be seen from here still holds its journal."""
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+
+    def alive(self) -> bool:
+        """Return whether the journal is locked; where the file system has no locks, it counts as let go."""
+        try:
+            fd = os.open(self._journal, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return False
+
+    def close(self) -> None:
+        """Do nothing, because nothing is kept open."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.frames import read_chunk, read_last_words
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, is_held, session_name
-from tracking_callbacks._journal.owner import OwnerWatch
+from tracking_callbacks._journal.owner import OwnerWatch, WriterWatch
 from tracking_callbacks._journal.records import (
     Artifact,
     Dataset,
@@ -115,7 +115,7 @@ def pending_run(folder: RunFolder) -> PendingRun | None:
             continue
         headers.append(opened)
         pending += entries
-        if _alive(opened):
+        if _alive(opened, journal):
             alive, open_ = True, open_ or not (ended or done.ended is not None)
     if not headers:
         return None
@@ -163,10 +163,8 @@ def _unacknowledged(journal: Path, state: SessionState) -> tuple[int, bool]:
             return count, ended
 
 
-def _alive(opened: SessionOpened) -> bool:
-    if not opened.owner.is_local():
-        return False
-    watch = OwnerWatch(opened.owner)
+def _alive(opened: SessionOpened, journal: Path) -> bool:
+    watch = OwnerWatch(opened.owner) if opened.owner.is_local() else WriterWatch(journal)
     try:
         return watch.alive()
     finally:
