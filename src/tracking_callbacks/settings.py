@@ -74,6 +74,8 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         environment: Python, platform, hardware and installed versions under ``environment/``; the framework and its
             version as tags. Default True.
         python_logging: What passes through `logging`, under ``logs/``. Default True.
+        output: What the process and its children write to stdout and stderr, under ``logs/``. Default False, because
+            it puts a process between the program and its terminal.
         pictures: Pictures of the run, under ``figures/`` and next to an evaluation's report. Default True.
         reports: The tables behind the metrics: classification reports, episodes, equity curves. Default True.
         system_metrics: CPU, memory, disk, network and GPUs as MLflow's ``system/…`` metrics. Default as
@@ -100,6 +102,7 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     source: Flag = _NOT_GIVEN
     environment: Flag = _NOT_GIVEN
     python_logging: Flag = _NOT_GIVEN
+    output: Flag = _NOT_GIVEN
     pictures: Flag = _NOT_GIVEN
     reports: Flag = _NOT_GIVEN
     system_metrics: Flag = _NOT_GIVEN
@@ -169,13 +172,13 @@ class _Given(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 _GROUPS: dict[str, type[msgspec.Struct]] = {"record": Recording, "delivery": Delivery, "promote": Promotion}
 
 _EVERYTHING = Recording(
-    config=True, config_files=(), source=True, environment=True, python_logging=True, pictures=True, reports=True,
-    system_metrics=False, datasets=True, sample_rows=False, input_example=True, importance=False,
-    description=True,    models=True,
+    config=True, config_files=(), source=True, environment=True, python_logging=True, output=False,
+    pictures=True, reports=True, system_metrics=False, datasets=True, sample_rows=False, input_example=True,
+    importance=False, description=True, models=True,
 )  # fmt: skip
 _NOTHING = Recording(
-    config=False, config_files=(), source=False, environment=False, python_logging=False, pictures=False,
-    reports=False, system_metrics=False, datasets=False, sample_rows=False, input_example=False,
+    config=False, config_files=(), source=False, environment=False, python_logging=False, output=False,
+    pictures=False, reports=False, system_metrics=False, datasets=False, sample_rows=False, input_example=False,
     importance=False, description=False, models=False,
 )  # fmt: skip
 _DELIVERY = Delivery(offline=False, flush_timeout=60.0, wait_at_end=30.0, grace=600.0)

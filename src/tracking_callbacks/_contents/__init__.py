@@ -13,7 +13,7 @@ __all__ = ["AUTOMATIC_ARTIFACTS", "AUTOMATIC_METRICS", "AUTOMATIC_TAGS"]
 # Prefixes of the names of everything that a run gets automatically, except for what the callbacks add.
 AUTOMATIC_ARTIFACTS = (
     *("config/run.json", "config/files/", "config/resumed-", "environment/", "source/"),
-    *("figures/", "logs/train.log", "logs/train.1.log", "logs/resumed-"),
+    *("figures/", "logs/train.log", "logs/train.1.log", "logs/output.log", "logs/output.1.log", "logs/resumed-"),
 )
 AUTOMATIC_METRICS = ("system/",)
 AUTOMATIC_TAGS = ("mlflow.",)

@@ -21,6 +21,7 @@ from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.settings import Settings
 
 if TYPE_CHECKING:
+    from tracking_callbacks._contents.output_log import OutputLog
     from tracking_callbacks._writing.session import RunJournal
 
 __all__ = ["ContentsRecorder"]
@@ -61,6 +62,7 @@ class ContentsRecorder:
         self._lock = threading.Lock()
         self._ended = False
         self._log: TrainLog | None = None
+        self._output: OutputLog | None = None
         self._git: GitSnapshot | None = None
         self._threads: list[threading.Thread] = []
         self._wanted = threading.Event()
@@ -86,17 +88,26 @@ class ContentsRecorder:
         if self._git is not None and any(thread.is_alive() for thread in self._threads):
             self._git.abandon()
         self._stop_log()
+        self._stop_output()
 
     def reopen(self) -> None:
         """Continue the log of a run that is reopened in this process; the other pieces are not recorded again."""
         if self._own and not self._journal.inert:
             self._place = _resumed_place(time.time_ns() // 1_000_000)
             self._start_log()
+            self._start_output()
+
+    @never_in_the_way
+    def add_error(self, error: BaseException) -> None:
+        """Record the traceback of an exception as output: the run ends before Python prints it, if it does."""
+        if self._output is not None:
+            self._output.add_error(error)
 
     # -- in the training thread --------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         self._start_log()
+        self._start_output()
         self._record_config()
         if self._settings.record.system_metrics and importlib.util.find_spec("psutil") is None:
             logger.warning("system metrics are off: psutil is not installed (pip install 'tracking-callbacks[system]')")
@@ -115,6 +126,24 @@ class ContentsRecorder:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+    @never_in_the_way
+    def _start_output(self) -> None:
+        if not self._settings.record.output:
+            return
+        from tracking_callbacks._contents.output_log import OutputLog  # few runs have it
+
+        folder, errors = self._journal.live_folder / "logs" / self._place, self._journal.root.path / "delivery.log"
+        try:
+            self._output = OutputLog(folder, errors=errors)
+        except OSError as error:
+            logger.warning("the output is not recorded: %s", error)
+
+    @never_in_the_way
+    def _stop_output(self) -> None:
+        if self._output is not None:
+            self._output.close()
+            self._output = None
 
     @never_in_the_way
     def _record_config(self) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
+import os
 import stat
 import time
 from pathlib import Path
 
 from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.stores.store import Store
-from tracking_callbacks._journal.confined import OutsideError, delete, inside
+from tracking_callbacks._journal.confined import OutsideError, delete, inside, open_own
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder
 
 __all__ = ["LiveFiles"]
@@ -18,13 +21,14 @@ logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _UPLOAD_SECONDS = 10.0  # between two uploads of a file, plus the same again for each MB of it
+_WRITER_SECONDS = 10.0  # that the process which records the output may take after the end of a session
 
 
 class LiveFiles:
     """The live files of one run.
 
-    Each upload sends the whole file from a copy that ends with a complete line, because its writer may go on meanwhile.
-    Past uploads are remembered in memory only, so a new delivery process uploads every file once more.
+    Each upload sends the whole file from a copy, because its writer may go on meanwhile. Past uploads are
+    remembered in memory only, so a new delivery process uploads every file once more.
 
     Args:
         folder: The run's folder.
@@ -36,10 +40,11 @@ class LiveFiles:
         self._folder = folder
         self._root = root
         self._store = store
-        self._sent: dict[Path, tuple[int, int]] = {}  # inode and size
+        self._sent: dict[Path, tuple[int, int, int]] = {}  # inode, size and time of change
         self._due: dict[Path, float] = {}
         self._refused: set[Path] = set()
         self._look_at: dict[str, float] = {}
+        self._ended: dict[str, float] = {}
 
     def upload(self, session: str, run_id: str, *, final: bool) -> bool:
         """Upload the files that have grown and are due, or all that have grown if `final`.
@@ -52,6 +57,7 @@ class LiveFiles:
         """
         worked = False
         now = time.monotonic()
+        final = final and not self._has_writer(session)
         if not final and now < self._look_at.get(session, 0.0):
             return False
         self._look_at[session] = now + _LOOK_SECONDS
@@ -63,7 +69,7 @@ class LiveFiles:
 
     def all_uploaded(self, session: str) -> bool:
         """Return whether the store has all live files of a session that has ended."""
-        return not self._unsent(session)
+        return not self._has_writer(session) and not self._unsent(session)
 
     def keep_refused(self) -> None:
         """Move the files that the store refused to where nothing deletes them.
@@ -74,13 +80,22 @@ class LiveFiles:
         for path in self._refused:
             self._root.keep_rejected(path, self._folder.run_key)
 
-    def _unsent(self, session: str) -> list[Path]:
+    def _has_writer(self, session: str) -> bool:
+        """Return whether a process, for a while after the end of a session, still writes what was written in it."""
+        since = self._ended.setdefault(session, time.monotonic())
+        if time.monotonic() - since > _WRITER_SECONDS:
+            return False
+        return any(_is_locked(path) for path in self._files(session))
+
+    def _files(self, session: str) -> list[Path]:
         try:
             live = inside(self._folder.path, f"live/{session}")
         except OutsideError:
             return []
-        found = sorted(live.rglob("*"))
-        return [path for path in found if path not in self._refused and self._grew(path)]
+        return sorted(live.rglob("*"))
+
+    def _unsent(self, session: str) -> list[Path]:
+        return [path for path in self._files(session) if path not in self._refused and self._grew(path)]
 
     def _grew(self, path: Path) -> bool:
         identity = _identity(path)
@@ -102,13 +117,13 @@ class LiveFiles:
         self._due[path] = time.monotonic() + _UPLOAD_SECONDS * (1 + identity[1] / 1e6)
 
     def _copy(self, path: Path, place: Path) -> Path | None:
-        """Return a copy of the complete lines of `path`, or None if it cannot be made now."""
+        """Return a copy of `path`, or None if it cannot be made now."""
         copy = self._folder.path / "uploading" / place
         try:
             content = path.read_bytes()
             copy.parent.mkdir(parents=True, exist_ok=True)
             delete(copy, within=self._folder.path)
-            copy.write_bytes(content[: content.rfind(b"\n") + 1])
+            copy.write_bytes(content)
         except OSError as error:  # renamed by its writer, or a full disk: a later upload or the final one succeeds
             logger.info("cannot copy %s for upload, trying again later: %s", place, error)
             self._due[path] = time.monotonic() + _UPLOAD_SECONDS
@@ -116,10 +131,22 @@ class LiveFiles:
         return copy
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return inode and size of a file, or None if it does not exist."""
+def _is_locked(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        fd = open_own(path, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+    return False
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Return inode, size and time of change of a file, or None if it does not exist."""
     try:
         found = path.lstat()
     except FileNotFoundError:
         return None
-    return (found.st_ino, found.st_size) if stat.S_ISREG(found.st_mode) else None
+    return (found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None

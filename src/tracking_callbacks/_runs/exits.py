@@ -12,7 +12,7 @@ from tracking_callbacks._writing.flushing import drain_at_exit
 from tracking_callbacks._writing.report import DeliveryReport
 from tracking_callbacks._writing.session import RunJournal
 
-__all__ = ["ExitingRun", "is_pruned", "modules_on_stack", "register", "uncaught_error"]
+__all__ = ["ExitingRun", "is_printed", "is_pruned", "modules_on_stack", "register", "uncaught_error"]
 
 
 class ExitingRun(Protocol):
@@ -64,6 +64,12 @@ def uncaught_error(modules: frozenset[str]) -> BaseException | None:
             return error
         trace = trace.tb_next
     return None
+
+
+def is_printed(error: BaseException) -> bool:
+    """Return whether the interpreter has printed this exception, or ends without a word because of it."""
+    printed = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    return error is printed or isinstance(error, SystemExit)
 
 
 def _is_module(code: CodeType) -> bool:

@@ -494,6 +494,8 @@ class Run:
                 self.set_tags({records.PRUNED_TAG: "true"})
             else:
                 self.log_error(error)
+                if not exits.is_printed(error):
+                    self._contents.add_error(error)
         self.end("FAILED" if isinstance(error, Exception) and not exits.is_pruned(error) else "KILLED")
 
     def log_error(self, error: BaseException) -> None:

@@ -151,10 +151,11 @@ class _Follower:
 
     def _log_lines(self, log: Path) -> Iterator[str]:
         with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
-            file.seek(self._offsets.get(log, 0))
+            start = min(self._offsets.get(log, 0), log.stat().st_size)  # bars may have taken lines back
+            file.seek(start)
             content = file.read()
             whole = content[: content.rfind(b"\n") + 1]
-            self._offsets[log] = self._offsets.get(log, 0) + len(whole)
+            self._offsets[log] = start + len(whole)
             yield from whole.decode(errors="replace").splitlines()
 
     def _point_lines(self, journal: Path) -> Iterator[str]:

@@ -1,0 +1,370 @@
+"""The output of a training process, in a file that delivery uploads as it grows.
+
+The descriptors 1 and 2 lead into pipes (where they led to a terminal, into a terminal of our own) as long as a run
+records its output. Another process reads them, passes everything on, and records it (`output_reader`). If that process
+is killed, a thread here puts the descriptors back and passes on what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import logging
+import os
+import select
+import socket
+import subprocess
+import sys
+import termios
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["OutputLog"]
+
+logger = logging.getLogger(__name__)
+
+_NAME = "output.log"
+_PIPE_BYTES = 1 << 20
+_ANSWER_SECONDS = 5.0
+# Isolated, because it needs nothing but this package and the standard library, and starts in 20 ms then.
+_ENTRY = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from tracking_callbacks._contents.output_reader import main; main(*sys.argv[2:])"
+)
+
+_Identity = tuple[int, int]
+
+
+class OutputLog:
+    """The output of one run: what this process and its children write to stdout and stderr.
+
+    All runs of the process that record their output at the same time share what reads it. Forked children write to the
+    log, but do not end it.
+
+    Args:
+        folder: Folder for the files; it may not exist yet.
+        errors: File for the errors of the process that reads.
+
+    Raises:
+        OSError: The output cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, errors: Path) -> None:
+        global _capture  # noqa: PLW0603 - a process has one stdout
+        self._path = folder / _NAME
+        with _lock:
+            if _capture is None or not _capture.works:
+                _capture = _Capture(errors)
+            self._capture = _capture
+            self._capture.open(self._path)
+
+    def add_error(self, error: BaseException) -> None:
+        """Add a traceback, as Python may print it when nothing is recorded any more."""
+        with _lock:
+            self._capture.add_error(error)
+
+    def close(self) -> None:
+        """Wait until everything that was written has been passed on and recorded, and stop recording."""
+        global _capture  # noqa: PLW0603
+        with _lock:
+            if self._capture.close(self._path) and _capture is self._capture:
+                _capture = None
+
+
+@dataclass
+class _Stream:
+    """One of the streams.
+
+    Attributes:
+        fds: The descriptors that lead into it.
+        target: Where they led before, -1 for nowhere.
+        source: Where it is read.
+        entry: Where it is written.
+        outer: What `target` is.
+        inner: What `entry` is.
+    """
+
+    fds: tuple[int, ...]
+    target: int
+    source: int
+    entry: int
+    outer: _Identity | None
+    inner: _Identity | None
+
+
+class _Capture:
+    """What leads stdout and stderr to the process that reads them.
+
+    Attributes:
+        works: That process has not ended.
+    """
+
+    def __init__(self, errors: Path) -> None:
+        self.works = True
+        self._pid = os.getpid()
+        self._paths: list[Path] = []
+        self._patched: list[tuple[Any, object]] = []
+        self._text: int | None = None
+        self._last_error = (0, "")
+        _flush()
+        self._streams = _streams()
+        pair = socket.socketpair()
+        self._control, theirs = (socket.socket(fileno=_high(one.detach())) for one in pair)
+        try:
+            with theirs:
+                self._process = _start(errors, theirs.fileno(), self._streams)
+        except OSError:
+            self._control.close()
+            for stream in self._streams:
+                _close(stream.target, stream.source, stream.entry)
+            raise
+        for stream in self._streams:
+            for fd in stream.fds:
+                os.dup2(stream.entry, fd)
+            if stream.fds:
+                _close(stream.entry)
+            else:
+                self._text = stream.entry
+        if self._text is not None:
+            self._patched = [(stream, _patch(stream, self._write_text)) for stream in _streams_of_their_own()]
+        threading.Thread(target=self._watch, name="tracking_callbacks output", daemon=True).start()
+
+    def open(self, path: Path) -> None:
+        """Record to this file, too."""
+        self._paths.append(path)
+        self._ask(b"+" + os.fsencode(path))
+
+    def add_error(self, error: BaseException) -> None:
+        """Add a traceback to the files; a run within another one has added that of both."""
+        if self._last_error != (id(error), repr(error)):
+            self._last_error = (id(error), repr(error))
+            _flush()
+            text = "".join(traceback.format_exception(error))
+            self._ask(b"!" + text.replace("\0", "").encode(errors="replace"))
+
+    def close(self, path: Path) -> bool:
+        """Finish a file; return whether it was the last one, and the descriptors are what they were before."""
+        if os.getpid() != self._pid or path not in self._paths:
+            return False
+        _flush()
+        self._ask(b"-" + os.fsencode(path), answer=True)
+        self._paths.remove(path)
+        if self._paths:
+            return False
+        self._put_back()
+        self._control.close()
+        return True
+
+    def forget(self) -> None:
+        """Let go, in a forked child, of what keeps its siblings from seeing an end."""
+        with contextlib.suppress(OSError):
+            self._control.close()
+        for stream in self._streams:
+            _close(stream.target, stream.source)
+
+    def _ask(self, request: bytes, *, answer: bool = False) -> None:
+        with contextlib.suppress(OSError):  # it was killed, or its terminal is stopped
+            self._control.settimeout(_ANSWER_SECONDS)
+            self._control.sendall(request + b"\0", socket.MSG_NOSIGNAL)
+            if answer:
+                self._control.recv(1)
+
+    def _write_text(self, text: str) -> None:
+        fd = self._text
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                content = text.encode(errors="replace")
+                while content:
+                    content = content[os.write(fd, content) :]
+
+    def _put_back(self) -> None:
+        for stream in self._streams:
+            for fd in stream.fds:
+                # What the program has put there, or here, meanwhile is left alone.
+                if _identity(fd) == stream.inner and _identity(stream.target) == stream.outer:
+                    os.dup2(stream.target, fd)
+        for stream, write in self._patched:
+            if vars(stream).get("write") is write:
+                del stream.write
+        self._patched.clear()
+        text, self._text = self._text, None
+        if text is not None:
+            _close(text)
+
+    # -- in a thread -------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        code = self._process.wait()
+        self.works = False
+        with _lock:
+            self._put_back()
+        if code and self._paths:
+            logger.warning("the process that records the output has ended (%d); the run goes on without it", code)
+        self._pass_on()
+        for stream in self._streams:
+            _close(stream.target, stream.source)
+
+    def _pass_on(self) -> None:
+        """Pass on what is left, and what children write that still have the descriptors."""
+        sources = {stream.source: stream.target for stream in self._streams if stream.fds}
+        poll = select.poll()
+        for source in sources:
+            poll.register(source, select.POLLIN)
+        while sources:
+            for source, _ in poll.poll():
+                try:
+                    content = os.read(source, _PIPE_BYTES)
+                except BlockingIOError:
+                    continue
+                except OSError:  # the end of a terminal
+                    content = b""
+                if not content:
+                    poll.unregister(source)
+                    del sources[source]
+                with contextlib.suppress(OSError):
+                    while content:
+                        content = content[os.write(sources[source], content) :]
+
+
+_capture: _Capture | None = None
+_lock = threading.RLock()
+
+
+def _forget() -> None:
+    global _capture, _lock  # noqa: PLW0603
+    _lock = threading.RLock()  # another thread may have held it
+    if _capture is not None:
+        _capture.forget()
+        _capture = None
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+def _start(errors: Path, control: int, streams: list[_Stream]) -> subprocess.Popen[bytes]:
+    """Start the process that reads.
+
+    It has a session of its own, so that what ends or stops the training's group leaves it the last words, and the
+    training's priority, because it stands between a print and the terminal.
+    """
+    if not sys.executable:
+        raise OSError("sys.executable is empty")
+    arguments = [str(os.getpid()), str(control), *(f"{stream.source}:{stream.target}" for stream in streams)]
+    inherited = [control, *(fd for stream in streams for fd in (stream.source, stream.target) if fd >= 0)]
+    options = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
+    with open(errors, "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *options, "-c", _ENTRY, str(Path(__file__).parents[2]), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            cwd="/",
+            pass_fds=inherited,
+            start_new_session=True,
+        )
+
+
+def _streams() -> list[_Stream]:
+    """Return the streams of this process: one where stdout and stderr lead to the same place, so that order is kept."""
+    found: dict[_Identity, list[int]] = {}
+    for fd in (1, 2):
+        identity = _identity(fd)
+        if identity is not None and os.get_inheritable(fd):  # else it was closed, and is another file now
+            found.setdefault(identity, []).append(fd)
+    streams = []
+    for outer, fds in found.items():
+        target = fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, 3)
+        source, entry = _terminal_like(target) if os.isatty(target) else _pipe()
+        streams.append(_Stream(tuple(fds), target, source, entry, outer, _identity(entry)))
+    if _streams_of_their_own():
+        streams.append(_Stream((), -1, *_pipe(), None, None))
+    return streams
+
+
+def _terminal_like(target: int) -> tuple[int, int]:
+    """Return the two ends of a terminal that looks like the user's and changes nothing."""
+    master, slave = map(_high, os.openpty())
+    attributes = termios.tcgetattr(target)
+    attributes[1] &= ~termios.OPOST  # the user's makes a line feed a new line
+    attributes[3] &= ~termios.ECHO
+    termios.tcsetattr(slave, termios.TCSANOW, attributes)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, fcntl.ioctl(target, termios.TIOCGWINSZ, bytes(8)))
+    return master, slave
+
+
+def _pipe() -> tuple[int, int]:
+    source, entry = map(_high, os.pipe())
+    with contextlib.suppress(OSError, AttributeError):  # the user has many large pipes; not Linux
+        fcntl.fcntl(entry, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return source, entry
+
+
+def _streams_of_their_own() -> list[Any]:
+    """Return `sys.stdout` and `sys.stderr` where they do not write to 1 and 2, as in notebooks and tests."""
+    found = []
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOBase) or not hasattr(stream, "__dict__"):
+            continue  # what imitates a stream usually writes to one as well
+        try:
+            leads_to: int | None = stream.fileno()
+        except (OSError, ValueError, AttributeError):
+            leads_to = None
+        wraps = any(value in (sys.__stdout__, sys.__stderr__) for value in vars(stream).values() if value is not None)
+        if leads_to not in (1, 2) and not wraps:
+            found.append(stream)
+    return found
+
+
+def _patch(stream: Any, take: Callable[[str], None]) -> object:
+    """Let `take` receive what is written to a stream."""
+    original = stream.write
+
+    def write(text: str) -> Any:
+        written = original(text)
+        take(text)
+        return written
+
+    stream.write = write
+    return write
+
+
+def _flush() -> None:
+    """Empty the buffers of Python and C, so that nothing ends up on the wrong side of a run's begin or end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        libc.fflush(ctypes.c_void_p.in_dll(libc, "stdout"))  # stdin may be locked by a thread that waits for input
+
+
+def _identity(fd: int) -> _Identity | None:
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _high(fd: int) -> int:
+    """Return a descriptor that is none of the standard ones, whose numbers a daemon has free."""
+    if fd > 2:
+        return fd
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(fd)
+    return high
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(fd)
