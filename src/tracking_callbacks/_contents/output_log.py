@@ -16,13 +16,17 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tracking_callbacks._contents.output_text import IN_HAND_BYTES
 
 __all__ = ["OutputLog"]
 
@@ -31,6 +35,8 @@ logger = logging.getLogger(__name__)
 _NAME = "output.log"
 _PIPE_BYTES = 1 << 20
 _ANSWER_SECONDS = 5.0
+_PASS_ON_SECONDS = 0.1
+_LOOK_SECONDS = 0.002
 # Isolated, because it needs nothing but this package and the standard library, and starts in 20 ms then.
 _ENTRY = (
     "import sys; sys.path.append(sys.argv[1]); "
@@ -97,6 +103,33 @@ class _Stream:
     inner: _Identity | None
 
 
+class _Patch:
+    """Lets `take` receive what is written to a stream."""
+
+    def __init__(self, stream: Any, take: Callable[[str], None]) -> None:
+        self.stream = stream
+        self._replaced = vars(stream).get("write")
+        original = stream.write
+
+        def write(text: str) -> Any:
+            written = original(text)
+            take(text)
+            return written
+
+        self._write = stream.write = write
+
+    def stands(self) -> bool:
+        """Return whether no other patch has taken its place."""
+        return vars(self.stream).get("write") is self._write
+
+    def undo(self) -> None:
+        """Leave the stream as it was before."""
+        if self.stands():
+            del self.stream.write
+            if self._replaced is not None:
+                self.stream.write = self._replaced
+
+
 class _Capture:
     """What leads stdout and stderr to the process that reads them.
 
@@ -108,17 +141,21 @@ class _Capture:
         self.works = True
         self._pid = os.getpid()
         self._paths: list[Path] = []
-        self._patched: list[tuple[Any, object]] = []
+        self._patches: list[_Patch] = []
         self._text: int | None = None
         self._last_error = (0, "")
+        self._passing_on = threading.Lock()
+        self._direct = threading.Event()
         _flush()
         self._streams = _streams()
         pair = socket.socketpair()
         self._control, theirs = (socket.socket(fileno=_high(one.detach())) for one in pair)
+        self._in_hand = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             with theirs:
-                self._process = _start(errors, theirs.fileno(), self._streams)
+                self._process = _start(errors, theirs.fileno(), self._in_hand.fileno(), self._streams)
         except OSError:
+            self._in_hand.close()
             self._control.close()
             for stream in self._streams:
                 _close(stream.target, stream.source, stream.entry)
@@ -131,13 +168,18 @@ class _Capture:
             else:
                 self._text = stream.entry
         if self._text is not None:
-            self._patched = [(stream, _patch(stream, self._write_text)) for stream in _streams_of_their_own()]
+            self._patch_streams()
+            if (shell := _notebook()) is not None:
+                shell.events.register("pre_run_cell", self._patch_streams)
         threading.Thread(target=self._watch, name="tracking_callbacks output", daemon=True).start()
 
     def open(self, path: Path) -> None:
         """Record to this file, too."""
+        if self._paths:
+            _flush()
+        # What was written before belongs to the other files only.
+        self._ask(b"+" + os.fsencode(path), answer=bool(self._paths))
         self._paths.append(path)
-        self._ask(b"+" + os.fsencode(path))
 
     def add_error(self, error: BaseException) -> None:
         """Add a traceback to the files; a run within another one has added that of both."""
@@ -153,6 +195,8 @@ class _Capture:
             return False
         _flush()
         self._ask(b"-" + os.fsencode(path), answer=True)
+        if not self.works:
+            self._wait_until_passed_on()
         self._paths.remove(path)
         if self._paths:
             return False
@@ -174,61 +218,96 @@ class _Capture:
             if answer:
                 self._control.recv(1)
 
+    def _patch_streams(self, *_: object) -> None:
+        """Receive what is written to streams of Python's; IPython undoes it at the end of each cell."""
+        self._patches = [patch for patch in self._patches if patch.stands()]
+        there = [patch.stream for patch in self._patches]
+        streams = [stream for stream in _streams_of_their_own() if not any(stream is other for other in there)]
+        self._patches += [_Patch(stream, self._write_text) for stream in streams]
+
     def _write_text(self, text: str) -> None:
-        fd = self._text
-        if fd is not None:
-            with contextlib.suppress(OSError):
-                content = text.encode(errors="replace")
-                while content:
-                    content = content[os.write(fd, content) :]
+        if (fd := self._text) is not None:
+            _write(fd, text.encode(errors="replace"))
 
     def _put_back(self) -> None:
+        with self._passing_on:
+            self._put_back_now()
+
+    def _put_back_now(self) -> None:
         for stream in self._streams:
             for fd in stream.fds:
                 # What the program has put there, or here, meanwhile is left alone.
                 if _identity(fd) == stream.inner and _identity(stream.target) == stream.outer:
                     os.dup2(stream.target, fd)
-        for stream, write in self._patched:
-            if vars(stream).get("write") is write:
-                del stream.write
-        self._patched.clear()
-        text, self._text = self._text, None
-        if text is not None:
-            _close(text)
+        if self._text is not None:
+            for patch in self._patches:
+                patch.undo()
+            if (shell := _notebook()) is not None:
+                with contextlib.suppress(ValueError):
+                    shell.events.unregister("pre_run_cell", self._patch_streams)
+            _close(self._text)
+            self._text = None
 
     # -- in a thread -------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        code = self._process.wait()
+        self._process.wait()
         self.works = False
-        with _lock:
-            self._put_back()
-        if code and self._paths:
-            logger.warning("the process that records the output has ended (%d); the run goes on without it", code)
+        cut_off = bool(self._paths)
+        with self._passing_on:
+            self._pass_on_in_hand()
+        self._pass_on(until=time.monotonic() + _PASS_ON_SECONDS)  # before what is written directly
+        self._put_back()
+        if cut_off:
+            logger.warning("the process that records the output has ended; the run goes on without it")
+        self._direct.set()
         self._pass_on()
         for stream in self._streams:
             _close(stream.target, stream.source)
 
-    def _pass_on(self) -> None:
-        """Pass on what is left, and what children write that still have the descriptors."""
+    def _pass_on_in_hand(self) -> None:
+        """Pass on what the process had read when it was killed."""
+        for place, stream in enumerate(self._streams):
+            content = os.pread(self._in_hand.fileno(), IN_HAND_BYTES, place * IN_HAND_BYTES)
+            if stream.fds and content:
+                _write(stream.target, content[4 : 4 + int.from_bytes(content[:4], sys.byteorder)])
+        self._in_hand.close()
+
+    def _pass_on(self, until: float | None = None) -> None:
+        """Pass on what is there until a time, or what children write until they have closed the descriptors."""
         sources = {stream.source: stream.target for stream in self._streams if stream.fds}
         poll = select.poll()
         for source in sources:
             poll.register(source, select.POLLIN)
-        while sources:
-            for source, _ in poll.poll():
-                try:
-                    content = os.read(source, _PIPE_BYTES)
-                except BlockingIOError:
-                    continue
-                except OSError:  # the end of a terminal
-                    content = b""
+        while sources and (until is None or time.monotonic() < until):
+            ready = poll.poll(None if until is None else 0)
+            if not ready:
+                return
+            for source, _ in ready:
+                with self._passing_on:
+                    try:
+                        content = os.read(source, _PIPE_BYTES)
+                    except BlockingIOError:
+                        continue
+                    except OSError:  # the end of a terminal
+                        content = b""
+                    _write(sources[source], content)
                 if not content:
                     poll.unregister(source)
                     del sources[source]
-                with contextlib.suppress(OSError):
-                    while content:
-                        content = content[os.write(sources[source], content) :]
+
+    def _wait_until_passed_on(self) -> None:
+        """Wait for the thread that passes on what is left, because this process may end."""
+        self._direct.wait(_ANSWER_SECONDS)
+        poll = select.poll()
+        for stream in self._streams:
+            if stream.fds:
+                poll.register(stream.source, select.POLLIN)
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        while time.monotonic() < deadline and any(event & select.POLLIN for _, event in poll.poll(0)):
+            time.sleep(_LOOK_SECONDS)
+        if self._passing_on.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            self._passing_on.release()
 
 
 _capture: _Capture | None = None
@@ -246,7 +325,7 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _start(errors: Path, control: int, streams: list[_Stream]) -> subprocess.Popen[bytes]:
+def _start(errors: Path, control: int, in_hand: int, streams: list[_Stream]) -> subprocess.Popen[bytes]:
     """Start the process that reads.
 
     It has a session of its own, so that what ends or stops the training's group leaves it the last words, and the
@@ -254,8 +333,13 @@ def _start(errors: Path, control: int, streams: list[_Stream]) -> subprocess.Pop
     """
     if not sys.executable:
         raise OSError("sys.executable is empty")
-    arguments = [str(os.getpid()), str(control), *(f"{stream.source}:{stream.target}" for stream in streams)]
-    inherited = [control, *(fd for stream in streams for fd in (stream.source, stream.target) if fd >= 0)]
+    arguments = [
+        str(os.getpid()),
+        str(control),
+        str(in_hand),
+        *(f"{stream.source}:{stream.target}" for stream in streams),
+    ]
+    inherited = [control, in_hand, *(fd for stream in streams for fd in (stream.source, stream.target) if fd >= 0)]
     options = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
     with open(errors, "ab") as log:
         return subprocess.Popen(
@@ -321,17 +405,9 @@ def _streams_of_their_own() -> list[Any]:
     return found
 
 
-def _patch(stream: Any, take: Callable[[str], None]) -> object:
-    """Let `take` receive what is written to a stream."""
-    original = stream.write
-
-    def write(text: str) -> Any:
-        written = original(text)
-        take(text)
-        return written
-
-    stream.write = write
-    return write
+def _notebook() -> Any:
+    """Return IPython's shell, if this is one."""
+    return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
 
 
 def _flush() -> None:
@@ -361,6 +437,12 @@ def _high(fd: int) -> int:
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
     return high
+
+
+def _write(fd: int, content: bytes) -> None:
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        while content:
+            content = content[os.write(fd, content) :]
 
 
 def _close(*fds: int) -> None:

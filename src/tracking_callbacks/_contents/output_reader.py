@@ -13,13 +13,14 @@ import os
 import select
 import signal
 import stat
+import struct
 import termios
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from tracking_callbacks._contents.output_text import Cursor, Page
+from tracking_callbacks._contents.output_text import IN_HAND_BYTES, Cursor, Page
 
 __all__ = ["main"]
 
@@ -31,17 +32,20 @@ _SIZE_SECONDS = 0.2
 _BACKLOG = 200_000  # characters, after which lines are saved at once
 
 
-def main(trainer: str, control: str, *streams: str) -> None:
+def main(trainer: str, control: str, in_hand: str, *streams: str) -> None:
     """Pass on and record until all writers have closed their ends.
 
     Args:
         trainer: The process id of the training process.
         control: A socket to it.
+        in_hand: A file for what has been read and not passed on, which the training process passes on if we are killed.
         streams: The end to read and the terminal to write to of each stream, ``5:7``; ``5:-1`` has no terminal.
     """
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(name, signal.SIG_IGN)  # what stops a job signals all its processes; the last words come after
-    _Reader(int(trainer), int(control), [_Stream(*map(int, stream.split(":"))) for stream in streams]).run()
+    pairs = [stream.split(":") for stream in streams]
+    found = [_Stream(int(s), int(t), int(in_hand), place * IN_HAND_BYTES) for place, (s, t) in enumerate(pairs)]
+    _Reader(int(trainer), int(control), found).run()
 
 
 class _Stream:
@@ -56,12 +60,15 @@ class _Stream:
         decoder: Makes it text.
     """
 
-    def __init__(self, source: int, target: int) -> None:
+    def __init__(self, source: int, target: int, in_hand: int, place: int) -> None:
         os.set_blocking(source, False)
         self.source = source
+        self._in_hand = in_hand
+        self._place = place
         self._target = _without_blocking(target)
         self.is_terminal = target >= 0 and os.isatty(source)
         self.ended = False
+        self._is_slow = False
         self.queue = bytearray()
         self.cursor = Cursor()
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -92,10 +99,14 @@ class _Stream:
             try:
                 written = os.write(self._target, self.queue)
             except BlockingIOError:
-                return
+                break
             except OSError:
                 written = len(self.queue)
             del self.queue[:written]
+        if self.queue or self._is_slow:
+            self._is_slow = bool(self.queue)
+            with contextlib.suppress(OSError):  # a full disk
+                os.pwrite(self._in_hand, struct.pack("=I", len(self.queue)) + self.queue, self._place)
 
     def adopt_size(self) -> bool:
         """Give our terminal the size of the user's; return whether that is another one than before."""
@@ -200,14 +211,14 @@ class _Reader:
         for request in requests:
             kind, argument = request[:1], request[1:]
             with self._recording():
+                if kind != b"+" or self._page.files:
+                    self._drain()
+                    self._answers += kind != b"!"
                 if kind == b"+":
                     self._page.open(Path(os.fsdecode(argument)))
-                else:
-                    self._drain()
-                if kind == b"!":
+                elif kind == b"!":
                     self._page.write(Cursor(), argument.decode(errors="replace"))
                 elif kind == b"-":
-                    self._answers += 1
                     self._page.close(Path(os.fsdecode(argument)))
         return bool(content)
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from tracking_callbacks._values.secrets import MASK, mask_text
 
-__all__ = ["MAX_OUTPUT_BYTES", "Cursor", "OutputFile", "Page"]
+__all__ = ["IN_HAND_BYTES", "MAX_OUTPUT_BYTES", "Cursor", "OutputFile", "Page"]
 
 MAX_OUTPUT_BYTES = 4_000_000
+IN_HAND_BYTES = 4 << 20  # more than a reader holds of a stream
 _NAME_BEFORE = "output.1.log"
 _REACHABLE_ROWS = 100  # by a cursor that goes up; no terminal that shows bars is much higher
 _MAX_COLUMNS = 10_000  # of a row; the text goes on in the next one
@@ -123,6 +124,8 @@ class Page:
             everything: All lines, because nothing follows.
         """
         end = self._next if everything else self._settled(present)
+        if everything:
+            self._unsaved = min(self._unsaved, self._settled())  # it may be saved without its line feed
         at = self._unsaved - self._first
         rows = self._rows[at : end - self._first]
         if rows:
