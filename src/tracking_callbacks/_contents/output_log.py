@@ -16,7 +16,6 @@ import select
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 import time
@@ -93,6 +92,7 @@ class _Stream:
         entry: Where it is written.
         outer: What `target` is.
         inner: What `entry` is.
+        in_hand: Memory of the process that reads.
     """
 
     fds: tuple[int, ...]
@@ -101,6 +101,11 @@ class _Stream:
     entry: int
     outer: _Identity | None
     inner: _Identity | None
+    in_hand: int
+
+    def close(self) -> None:
+        """Close what this process needs no more."""
+        _close(self.target, self.source, self.in_hand)
 
 
 class _Patch:
@@ -150,15 +155,14 @@ class _Capture:
         self._streams = _streams()
         pair = socket.socketpair()
         self._control, theirs = (socket.socket(fileno=_high(one.detach())) for one in pair)
-        self._in_hand = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             with theirs:
-                self._process = _start(errors, theirs.fileno(), self._in_hand.fileno(), self._streams)
+                self._process = _start(errors, theirs.fileno(), self._streams)
         except OSError:
-            self._in_hand.close()
             self._control.close()
             for stream in self._streams:
-                _close(stream.target, stream.source, stream.entry)
+                stream.close()
+                _close(stream.entry)
             raise
         for stream in self._streams:
             for fd in stream.fds:
@@ -209,7 +213,7 @@ class _Capture:
         with contextlib.suppress(OSError):
             self._control.close()
         for stream in self._streams:
-            _close(stream.target, stream.source)
+            stream.close()
 
     def _ask(self, request: bytes, *, answer: bool = False) -> None:
         with contextlib.suppress(OSError):  # it was killed, or its terminal is stopped
@@ -263,15 +267,13 @@ class _Capture:
         self._direct.set()
         self._pass_on()
         for stream in self._streams:
-            _close(stream.target, stream.source)
+            stream.close()
 
     def _pass_on_in_hand(self) -> None:
         """Pass on what the process had read when it was killed."""
-        for place, stream in enumerate(self._streams):
-            content = os.pread(self._in_hand.fileno(), IN_HAND_BYTES, place * IN_HAND_BYTES)
-            if stream.fds and content:
-                _write(stream.target, content[4 : 4 + int.from_bytes(content[:4], sys.byteorder)])
-        self._in_hand.close()
+        for stream in self._streams:
+            if stream.fds:
+                _write(stream.target, os.read(stream.in_hand, IN_HAND_BYTES).rstrip(b"\0"))
 
     def _pass_on(self, until: float | None = None) -> None:
         """Pass on what is there until a time, or what children write until they have closed the descriptors."""
@@ -325,7 +327,7 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _start(errors: Path, control: int, in_hand: int, streams: list[_Stream]) -> subprocess.Popen[bytes]:
+def _start(errors: Path, control: int, streams: list[_Stream]) -> subprocess.Popen[bytes]:
     """Start the process that reads.
 
     It has a session of its own, so that what ends or stops the training's group leaves it the last words, and the
@@ -333,13 +335,9 @@ def _start(errors: Path, control: int, in_hand: int, streams: list[_Stream]) -> 
     """
     if not sys.executable:
         raise OSError("sys.executable is empty")
-    arguments = [
-        str(os.getpid()),
-        str(control),
-        str(in_hand),
-        *(f"{stream.source}:{stream.target}" for stream in streams),
-    ]
-    inherited = [control, in_hand, *(fd for stream in streams for fd in (stream.source, stream.target) if fd >= 0)]
+    ends = [(stream.source, stream.target, stream.in_hand) for stream in streams]
+    arguments = [str(os.getpid()), str(control), *(":".join(map(str, fds)) for fds in ends)]
+    inherited = [control, *(fd for fds in ends for fd in fds if fd >= 0)]
     options = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
     with open(errors, "ab") as log:
         return subprocess.Popen(
@@ -355,6 +353,8 @@ def _start(errors: Path, control: int, in_hand: int, streams: list[_Stream]) -> 
 
 def _streams() -> list[_Stream]:
     """Return the streams of this process: one where stdout and stderr lead to the same place, so that order is kept."""
+    if not hasattr(os, "memfd_create"):
+        raise OSError("it takes Linux")
     found: dict[_Identity, list[int]] = {}
     for fd in (1, 2):
         identity = _identity(fd)
@@ -364,9 +364,11 @@ def _streams() -> list[_Stream]:
     for outer, fds in found.items():
         target = fcntl.fcntl(fds[0], fcntl.F_DUPFD_CLOEXEC, 3)
         source, entry = _terminal_like(target) if os.isatty(target) else _pipe()
-        streams.append(_Stream(tuple(fds), target, source, entry, outer, _identity(entry)))
+        in_hand = _high(os.memfd_create("output"))
+        os.ftruncate(in_hand, IN_HAND_BYTES)
+        streams.append(_Stream(tuple(fds), target, source, entry, outer, _identity(entry), in_hand))
     if _streams_of_their_own():
-        streams.append(_Stream((), -1, *_pipe(), None, None))
+        streams.append(_Stream((), -1, *_pipe(), None, None, -1))
     return streams
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import codecs
 import contextlib
 import fcntl
+import mmap
 import os
 import select
 import signal
 import stat
-import struct
 import termios
 import time
 import traceback
@@ -24,7 +24,6 @@ from tracking_callbacks._contents.output_text import IN_HAND_BYTES, Cursor, Page
 
 __all__ = ["main"]
 
-_CHUNK = 4096  # a pipe that is not full takes it at once, so no more than this is ever in our hands
 _HELD = 2 << 20  # more than any pipe holds
 _SAVE_SECONDS = 0.1
 _PRESENT_SECONDS = 1.0  # for a line without a line feed: a bar, or half of a secret
@@ -32,88 +31,104 @@ _SIZE_SECONDS = 0.2
 _BACKLOG = 200_000  # characters, after which lines are saved at once
 
 
-def main(trainer: str, control: str, in_hand: str, *streams: str) -> None:
+def main(trainer: str, control: str, *streams: str) -> None:
     """Pass on and record until all writers have closed their ends.
 
     Args:
         trainer: The process id of the training process.
         control: A socket to it.
-        in_hand: A file for what has been read and not passed on, which the training process passes on if we are killed.
-        streams: The end to read and the terminal to write to of each stream, ``5:7``; ``5:-1`` has no terminal.
+        streams: Of each stream, the end to read, the terminal to write to and the file for what is in hand: ``5:7:9``;
+            ``5:-1:-1`` has no terminal.
     """
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(name, signal.SIG_IGN)  # what stops a job signals all its processes; the last words come after
-    pairs = [stream.split(":") for stream in streams]
-    found = [_Stream(int(s), int(t), int(in_hand), place * IN_HAND_BYTES) for place, (s, t) in enumerate(pairs)]
-    _Reader(int(trainer), int(control), found).run()
+    _Reader(int(trainer), int(control), [_Stream(*map(int, stream.split(":"))) for stream in streams]).run()
 
 
 class _Stream:
     """One of the streams.
 
+    What has been read lies in memory that the training process shares. Up to the position of that file it has been
+    passed on, and zeros follow it. So nothing is lost if we are killed at any moment. A terminal gets nothing twice
+    either, because the kernel moves the position in the call that writes.
+
     Attributes:
         source: Where it is read.
+        target: Where it is passed on; -1 for nowhere.
         is_terminal: It comes from a terminal of ours and goes to the user's.
         ended: All writers have closed their ends.
-        queue: What the terminal has not taken yet; as long as there is something, nothing is read.
         cursor: Where it writes on the page.
         decoder: Makes it text.
     """
 
-    def __init__(self, source: int, target: int, in_hand: int, place: int) -> None:
+    def __init__(self, source: int, target: int = -1, in_hand: int = -1) -> None:
         os.set_blocking(source, False)
         self.source = source
-        self._in_hand = in_hand
-        self._place = place
-        self._target = _without_blocking(target)
+        self.target = _without_blocking(target)
         self.is_terminal = target >= 0 and os.isatty(source)
         self.ended = False
-        self._is_slow = False
-        self.queue = bytearray()
+        self._in_hand = in_hand
+        self._memory = mmap.mmap(in_hand, IN_HAND_BYTES) if in_hand >= 0 else mmap.mmap(-1, IN_HAND_BYTES)
+        self._left = 0  # in hand
+        self._queue = bytearray()  # behind it, where a terminal takes nothing and the recording must end
         self.cursor = Cursor()
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     @property
-    def target(self) -> int:
-        """Where it is passed on; -1 for nowhere."""
-        return self._target
+    def waits(self) -> bool:
+        """Whether the terminal has not taken everything yet; nothing is read as long as that lasts."""
+        return bool(self._left or self._queue)
 
     def read(self) -> bytes | None:
         """Read what there is and pass it on; None means that nothing is there now."""
         try:
-            content = os.read(self.source, _CHUNK)
+            if self.waits:
+                content = os.read(self.source, IN_HAND_BYTES)
+                self._queue += content
+            else:
+                self._left = os.readv(self.source, [self._memory])
+                content = self._memory[: self._left]
         except BlockingIOError:
             return None
         except OSError:  # the end of a terminal
             content = b""
         self.ended = not content
-        self.queue += content
         self.pass_on()
         return content
 
     def pass_on(self) -> None:
-        """Write as much as the terminal takes; a terminal that is gone, or a full disk, loses it."""
-        if self._target < 0:
-            self.queue.clear()
-        while self.queue:
+        """Write as much as the terminal takes; what a terminal that is gone, or a full disk, does not take is lost."""
+        with contextlib.suppress(BlockingIOError):
+            while self._left:
+                self._left -= self._send()
+                if not self._left:
+                    self._memory[:] = bytes(IN_HAND_BYTES)
+                    if self._in_hand >= 0:
+                        os.lseek(self._in_hand, 0, os.SEEK_SET)
+            while self._queue:
+                del self._queue[: _written(self.target, self._queue)]
+
+    def _send(self) -> int:
+        if self.target < 0:
+            return self._left
+        if self.is_terminal:  # a pipe or socket would refer to our memory, not copy it
             try:
-                written = os.write(self._target, self.queue)
+                return os.sendfile(self.target, self._in_hand, None, self._left)
             except BlockingIOError:
-                break
-            except OSError:
-                written = len(self.queue)
-            del self.queue[:written]
-        if self.queue or self._is_slow:
-            self._is_slow = bool(self.queue)
-            with contextlib.suppress(OSError):  # a full disk
-                os.pwrite(self._in_hand, struct.pack("=I", len(self.queue)) + self.queue, self._place)
+                raise
+            except OSError:  # an old kernel, or a terminal that is gone
+                pass
+        start = os.lseek(self._in_hand, 0, os.SEEK_CUR)
+        written = _written(self.target, self._memory[start : start + self._left])
+        os.lseek(self._in_hand, written, os.SEEK_CUR)
+        return written
 
     def adopt_size(self) -> bool:
         """Give our terminal the size of the user's; return whether that is another one than before."""
         if not self.is_terminal:
             return False
         with contextlib.suppress(OSError):
-            size = fcntl.ioctl(self._target, termios.TIOCGWINSZ, bytes(8))
+            size = fcntl.ioctl(self.target, termios.TIOCGWINSZ, bytes(8))
             if size != fcntl.ioctl(self.source, termios.TIOCGWINSZ, bytes(8)):
                 fcntl.ioctl(self.source, termios.TIOCSWINSZ, size)
                 return True
@@ -147,13 +162,13 @@ class _Reader:
             for stream in self._streams:
                 if stream.target in ready:
                     stream.pass_on()
-                if stream.source in ready and not stream.queue:
+                if stream.source in ready and not stream.waits:
                     self._read(stream)
             if self._attached and (self._pidfd in ready or os.getppid() != self._trainer):
                 self._detach()
-            self._streams = [stream for stream in self._streams if stream.queue or not stream.ended]
+            self._streams = [stream for stream in self._streams if stream.waits or not stream.ended]
             self._save_due()
-            if self._answers and not any(stream.queue for stream in self._streams):
+            if self._answers and not any(stream.waits for stream in self._streams):
                 with contextlib.suppress(OSError):
                     os.write(self._control, b"." * self._answers)
                 self._answers = 0
@@ -165,7 +180,7 @@ class _Reader:
             if self._pidfd >= 0:
                 poll.register(self._pidfd, select.POLLIN)
         for stream in self._streams:
-            if stream.queue:
+            if stream.waits:
                 poll.register(stream.target, select.POLLOUT)
             elif not stream.ended:
                 poll.register(stream.source, select.POLLIN)
@@ -196,7 +211,7 @@ class _Reader:
     def _drain(self) -> None:
         """Read all that has been written so far, whether or not the terminals take it."""
         for stream in self._streams:
-            for _ in range(_HELD // _CHUNK):
+            for _ in range(_HELD // IN_HAND_BYTES):
                 if stream.ended or not self._read(stream):
                     break
 
@@ -257,6 +272,16 @@ class _Reader:
                 file.close()
             self._page = Page()
             self._save_at = self._present_at = None
+
+
+def _written(target: int, content: bytes | bytearray) -> int:
+    """Write to a terminal, and return how much it has taken or refused for good."""
+    try:
+        return os.write(target, content)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return len(content)
 
 
 def _without_blocking(target: int) -> int:

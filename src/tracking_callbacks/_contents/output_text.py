@@ -18,7 +18,7 @@ from tracking_callbacks._values.secrets import MASK, mask_text
 __all__ = ["IN_HAND_BYTES", "MAX_OUTPUT_BYTES", "Cursor", "OutputFile", "Page"]
 
 MAX_OUTPUT_BYTES = 4_000_000
-IN_HAND_BYTES = 4 << 20  # more than a reader holds of a stream
+IN_HAND_BYTES = 4096  # that are read at a time, because a pipe that is not full takes so many at once
 _NAME_BEFORE = "output.1.log"
 _REACHABLE_ROWS = 100  # by a cursor that goes up; no terminal that shows bars is much higher
 _MAX_COLUMNS = 10_000  # of a row; the text goes on in the next one
