@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 _NAME = "output.log"
 _PIPE_BYTES = 1 << 20
 _ANSWER_SECONDS = 5.0
-_PASS_ON_SECONDS = 0.1
+_PASS_ON_SECONDS = 2.0
 _LOOK_SECONDS = 0.002
+_REST_MS = 20  # for the rest of a line that a terminal has given in part
 # Isolated, because it needs nothing but this package and the standard library, and starts in 20 ms then.
 _ENTRY = (
     "import sys; sys.path.append(sys.argv[1]); "
@@ -260,7 +261,7 @@ class _Capture:
         cut_off = bool(self._paths)
         with self._passing_on:
             self._pass_on_in_hand()
-        self._pass_on(until=time.monotonic() + _PASS_ON_SECONDS)  # before what is written directly
+        self._pass_on(until=time.monotonic() + _PASS_ON_SECONDS)  # else lines would be torn
         self._put_back()
         if cut_off:
             logger.warning("the process that records the output has ended; the run goes on without it")
@@ -276,7 +277,7 @@ class _Capture:
                 _write(stream.target, os.read(stream.in_hand, IN_HAND_BYTES).rstrip(b"\0"))
 
     def _pass_on(self, until: float | None = None) -> None:
-        """Pass on what is there until a time, or what children write until they have closed the descriptors."""
+        """Pass on what is written, until there is nothing for a moment or a time has come, by default until the end."""
         sources = {stream.source: stream.target for stream in self._streams if stream.fds}
         poll = select.poll()
         for source in sources:
@@ -287,14 +288,9 @@ class _Capture:
                 return
             for source, _ in ready:
                 with self._passing_on:
-                    try:
-                        content = os.read(source, _PIPE_BYTES)
-                    except BlockingIOError:
-                        continue
-                    except OSError:  # the end of a terminal
-                        content = b""
+                    content, ended = _read(source)
                     _write(sources[source], content)
-                if not content:
+                if ended:
                     poll.unregister(source)
                     del sources[source]
 
@@ -375,6 +371,7 @@ def _streams() -> list[_Stream]:
 def _terminal_like(target: int) -> tuple[int, int]:
     """Return the two ends of a terminal that looks like the user's and changes nothing."""
     master, slave = map(_high, os.openpty())
+    os.set_blocking(master, False)
     attributes = termios.tcgetattr(target)
     attributes[1] &= ~termios.OPOST  # the user's makes a line feed a new line
     attributes[3] &= ~termios.ECHO
@@ -386,6 +383,7 @@ def _terminal_like(target: int) -> tuple[int, int]:
 
 def _pipe() -> tuple[int, int]:
     source, entry = map(_high, os.pipe())
+    os.set_blocking(source, False)
     with contextlib.suppress(OSError, AttributeError):  # the user has many large pipes; not Linux
         fcntl.fcntl(entry, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     return source, entry
@@ -439,6 +437,27 @@ def _high(fd: int) -> int:
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     os.close(fd)
     return high
+
+
+def _read(source: int) -> tuple[bytes, bool]:
+    """Return all that can be read now, with the rest of its last line, and whether it has ended."""
+    content, rested = b"", False
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    while len(content) < _PIPE_BYTES:
+        try:
+            piece = os.read(source, _PIPE_BYTES)
+        except BlockingIOError:
+            if content.endswith(b"\n") or rested:
+                return content, False
+            rested = not poll.poll(_REST_MS)
+            continue
+        except OSError:  # the end of a terminal
+            piece = b""
+        if not piece:
+            return content, True
+        content += piece
+    return content, False
 
 
 def _write(fd: int, content: bytes) -> None:

@@ -62,7 +62,6 @@ class _Stream:
     """
 
     def __init__(self, source: int, target: int = -1, in_hand: int = -1) -> None:
-        os.set_blocking(source, False)
         self.source = source
         self.target = _without_blocking(target)
         self.is_terminal = target >= 0 and os.isatty(source)
