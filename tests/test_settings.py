@@ -180,8 +180,8 @@ def test_every_setting_reaches_joined_runs_trials_and_trackers_of_a_run(tmp_path
     )
     record = Recording(
         config=False, config_files=[tmp_path / "conf.yaml"], source=False, environment=False, python_logging=False,
-        pictures=False, reports=False, system_metrics=True, datasets=False, sample_rows=True, importance=True,
-        input_example=False, description=False, models=False,
+        output=True, pictures=False, reports=False, system_metrics=True, datasets=False, sample_rows=True,
+        importance=True, input_example=False, description=False, models=False,
     )  # fmt: skip
     delivery = Delivery(
         journal_root=tmp_path / "elsewhere",

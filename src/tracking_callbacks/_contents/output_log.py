@@ -326,7 +326,7 @@ os.register_at_fork(after_in_child=_forget)
 def _start(errors: Path, control: int, streams: list[_Stream]) -> subprocess.Popen[bytes]:
     """Start the process that reads.
 
-    It has a session of its own, so that what ends or stops the training's group leaves it the last words, and the
+    It gets a session for itself, so that what ends or stops the training's group leaves it the last words, and the
     training's priority, because it stands between a print and the terminal.
     """
     if not sys.executable:

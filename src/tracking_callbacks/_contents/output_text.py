@@ -66,7 +66,7 @@ class _Row:
 
 
 class Cursor:
-    """Where one of the streams writes on the page, on lines of its own."""
+    """Where one of the streams writes on the page; no other writes on its lines."""
 
     def __init__(self) -> None:
         self.rows: list[_Row] = []
