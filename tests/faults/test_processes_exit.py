@@ -130,3 +130,17 @@ def test_under_pytest_xdist_every_worker_delivers_its_runs_and_exits(client, exp
     assert [run.info.status for run in runs.values()] == ["FINISHED"] * 4
     for run in runs.values():
         check_points(client, run)
+
+
+def test_a_delivery_process_that_dies_just_before_the_exit_is_replaced_during_it(client, experiment, tmp_path) -> None:
+    """From Python 3.12 on, no thread starts while the interpreter exits."""
+    start = "MLflowTracker(delivery=Delivery(flush_timeout=30)).start_run()\n"
+    held = "import psutil\n(delivery,) = psutil.Process().children()\ndelivery.suspend()\n"
+    code = textwrap.dedent(LOG).replace(start, start + held) + "run.end()\ndelivery.kill()\ndelivery.wait()\n"
+    done = run_script(code, cwd=tmp_path, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = stored_runs(client, experiment).values()
+    check_points(client, run)
+    wait_for(lambda: not delivery_processes(tmp_path), "the delivery process ends")

@@ -27,9 +27,13 @@ def hand_on_credentials(connection: socket.socket, current: Callable[[], Environ
         current: Returns the variables that the store's credentials come from, with their present values.
         known: Those that the delivery process was started with.
     """
-    threading.Thread(
+    thread = threading.Thread(
         target=_hand_on, args=(connection, current, known), name="tracking_callbacks credentials", daemon=True
-    ).start()
+    )
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter exits, which starts no threads from Python 3.12 on: nothing changes any more
+        connection.close()
 
 
 def _hand_on(connection: socket.socket, current: Callable[[], Environment], known: Environment) -> None:

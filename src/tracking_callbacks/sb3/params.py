@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from stable_baselines3.common import utils
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import TrainFreq
-from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from tracking_callbacks._callbacks.description import telling_first
@@ -23,6 +23,7 @@ __all__ = ["describe"]
 # Arguments that are described separately below, or that say nothing about the training run.
 _ELSEWHERE = {"self", "policy", "env", "policy_kwargs", "device", "seed", "_init_setup_model"}
 _SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf", "delta_std"}
+_SCHEDULE_CLASS: Any = getattr(utils, "FloatSchedule", ())  # a plain function before SB3 2.7
 # Arguments of A2C that can only be read back from its policy's optimizer.
 _OF_THE_OPTIMIZER: dict[str, Callable[[Any], Any]] = {
     "use_rms_prop": lambda policy: "RMSprop" in policy.optimizer_class.__name__,
@@ -77,7 +78,7 @@ def _settings(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
             value = _OF_THE_OPTIMIZER[name](model.policy)
         if name in _ELSEWHERE or value is _ABSENT:
             continue
-        if isinstance(value, FloatSchedule) or (name in _SCHEDULES and callable(value)):
+        if isinstance(value, _SCHEDULE_CLASS) or (name in _SCHEDULES and callable(value)):
             yield from _schedule(name, value)
         elif isinstance(value, TrainFreq):
             yield name, f"{value.frequency} {value.unit.value}"
