@@ -9,14 +9,24 @@ TRAINERS := .venv-trainers
 TRAINERS_READY := $(TRAINERS)/.ready
 DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
+RELEASE := .venv-release
+RELEASE_READY := $(RELEASE)/.ready
 LOCK := requirements.lock
+# Files of `make fast`: all of these but those that start delivery processes, databases or fresh interpreters by the dozen.
+FAST := $(filter-out $(addsuffix .py,$(addprefix tests/test_,cli cli_runs session environment undocumented_uses imports datasets \
+	walk_forward callback_run checkpoints new_framework) $(addprefix tests/delivery/test_,hostile_journals s3 lead \
+	connections process other_servers promotion sessions store_contract plain_stores)), $(wildcard tests/test_*.py \
+	tests/delivery/test_*.py)) tests/contents tests/mlflow_plugin/test_addresses.py tests/huggingface/test_metric_names.py
+# What `make coverage` runs: everything but the fault matrix, whose trainers are killed before they can write what they ran.
+COVERED := tests --ignore tests/faults --ignore tests/integrations/test_ray_tune.py
+
 # The lock also pins what isolated builds use.
 INSTALL := -m pip install --quiet -c $(LOCK) --build-constraint $(LOCK)
 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test faults soak scale servers integrations environments trainers check format bench docs lock newest clean
+.PHONY: help setup demo test faults soak scale servers integrations environments trainers check format bench docs lock newest clean fast matrix wheel coverage
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -35,6 +45,27 @@ demo: $(READY) ## fine-tune a sentiment model, train a trading agent, load both 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
+
+fast: $(READY) ## run the pure and local tests: less than a minute
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not alone and not server" $(FAST)
+
+coverage: $(READY) ## measure which lines and branches the tests reach, child processes included
+	rm -f .coverage*
+	-$(BIN)/coverage run -m pytest -q -n 2 --dist worksteal -m "not alone" $(COVERED)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+matrix: $(READY) ## run the core and callback tests on Python 3.12 and 3.13, and on the oldest versions we allow (ON=floors for one)
+	$(BIN)/python scripts/matrix.py $(ON)
+
+wheel: $(RELEASE_READY) ## build the wheel and the sdist into dist/, hold that they are reproducible, try them on each Python
+	$(RELEASE)/bin/python scripts/wheel.py
+
+$(RELEASE_READY): pyproject.toml $(LOCK)
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet -c $(LOCK) --upgrade pip
+	$(RELEASE)/bin/python $(INSTALL) --group build --group release
+	@touch $@
 
 faults: $(READY) ## run the fault matrix alone: killed processes, broken servers, full disks
 	$(BIN)/python -m pytest tests/faults -n 2 --dist worksteal -m "not alone"
@@ -68,10 +99,13 @@ $(TRAINERS_READY): pyproject.toml $(LOCK)
 	$(TRAINERS)/bin/python $(INSTALL) -e ".[huggingface]" --group trainers
 	@touch $@
 
-check: $(READY) ## lint, format check, types, import contracts
+check: $(READY) ## lint, format check, spelling, types (ours, and as users see them), CI's files, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --config-file= tests/typing
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/lint-imports
 
 format: $(READY) ## fix what ruff can fix
@@ -109,5 +143,4 @@ newest: ## run the tests on the newest version of everything, and say which vers
 	$(NEWEST)/bin/python -m pytest -m alone
 
 clean: ## remove the environments and caches
-	rm -rf $(VENV) $(BENCH) $(NEWEST) $(TRAINERS) $(DOCS) site .venv-servers .venv-environments .venv-integrations .mypy_cache
-	rm -rf .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage* dist site

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
-GROUPS = ("build", "dev", "bench", "docs")
+GROUPS = ("build", "dev", "bench", "docs", "release")
 PROJECT = "tracking-callbacks"
 HEADER = "# Written by `make lock` for CPython 3.11 on Linux; do not edit. Installed by every target of the Makefile.\n"
 

@@ -30,6 +30,13 @@ hypothesis.settings.register_profile("noisy machine", deadline=None)
 hypothesis.settings.load_profile("noisy machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need an MLflow server or processes of trainers, so that `make fast` can leave them out."""
+    for item in items:
+        if {"server", "forking_trainers"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give the session its own temp folder, so that what SB3 and MLflow leave there is removed with it."""
