@@ -157,12 +157,12 @@ def test_run_data_keeps_the_metric_objects() -> None:
     assert [(metric.step, metric.timestamp) for metric in data._metric_objs] == [(7, 1_000)]
 
 
-@use("MlflowClient._tracking_client.log_model_artifact", MLFLOW, "_delivery/stores/client.py")
-def test_the_client_has_a_tracking_client_that_logs_one_file_of_a_model() -> None:
+@use("MlflowClient._tracking_client._get_artifact_repo", MLFLOW, "_delivery/stores/client.py")
+def test_the_client_has_a_tracking_client_that_knows_where_the_files_of_a_model_lie() -> None:
     client = mlflow.MlflowClient("http://127.0.0.1:1")  # connects with the first call
-    parameters = list(inspect.signature(client._tracking_client.log_model_artifact).parameters)
+    parameters = inspect.signature(client._tracking_client._get_artifact_repo).parameters
 
-    assert parameters[:3] == ["model_id", "local_path", "artifact_path"]
+    assert list(parameters)[:2] == ["resource_id", "resource"]
 
 
 @use("SqlAlchemyStore or its engine", MLFLOW, "_delivery/stores/local_store.py")

@@ -260,8 +260,9 @@ class MlflowStore(Store, DirectFiles):
     def _upload_model_file(self, model_id: str, path: Path, place: str) -> None:
         with translate_errors(self.shown_uri):
             # MlflowClient.log_model_artifact cannot put the file into a folder within the model. Undocumented
-            # (MLflow 3.17.2).
-            self._client()._tracking_client.log_model_artifact(model_id, str(path), place or None)
+            # (MLflow 3.13.0 to 3.17.2).
+            repository = self._client()._tracking_client._get_artifact_repo(model_id, resource="logged_model")
+            repository.log_artifact(str(path), place or None)
 
     @retry_transient
     def finish_model(self, model_id: str, status: str) -> None:
