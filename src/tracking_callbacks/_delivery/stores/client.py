@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tracking_callbacks._delivery.backoff import retry_transient
 from tracking_callbacks._delivery.batches import Batch, Point
@@ -261,7 +261,7 @@ class MlflowStore(Store, DirectFiles):
         with translate_errors(self.shown_uri):
             # MlflowClient.log_model_artifact cannot put the file into a folder within the model. Undocumented
             # (MLflow 3.13.0 to 3.17.2).
-            repository = self._client()._tracking_client._get_artifact_repo(model_id, resource="logged_model")
+            repository: Any = self._client()._tracking_client._get_artifact_repo(model_id, resource="logged_model")
             repository.log_artifact(str(path), place or None)
 
     @retry_transient
