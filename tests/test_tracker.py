@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from processes import own_artifacts
+from processes import own_artifacts, wait_for
 from tracking_callbacks import Delivery, InputError, InvalidNameError, MetricValueError, MLflowTracker, Run
+from tracking_callbacks._writing.node import node_name
 
 
 def history(client, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -262,6 +264,54 @@ def test_the_with_block_sets_the_correct_status(tracker: MLflowTracker, client, 
         assert "raise error" in read_text(client, run.run_id, "error.txt", tmp_path)
 
 
+@pytest.mark.parametrize("known_by", ["run_key", "run_id"])
+def test_another_machine_joins_with_its_system_metrics_alone(
+    tracker: MLflowTracker, client, tmp_path, monkeypatch, known_by: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    there = MLflowTracker(
+        *(tracker.settings.tracking_uri, tracker.settings.experiment_name),
+        tags={"not": "there"},
+        delivery=Delivery(journal_root=tmp_path / "another machine"),
+    )
+    run = tracker.start_run("main", run_key=f"main-{tmp_path.name}") if known_by == "run_id" else None
+    joined = there.join_node(f"main-{tmp_path.name}") if run is None else there.join_node(run_id=run.run_id)
+    run = run or tracker.start_run("main", run_key=f"main-{tmp_path.name}")  # joined before it has begun
+    assert run.run_id is not None
+    key = f"system/{os.uname().nodename}/cpu_utilization_percentage"
+    wait_for(lambda: key in client.get_run(run.run_id).data.metrics, "the samples of the other machine arrive")
+    joined.fail(ValueError("of the other machine"))
+    assert joined.flush().complete
+    assert client.get_run(run.run_id).info.status == "RUNNING"
+    run.end()
+
+    assert run.flush().complete
+    stored = client.get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert "not" not in stored.data.tags
+    assert all(name.startswith("system/") for name in stored.data.metrics)
+    found = client.search_runs([stored.info.experiment_id], "tags.`mlflow.runName` = 'main'")
+    assert [one.info.run_id for one in found] == [run.run_id]
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, ""),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}, ""),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}, "node_0"),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1", "SLURM_NODEID": "7"}, "node_1"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "NODE_RANK": "1"}, "node_1"),
+        ({"WORLD_SIZE": "2", "LOCAL_SIZE": "1", "CROSS_RANK": "1"}, "node_1"),
+        ({"WORLD_SIZE": "2", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}, "node_1"),
+        ({"SLURM_NNODES": "2", "SLURM_NODEID": "1"}, ""),
+        ({"WORLD_SIZE": "many", "LOCAL_WORLD_SIZE": "", "GROUP_RANK": "-1"}, ""),
+    ],
+)
+def test_a_machine_has_a_name_where_several_train_together(variables: dict[str, str], name: str) -> None:
+    assert node_name(variables) == name
+
+
 def test_threads_may_share_a_run(tracker: MLflowTracker, client) -> None:
     with tracker.start_run() as run:
         threads = [
@@ -321,6 +371,14 @@ class TestBadInput:
             run.log_text("x", "../outside.txt")
         with pytest.raises(InputError, match="MLmodel"):
             run.log_model(tmp_path)
+
+    def test_a_joined_run_that_is_not_named_once(self, tracker: MLflowTracker) -> None:
+        with pytest.raises(InputError, match="run_key or run_id"):
+            tracker.join_node()
+        with pytest.raises(InputError, match="run_key or run_id"):
+            tracker.join_node("key", run_id="id")
+        with pytest.raises(InputError, match="key of a run"):
+            tracker.join_node("no/key")
 
     def test_an_unknown_status(self, run: Run) -> None:
         with pytest.raises(InputError, match="FINISHED, FAILED, KILLED"):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 from mlflow import MlflowClient
 
 from huggingface.reading import runs_of
-from processes import delivery_processes, free_port, wait_for
+from processes import delivery_processes, free_port, run_script, wait_for
 from tracking_callbacks import MLflowTracker
+from tracking_callbacks._journal.layout import JournalRoot
+from tracking_callbacks._journal.pending import pending_runs
 
 TRAIN = """
 import json, os, sys
@@ -249,3 +255,164 @@ def test_a_model_that_is_spread_over_processes_is_gathered_and_saved_whole(
 
     assert set(differences) == {f"{kind}{loaded}" for kind in ("full", "LoRA") for loaded in ("", " loaded")}
     assert max(differences.values()) < 1e-6
+
+
+NODES = """
+import os, sys, time
+from pathlib import Path
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from tracking_callbacks.huggingface import MLflowTrainerCallback
+
+torch.set_num_threads(1)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+
+class TrainsUntilTheTestHasSeenEnough(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        time.sleep(0.02)
+        enough = torch.tensor(float(Path("enough").exists()))
+        torch.distributed.all_reduce(enough)
+        control.should_training_stop = bool(enough)
+
+trainer = Trainer(
+    model=AutoModelForSequenceClassification.from_pretrained(sys.argv[1]),
+    args=TrainingArguments("output", max_steps=5000, logging_steps=10, report_to="none", disable_tqdm=True,
+                           save_strategy="no", use_cpu=True),
+    train_dataset=[{**tokenizer(text), "labels": 0} for text in ["good", "bad"] * 32],
+    callbacks=[MLflowTrainerCallback(log_model=False), TrainsUntilTheTestHasSeenEnough()],
+)
+trainer.train()
+Path(f"done-{os.environ['RANK']}").touch()
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+class Nodes:
+    """Two agents of torchrun on this machine, each with a folder and a journal root to itself."""
+
+    def __init__(self, folder: Path, base_folder: Path, processes: int) -> None:
+        self.folders = [folder / f"machine-{number}" for number in (0, 1)]
+        port = free_port()
+        self.agents = [
+            self._start(number, base_folder, f"--nproc_per_node={processes}", f"--master_port={port}")
+            for number in (0, 1)
+        ]
+
+    def _start(self, number: int, base_folder: Path, *options: str) -> subprocess.Popen[bytes]:
+        folder = self.folders[number]
+        folder.mkdir()
+        (folder / "pyproject.toml").touch()
+        (folder / "train.py").write_text(NODES)
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={number}"]
+        with open(folder / "output.txt", "wb") as output:
+            return subprocess.Popen(
+                [*command, "--master_addr=127.0.0.1", *options, "train.py", str(base_folder)],
+                cwd=folder,
+                stdout=output,
+                stderr=output,
+            )
+
+    def wait(self) -> list[int]:
+        return [agent.wait(timeout=60) for agent in self.agents]
+
+    def kill(self, number: int) -> None:
+        """Kill all processes of a machine, as its loss does."""
+        agent = psutil.Process(self.agents[number].pid)
+        for process in [agent, *agent.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.agents[number].wait()
+
+    def output(self, number: int) -> str:
+        return (self.folders[number] / "output.txt").read_text()
+
+
+@pytest.fixture
+def nodes(
+    tracker: MLflowTracker, server: Any, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], Nodes]]:
+    """Starts distributed training, of which nothing is left in the end."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tracker.settings.experiment_name)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    started: list[Nodes] = []
+
+    def start(processes: int) -> Nodes:
+        started.append(Nodes(tmp_path, base_folder, processes))
+        return started[0]
+
+    yield start
+    for one in started:
+        for number in (0, 1):
+            if one.agents[number].poll() is None:
+                one.kill(number)
+
+
+def series(client: MlflowClient, tracker: MLflowTracker) -> tuple[Any, dict[str, list[Any]]]:
+    """Return the only run, and the points of a metric of each machine."""
+    (run,) = runs_of(client, tracker)
+    ending = "/system_memory_usage_percentage"
+    keys = [key for key in run.data.metrics if key.startswith("system/") and key.endswith(ending)]
+    return run, {key: client.get_metric_history(run.info.run_id, key) for key in keys}
+
+
+def both_have(count: int, client: MlflowClient, tracker: MLflowTracker) -> bool:
+    if client.get_experiment_by_name(tracker.settings.experiment_name) is None or not runs_of(client, tracker):
+        return False
+    _, found = series(client, tracker)
+    return len(found) == 2 and all(len(points) >= count for points in found.values())
+
+
+def test_each_machine_has_its_system_metrics_once_in_the_one_run(
+    tracker: MLflowTracker, client: MlflowClient, nodes: Callable[[int], Nodes]
+) -> None:
+    machines = nodes(2)
+    wait_for(lambda: both_have(3, client, tracker), "both machines have system metrics", seconds=60)
+    assert [len(delivery_processes(folder)) for folder in machines.folders] == [1, 1]
+    (machines.folders[0] / "enough").touch()
+    codes = machines.wait()
+
+    # gloo aborts one in twenty processes while they end, also without any tracking.
+    for number, code in enumerate(codes):
+        assert code == 0 or "SIGABRT" in machines.output(number), machines.output(number)[-4000:]
+    assert all((machines.folders[rank // 2] / f"done-{rank}").exists() for rank in range(4))
+    for folder in machines.folders:
+        wait_for(lambda folder=folder: not delivery_processes(folder), "everything is delivered")
+    run, found = series(client, tracker)
+    assert run.info.status == "FINISHED"
+    assert set(found) == {f"system/node_{number}/system_memory_usage_percentage" for number in (0, 1)}
+    for points in found.values():
+        times = [point.timestamp for point in points]
+        assert run.info.start_time <= times[0]
+        assert times[-1] <= run.info.end_time + 2000  # the other machine notices the end a little later
+        assert all(later - earlier >= 195 for earlier, later in pairwise(times))
+        steps = [point.step for point in points]
+        assert steps == [round((time - run.info.start_time) / 200) for time in times]
+    names = [{key.split("/")[2] for key in run.data.metrics if f"/node_{number}/" in key} for number in (0, 1)]
+    assert names[0] == names[1] >= {"cpu_utilization_percentage", "network_receive_megabytes"}
+    assert not [key for key in run.data.metrics if key.startswith("system/") and "/node_" not in key]
+    assert [len(list((folder / ".tracking_callbacks").glob("*/*.journal"))) for folder in machines.folders] == [0, 0]
+
+
+def test_a_machine_that_dies_changes_neither_the_status_nor_the_number_of_runs(
+    tracker: MLflowTracker, server: Any, client: MlflowClient, nodes: Callable[[int], Nodes]
+) -> None:
+    machines = nodes(1)
+    wait_for(lambda: both_have(2, client, tracker), "both machines have system metrics", seconds=60)
+    machines.kill(1)
+    assert machines.agents[0].wait(timeout=60) != 0  # gloo misses the other machine
+    wait_for(lambda: not delivery_processes(machines.folders[0]), "everything is delivered")
+
+    (run,) = runs_of(client, tracker)
+    assert (run.info.status, "tracking_callbacks.error" in run.data.tags) == ("FAILED", True)
+    root = machines.folders[1] / ".tracking_callbacks"
+    assert len(pending_runs(JournalRoot(root))) == 1
+    code = f"from tracking_callbacks.cli import main; main(['sync', '--tracking-uri', {server.uri!r}])"
+    done = run_script(code, cwd=machines.folders[1])
+    assert done.returncode == 0, done.stderr
+    assert not pending_runs(JournalRoot(root))
+    (again,) = runs_of(client, tracker)
+    assert again.info == run.info

@@ -12,10 +12,9 @@ from filelock import FileLock, Timeout
 from tracking_callbacks._journal.confined import delete
 from tracking_callbacks._journal.layout import JournalRoot
 from tracking_callbacks._journal.records import StoreAddress
+from tracking_callbacks._values.store_uri import is_local_store
 
 __all__ = ["Lead"]
-
-_LOCAL_SCHEMES = ("sqlite:", "file:")
 
 
 class Lead:
@@ -31,7 +30,7 @@ class Lead:
 
     def __init__(self, root: JournalRoot, store: StoreAddress) -> None:
         self._root = root
-        local = store.uri.startswith(_LOCAL_SCHEMES) and (store.registry_uri or store.uri).startswith(_LOCAL_SCHEMES)
+        local = is_local_store(store.uri) and is_local_store(store.registry_uri or store.uri)
         self._lock = FileLock(root.lead_lock(store), blocking=False) if local else None
 
     @property

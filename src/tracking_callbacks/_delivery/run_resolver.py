@@ -34,8 +34,8 @@ class RunResolver:
         if opened.intent == "none":
             state.run_id = ""
             return
-        if opened.run_id is not None:
-            run_id = known_id(self._root, opened.run_id)
+        if opened.run_id is not None or opened.intent == "join":
+            run_id = self._joined_id(opened) if opened.run_id is None else known_id(self._root, opened.run_id)
             state.experiment_id = str(self._store.run(run_id).experiment_id)
             state.run_id = run_id
             return
@@ -62,6 +62,13 @@ class RunResolver:
         for run_id in self._store.find_runs(state.experiment_id, run_key):
             if run_id != state.run_id:
                 self._store.delete_run(run_id)
+
+    def _joined_id(self, opened: SessionOpened) -> str:
+        """Return the id of a run that a process with another journal root starts."""
+        found = self._store.find_runs(self._experiment_id(opened), opened.parent_key or "")
+        if not found:
+            raise NotYetVisible("the run that this process joins is not created yet")
+        return found[0]
 
     def _experiment_id(self, opened: SessionOpened) -> str:
         if opened.experiment_id is not None:

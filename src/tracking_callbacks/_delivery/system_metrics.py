@@ -2,7 +2,7 @@
 
 The metrics have MLflow's names. MLflow's variables set the sampling rate:
 ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` (seconds, 10), ``MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING`` (1) and
-``MLFLOW_SYSTEM_METRICS_NODE_ID``.
+``MLFLOW_SYSTEM_METRICS_NODE_ID``, which takes precedence over a node's number.
 """
 
 from __future__ import annotations
@@ -110,8 +110,6 @@ class RunSystemMetrics:
         self._next = 0
         self._run_start: int | None = None
         self._sums_before: dict[str, float] = {}
-        node = os.environ.get(NODE_VARIABLE)
-        self._prefix = f"system/{node}/" if node else "system/"
 
     def send(self, session: SessionJournal, run_id: str) -> None:
         """Send the samples that were taken while `session` lasted, if it asks for them.
@@ -147,9 +145,11 @@ class RunSystemMetrics:
             self._sums_before = {key: earlier[-1].values[key] if earlier else 0.0 for key in sums}
         if self._run_start is None:
             self._run_start = int(self._store.run(run_id).start_time)
+        node = os.environ.get(NODE_VARIABLE) or session.opened.node
+        prefix = f"system/{node}/" if node else "system/"
         step = round((sample.timestamp - self._run_start) / 1000 / self._sampler.period())
         return [
-            Point(self._prefix + key, value - self._sums_before.get(key, 0.0), sample.timestamp, step)
+            Point(prefix + key, value - self._sums_before.get(key, 0.0), sample.timestamp, step)
             for key, value in sample.values.items()
         ]
 

@@ -95,11 +95,12 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
             ended and this session adds to it. ``none``: the journal belongs to no run, and holds calls alone.
         run_id: The server's id, if it is already known.
         resumed: An earlier session began the run: look for it before creating it.
-        parent_key: Key of the parent run, if this package created that.
+        parent_key: Key of the parent run, if this package created that; with the intent ``join``, of the run itself.
         system_metrics: Sample this machine's system metrics for as long as the session lasts.
         resumed_at: Training step that a resumed session continues from, where it is known.
         experiment_id: The store's id of the experiment. Where it is given, `experiment` is only a label.
         alerts: What the user wants to be told of.
+        node: What this machine is called in the names of its system metrics, where several train together.
     """
 
     run_key: str
@@ -119,6 +120,7 @@ class SessionOpened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
     resumed_at: int | None = None
     experiment_id: str | None = None
     alerts: tuple[AlertRule, ...] = ()
+    node: str = ""
 
 
 class Params(msgspec.Struct, frozen=True, array_like=True, tag="params"):

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tracking_callbacks._contents.entry_point import origin_tags
 from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.layout import JournalRoot
@@ -25,6 +27,7 @@ from tracking_callbacks._values.names import safe_name
 from tracking_callbacks._values.secrets import mask_text
 from tracking_callbacks._values.store_uri import absolute_uri
 from tracking_callbacks._writing.launch import launcher_for
+from tracking_callbacks._writing.node import node_name
 from tracking_callbacks._writing.session import writable_root
 from tracking_callbacks.errors import InputError
 from tracking_callbacks.settings import DISABLING_VARIABLES, Delivery, Recording, Settings, resolve_settings
@@ -35,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 TAGS_VARIABLE = "MLFLOW_TAGS"
 RUN_NAME_VARIABLE = "MLFLOW_RUN_NAME"
+
+_NODE_SECONDS = 5.0
 
 
 class MLflowTracker:
@@ -195,6 +200,35 @@ class MLflowTracker:
         _check_run_key(run_key)
         return self._open(run_key=run_key, resumed=True, resumed_at=at_step)
 
+    def join_node(self, run_key: str | None = None, *, run_id: str | None = None) -> Run:
+        """Record the system metrics of this machine in a run that a process on another machine writes.
+
+        Call it in one process of each further machine. The metrics are ``system/node_1/…``, with the number that the
+        launcher gives the machine, else its host name, or what ``MLFLOW_SYSTEM_METRICS_NODE_ID`` says. They end with
+        the returned run's `Run.end`, or with this process, and neither changes the run's status.
+
+        Args:
+            run_key: `Run.run_key` of the run, which need not be in the store yet.
+            run_id: The server's id of the run, where another program has started it.
+
+        Raises:
+            InputError: A key or an id cannot be that of a run, or there is none or both.
+        """
+        if (run_key is None) == (run_id is None):
+            raise InputError("join_node: expected either run_key or run_id")
+        if run_key is not None:
+            _check_run_key(run_key)
+        settings = self.settings
+        # Where this machine does not reach the store, its processes do not wait long for these few samples.
+        patience = min(settings.delivery.flush_timeout, _NODE_SECONDS)
+        lean = dataclasses.replace(
+            settings,
+            record=Recording.only(system_metrics=True),
+            delivery=msgspec.structs.replace(settings.delivery, flush_timeout=patience, wait_at_end=patience),
+        )
+        node = node_name() or current_owner().host
+        return self._with(lean)._open(run_id=run_id, parent_key=run_key, intent="join", resumed=True, node=node)
+
     @property
     def active_run(self) -> Run | None:
         """The innermost run of this tracker whose ``with`` block is being executed."""
@@ -214,6 +248,7 @@ class MLflowTracker:
         resumed: bool = False,
         resumed_at: int | None = None,
         start_time: int | None = None,
+        node: str = "",
     ) -> Run:
         if run_id is not None and (not isinstance(run_id, str) or not run_id.strip()):
             raise InputError(f"run_id: expected the id of a run, got {run_id!r}")
@@ -241,10 +276,11 @@ class MLflowTracker:
             run_name=None if run_name is None else mask_text(str(run_name)),
             tags={safe_name(key): cut_text(entry_text(key, value), MAX_TAG_LENGTH) for key, value in given.items()},
             resumed=known,
-            system_metrics=settings.record.system_metrics and intent == "own",
+            system_metrics=settings.record.system_metrics and (intent == "own" or bool(node)),
             resumed_at=resumed_at,
             experiment_id=settings.experiment_id,
             alerts=tuple(AlertRule(one.when, one.channels) for one in settings.alerts) if intent == "own" else (),
+            node=node or node_name(),
             **lineage,
         )
         if settings.disabled:

@@ -10,7 +10,15 @@ from urllib.parse import unquote, urlsplit
 from tracking_callbacks._values.secrets import mask_uri
 from tracking_callbacks.errors import ConfigError
 
-__all__ = ["JOURNAL_PREFIX", "absolute_uri", "check_uri", "is_local_location", "real_uri", "run_link"]
+__all__ = [
+    "JOURNAL_PREFIX",
+    "absolute_uri",
+    "check_uri",
+    "is_local_location",
+    "is_local_store",
+    "real_uri",
+    "run_link",
+]
 
 JOURNAL_PREFIX = "journal+"  # of the URIs of the MLflow plugin, see `mlflow_plugin`; the rest is the real store
 
@@ -30,6 +38,11 @@ def is_local_location(uri: str) -> bool:
     """Return whether an artifact location is a folder of the machine that writes there."""
     scheme = _scheme_of(uri)
     return scheme is None or scheme.lower() == "file" or len(scheme) == 1
+
+
+def is_local_store(uri: str) -> bool:
+    """Return whether the store at an absolute `uri` is a file or a folder."""
+    return uri.startswith(("sqlite:", "file:"))
 
 
 def run_link(uri: str, experiment_id: str | None, run_id: str | None) -> str:

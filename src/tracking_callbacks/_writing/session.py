@@ -300,6 +300,7 @@ class RunJournal:
                     system_metrics=self._opened.system_metrics and intent == "own",
                     resumed_at=at_step,
                     experiment_id=self._opened.experiment_id,
+                    node=self._opened.node,
                 )
             )
 

@@ -32,7 +32,7 @@ from tracking_callbacks.huggingface.explanation import log_explanation
 from tracking_callbacks.huggingface.forms import check_choice
 from tracking_callbacks.huggingface.metric_names import evaluation_prefix, grouped
 from tracking_callbacks.huggingface.params import config_of, describe, describe_search
-from tracking_callbacks.huggingface.ranks import publish_run, watch_rank
+from tracking_callbacks.huggingface.ranks import FurtherNode, publish_run, watch_rank
 from tracking_callbacks.huggingface.save_plan import announce_limits, is_module, prepare_model, unwrapped
 from tracking_callbacks.huggingface.sharded import gathered, is_sharded
 from tracking_callbacks.huggingface.trainer_state import (
@@ -146,6 +146,7 @@ class MLflowTrainerCallback(TrainerCallback):
         self._completed = False
         self._skipped: set[str] = set()
         self._evaluations = EvaluationLogger()
+        self._node: FurtherNode | None = None
 
     @property
     def run(self) -> Run | None:
@@ -154,7 +155,7 @@ class MLflowTrainerCallback(TrainerCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the run out: it belongs to this process and to this object."""
-        return self.__dict__ | {"_callback_run": None}
+        return self.__dict__ | {"_callback_run": None, "_node": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -170,8 +171,15 @@ class MLflowTrainerCallback(TrainerCallback):
             check_choice(self.log_model, unwrapped(kwargs["model"]))
             self._attached(args).check_settings()
         else:
-            watch_rank(self._tracker)
+            if self._node is not None:  # `auto_find_batch_size` begins anew
+                self._node.end()
+            self._node = watch_rank(self._tracker, args)
         self._begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Add the system metrics of a further machine to the run."""
+        if self._node is not None:
+            self._node.look()
 
     # Called at every step, with cold caches: each function call in it costs three microseconds.
     @never_in_the_way(default=None)
