@@ -7,6 +7,7 @@ import pytest
 from processes import run_script
 from tracking_callbacks import Delivery, MLflowTracker
 from tracking_callbacks._callbacks.callback_run import CallbackRun
+from tracking_callbacks._callbacks.searches import experiment_trial
 
 
 @pytest.fixture
@@ -303,3 +304,19 @@ def test_training_after_a_search_has_its_own_run(tracker, client) -> None:
     assert "mlflow.parentRunId" not in stored[after].data.tags
     assert [run.info.status for run in stored.values()] == ["FINISHED"] * 3
     assert callback_run.search is None
+
+
+@pytest.mark.parametrize(
+    ("trial_id", "given", "name"),
+    [
+        ("3f2a1_00007", "train_3f2a1_00007", "trial 7"),
+        ("3f2a1_00007", "lr=0.1_3f2a1_00007", "lr=0.1_3f2a1_00007"),  # of `trial_name_creator`
+        ("3f2a1_00007", "seventh", "seventh"),
+        ("31415926", "train_31415926", "train_31415926"),  # of a searcher
+    ],
+)
+def test_a_trial_of_ray_has_a_short_name_where_the_user_gives_none(trial_id: str, given: str, name: str) -> None:
+    trial = experiment_trial("sweep", trial_id, given)
+
+    assert trial.name == name
+    assert trial.run_key != experiment_trial("sweep", trial_id, f"{given}1").run_key

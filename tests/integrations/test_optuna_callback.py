@@ -20,7 +20,8 @@ from stable_baselines3 import PPO
 from faults.exactness import stored_runs
 from processes import wait_for
 from tracking_callbacks import Delivery, MLflowTracker
-from tracking_callbacks.integrations.optuna import OptunaCallback
+from tracking_callbacks._delivery.pictures.study import study_figures
+from tracking_callbacks.integrations.optuna import OptunaCallback, _as_document
 from tracking_callbacks.sb3 import MLflowSB3Callback
 
 PROCESS = """
@@ -115,6 +116,21 @@ def test_a_study_and_its_trials_are_nested_runs_with_their_true_status(client: M
         "the pictures are there",
         seconds=60,
     )
+    headline = f"**6 trials** with optuna {optuna.__version__}, the best is trial {study.best_trial.number}. FINISHED."
+    assert client.get_run(parent.info.run_id).data.tags["mlflow.note.content"].startswith(headline)
+
+
+def test_the_history_shows_each_trial_under_its_number(client: MlflowClient, store: str) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    states = optuna.trial.TrialState
+    for number in range(6):
+        trial = study.ask()
+        trial.suggest_float("x", 0, 1)
+        study.tell(trial, number if number % 2 else None, state=states.COMPLETE if number % 2 else states.PRUNED)
+    trials = [_as_document(one) for one in study.get_trials()]
+    figure = study_figures({"directions": ["minimize"], "trials": trials})["optimization_history"]
+
+    assert figure.axes[0].collections[0].get_offsets()[:, 0].tolist() == [1, 3, 5]
 
 
 def test_an_exception_that_ends_a_study_is_that_of_its_trial(client: MlflowClient, store: str) -> None:

@@ -124,6 +124,8 @@ def test_each_trial_has_one_run_with_its_points_once_and_its_true_status(
         attempts = run.data.tags.get("tracking_callbacks.attempts")
         assert attempts == ("2" if number in (1, 2, 3) else None)
     assert Counter(run.info.status for run in trials) == {"FINISHED": 7, "FAILED": 1}
+    assert {run.info.run_name for run in trials} == {f"trial {number}" for number in range(8)}
+    assert all(run.data.tags["ray.trial"].startswith("train_") for run in trials)
     failed = by_number[3]
     assert failed.info.status == "FAILED"
     assert "diverged for good" in mlflow.artifacts.load_text(f"{failed.info.artifact_uri}/error.txt")

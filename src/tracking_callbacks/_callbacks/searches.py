@@ -34,6 +34,7 @@ class Trial:
         began: When it began, in milliseconds since the epoch.
         study_key: `Run.run_key` of the study's run, the same in all processes that work on the study.
         is_remote: Another process has the study's run.
+        known_as: What the framework knows the trial by, if that is not `name`.
     """
 
     study: str
@@ -43,11 +44,12 @@ class Trial:
     began: int
     study_key: str
     is_remote: bool = False
+    known_as: str = ""
 
     @property
     def run_key(self) -> str:
         """`Run.run_key` of the trial's run."""
-        return _key(self.study_key, self.name)
+        return _key(self.study_key, self.known_as or self.name)
 
 
 def trial_of(study: Any, trial: Any) -> Trial:
@@ -76,18 +78,23 @@ def experiment_trial(experiment: str, trial_id: str, name: str, *, is_remote: bo
     Args:
         experiment: Name of the experiment's folder.
         trial_id: Id of the trial, which ends in its number: ``3f2a1_00007``.
-        name: Name of the trial.
+        name: Ray's name of the trial, or the user's.
         is_remote: This process is not the experiment's driver.
     """
-    number = trial_id.rpartition("_")[2]
+    _, counted, ending = trial_id.rpartition("_")
+    number = int(ending) if counted and ending.isdecimal() else None
+    function = name.removesuffix(f"_{trial_id}")
+    by_ray = function != name and function.isidentifier()
     return Trial(
         study=experiment,
-        name=name,
-        number=int(number) if number.isdecimal() else 0,
+        # MLflow's table of runs cuts Ray's names, train_3f2a1_00007, before the place where they differ.
+        name=name if number is None or not by_ray else f"trial {number}",
+        number=number or 0,
         params={},
         began=0,
         study_key=_key("ray tune", experiment),
         is_remote=is_remote,
+        known_as=name,
     )
 
 

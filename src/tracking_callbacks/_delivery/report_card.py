@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from tracking_callbacks._delivery.stores.store import StoredRun
-from tracking_callbacks._journal.records import ERROR_TAG, Status
+from tracking_callbacks._journal.records import ERROR_TAG, TRIALS_TAG, Status
 
 __all__ = ["NOTE_TAG", "CardModel", "is_ours", "loading_call", "run_card", "signed", "version_card"]
 
@@ -136,14 +136,19 @@ def loading_call(flavors: Iterable[str]) -> str:
 
 def _headline(run: StoredRun, status: Status | None, *, running: bool = True) -> str:
     tags, params = run.tags, run.params
-    what = tags.get("model_type") or tags.get("framework") or "A run"
+    framework = tags.get("framework")
+    using = f" with {framework} {tags.get('framework_version', '')}".rstrip() if framework else ""
+    if trials := tags.get(TRIALS_TAG):
+        best = f", the best is trial {tags['best_trial']}" if "best_trial" in tags else ""
+        return f"**{trials} trials**{using}{best}. {status or 'Under way'}."
+    what = tags.get("model_type") or framework or "A run"
     base = params.get("base_model") or params.get("model.name_or_path")
     made = f"**{what}**" + (f" from {_origin(base)}" if base else "")
     adapter = next((name for name in params if name.startswith("lora.") and name.endswith(".r")), None)
     if adapter is not None:
         made += f", LoRA of rank {params[adapter]}"
-    if framework := tags.get("framework"):
-        made += f", trained with {framework} {tags.get('framework_version', '')}".rstrip()
+    if using:
+        made += f", trained{using}"
     for said, contexts in _USES.items():
         used = {f"{one.name} ({one.digest})": None for one in run.datasets if one.context in contexts}
         made += f", {said} {' and '.join(used)}" if used else ""

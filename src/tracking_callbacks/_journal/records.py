@@ -45,6 +45,7 @@ __all__ = [
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Intent = Literal["own", "join", "amend", "none"]
 ERROR_TAG = "tracking_callbacks.error"  # of a run that has failed: the last line of its traceback
+TRIALS_TAG = "tracking_callbacks.trials"  # of the run of a search: how many there are
 PRUNED_TAG = "tracking_callbacks.pruned"  # of a trial that its search has given up
 DrawingKind = Literal[
     "learning_curves",

@@ -20,7 +20,7 @@ from tracking_callbacks._callbacks.description import (
 )
 from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel, check_code_paths
 from tracking_callbacks._callbacks.training_watch import watch_method
-from tracking_callbacks._journal.records import PRUNED_TAG
+from tracking_callbacks._journal.records import PRUNED_TAG, TRIALS_TAG
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._values.conversion import to_scalar
@@ -338,7 +338,7 @@ class MLflowTrainerCallback(TrainerCallback):
             tag_framework(search, "transformers")
             log_description(search, describe_search(args, varied=state.trial_params or {}))
         self._trials = number + 1
-        search.set_tags({"tracking_callbacks.trials": self._trials})
+        search.set_tags({TRIALS_TAG: self._trials})
         return run
 
     def _is_retry(self, args: TrainingArguments, state: TrainerState) -> bool:

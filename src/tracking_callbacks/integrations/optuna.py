@@ -20,7 +20,7 @@ from tracking_callbacks._callbacks.description import framework_tags
 from tracking_callbacks._callbacks.searches import Trial, failed_trial, trial_of
 from tracking_callbacks._callbacks.training_watch import current_call, watch_method
 from tracking_callbacks._contents.documents import document_text
-from tracking_callbacks._journal.records import PRUNED_TAG, Status
+from tracking_callbacks._journal.records import PRUNED_TAG, TRIALS_TAG, Status
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._writing.guard import never_in_the_way
@@ -149,6 +149,7 @@ class _TrackedStudy:
         content = {"study_name": self._study.study_name, "directions": _directions(self._study), "trials": trials}
         run.record("reports", lambda: run.log_dict(content, "study/study.json"))
         run.record("reports", lambda: run.log_table([self._as_row(trial) for trial in trials], "study/trials.json"))
+        run.set_tags({TRIALS_TAG: len(trials)})
         run.draw("study", "study", document_text(content, "study.json"))
 
     def _by_name(self, values: Sequence[Any]) -> dict[str, Any]:

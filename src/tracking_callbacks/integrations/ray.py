@@ -19,6 +19,7 @@ from tracking_callbacks._callbacks.callback_run import CallbackRun
 from tracking_callbacks._callbacks.description import framework_tags
 from tracking_callbacks._callbacks.searches import Trial, experiment_trial
 from tracking_callbacks._journal.pending import pending_runs
+from tracking_callbacks._journal.records import TRIALS_TAG
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._values.conversion import flatten, to_scalar
@@ -65,6 +66,7 @@ class TuneCallback(Callback):  # type: ignore[misc]
             return
         run = self._run(trial)
         run.log_params(flatten(trial.config))
+        run.set_tags({"ray.trial": str(trial)})
         run.log_dict(trial.config, "config/trial.json")
 
     @never_in_the_way
@@ -100,6 +102,7 @@ class TuneCallback(Callback):  # type: ignore[misc]
             return
         known = _known(trials[0])
         study = self._callback_run.study_run(known)
+        study.set_tags({TRIALS_TAG: len(trials)})
         rows = [_as_row(trial) for trial in trials]
         study.record("reports", lambda: study.log_table(rows, "experiment/trials.json"))
         self._callback_run.end_study(known, None)

@@ -25,9 +25,10 @@ def study_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
 
     mpl.use("agg")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=content["directions"])
     complete = [trial for trial in content["trials"] if trial["state"] == "COMPLETE"]
-    study.add_trials([_trial(one) for one in complete[-_MOST_TRIALS:]])
+    # With the others too, because a study counts its trials.
+    study = optuna.create_study(directions=content["directions"])
+    study.add_trials([_trial(one) for one in content["trials"]])
     objectives = len(content["directions"])
     if not complete:
         return {}
@@ -38,7 +39,9 @@ def study_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
         axes["pareto_front"] = plots.plot_pareto_front(study)
     varied = {name for trial in complete for name in trial["params"]}
     if objectives == 1 and varied and len({trial["values"][0] for trial in complete}) > 1:
-        axes["param_importances"] = plots.plot_param_importances(study)
+        latest = optuna.create_study(directions=content["directions"])
+        latest.add_trials([_trial(one) for one in complete[-_MOST_TRIALS:]])
+        axes["param_importances"] = plots.plot_param_importances(latest)
     figures: dict[str, Figure] = {name: one.figure for name, one in axes.items()}
     for figure in figures.values():
         figure.set_layout_engine("tight")
@@ -49,6 +52,8 @@ def _trial(content: Mapping[str, Any]) -> Any:
     import optuna
     from optuna.distributions import json_to_distribution
 
+    if content["state"] != "COMPLETE":
+        return optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL)
     return optuna.trial.create_trial(
         values=[float(value) for value in content["values"]],
         params=content["params"],
