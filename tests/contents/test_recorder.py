@@ -268,10 +268,12 @@ def test_installed_packages_match_those_that_pip_lists() -> None:
 
     listed = dict(line.split("==") for line in installed_packages(sys.path) if "==" in line and line[0] != "#")
 
-    for distribution in distributions():
+    found: dict[str, str] = {}
+    for distribution in distributions():  # setuptools, once imported, adds older ones at the end of the path
         name = distribution.metadata["Name"].lower().replace("_", "-").replace(".", "-")
-        if name in listed and name not in ("tracking-callbacks",):
-            assert listed[name] == distribution.version
+        found.setdefault(name, distribution.version)
+    for name in (found.keys() & listed.keys()) - {"tracking-callbacks"}:
+        assert listed[name] == found[name]
     assert {"mlflow", "msgspec", "filelock"} <= set(listed)
 
 
