@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
@@ -319,6 +319,9 @@ def test_a_link_where_delivery_reads_or_writes_is_not_followed(place, store, hea
 
 
 @given(found=st.lists(hostile_records, min_size=1, max_size=4))
+@example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "one", "models:/")))])
+@example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "one", "models:/one/7")))])
+@example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "one", "models:/one@none")))])
 @settings(max_examples=350, suppress_health_check=list(HealthCheck))
 def test_records_that_lead_elsewhere_are_refused_and_the_rest_arrives(place, store, heavy, found) -> None:
     key = f"run{next(keys)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,8 @@ from tracking_callbacks._journal.layout import JournalRoot, RunState
 from tracking_callbacks._journal.provisional import PENDING_VERSION
 
 __all__ = ["CallDelivery"]
+
+_VERSION_URI = re.compile(r"models:/+([^/]+)/(\d+)")
 
 
 class CallDelivery:
@@ -172,6 +175,8 @@ class CallDelivery:
 
         if model_id:
             self._id(model_id)  # before anything is created: it may not be there yet
+        elif call.place is None and call.source.startswith("models:"):
+            self._check_version(call.source)
         store.register_model(call.name)
         version = self._once.make(
             f"version:{key}",
@@ -183,6 +188,12 @@ class CallDelivery:
         if call.description:
             store.describe_version(call.name, version.version, call.description)
         self._state.made[key] = version.version
+
+    def _check_version(self, source: str) -> None:
+        """Refuse a source that names no version of a model: MLflow answers it as a trouble that may pass."""
+        found = _VERSION_URI.fullmatch(source)
+        if found is None or not any(one.version == found[2] for one in self._store.versions(found[1])):
+            raise Refused(f"the version's source {source[:200]!r} is no model or version in the store")
 
     def _with_numbers(self, key: str, text: str) -> str:
         """Return a model's tag; the one that lists its versions gets their numbers."""
