@@ -53,7 +53,8 @@ def test_a_walk_forward_shows_the_agents_in_a_row(
     assert [one.data.tags["mlflow.runName"] for one in children] == ["window 1", "window 2"]
     assert {one.info.status for one in (run, *children)} == {"FINISHED"}
     assert all(len(one.outputs.model_outputs) == 1 for one in children)
-    assert not client.search_registered_models(f"name = '{train_rl_agent.REGISTERED_MODEL}'")
+    registered = client.search_model_versions(f"name = '{train_rl_agent.REGISTERED_MODEL}'")
+    assert not {one.run_id for one in registered} & {one.info.run_id for one in (run, *children)}
     assert len(returns) == last[1] - first[0] - 1
     assert equity == pytest.approx(np.cumprod(1.0 + np.array(returns)).tolist())
     assert metrics["walk_forward/total_return"] == pytest.approx(equity[-1] - 1.0)

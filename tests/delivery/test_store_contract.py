@@ -78,6 +78,8 @@ class Calls:
             lambda: store.tag_model(self.model.model_id, {"ü key": "x", "kept": "y"}),
             lambda: store.untag_model(self.model.model_id, "ü key"),
             lambda: store.add_model_params(self.model.model_id, {f"q{number:03}": "x" for number in range(150)}),
+            lambda: store.add_model_params(self.model.model_id, {f"q{number:03}": "x" for number in range(150)}),
+            lambda: store.add_model_params(self.model.model_id, {"q001": "another value"}),
             lambda: store.get_model(self.model.model_id).ready,
             lambda: store.get_model("m-" + "0" * 32),
             lambda: store.add_input(self.other, self.model.model_id),

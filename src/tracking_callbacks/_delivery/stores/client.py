@@ -274,7 +274,11 @@ class MlflowStore(Store, DirectFiles):
     @retry_transient
     def add_model_params(self, model_id: str, params: dict[str, str]) -> None:
         with translate_errors(self.shown_uri):
-            self._client().log_model_params(model_id, params)
+            there = self._client().get_logged_model(model_id).params
+            # MLflow takes a param once, also where its answer to the first request was lost.
+            new = {key: text for key, text in params.items() if there.get(key) != text}
+            if new:
+                self._client().log_model_params(model_id, new)
 
     @retry_transient
     def untag_model(self, model_id: str, key: str) -> None:

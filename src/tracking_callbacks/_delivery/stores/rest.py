@@ -244,8 +244,14 @@ class RestStore(Store):
 
     def _add_params(self, model_id: str, pairs: list[dict[str, str]]) -> None:
         for first in range(0, len(pairs), _PARAMS_PER_CALL):
-            more = {"model_id": model_id, "params": pairs[first : first + _PARAMS_PER_CALL]}
-            self._server.repeat("POST", f"logged-models/{model_id}/params", _Nothing, more)
+            more: dict[str, Any] = {"model_id": model_id, "params": pairs[first : first + _PARAMS_PER_CALL]}
+            try:
+                self._server.repeat("POST", f"logged-models/{model_id}/params", _Nothing, more)
+            except Refused:
+                # MLflow takes a param once, also where its answer to the first request was lost.
+                there = self._server.get(f"logged-models/{model_id}", _ModelAnswer).model.data.params
+                if not all(_Pair(**pair) in there for pair in more["params"]):
+                    raise
 
     def get_model(self, model_id: str) -> StoredModel:
         return self._server.get(f"logged-models/{model_id}", _ModelAnswer).model.value()
@@ -507,6 +513,7 @@ class _ModelInfo(msgspec.Struct):
 
 class _ModelData(msgspec.Struct):
     metrics: list[_Metric] = []
+    params: list[_Pair] = []
 
 
 class _Model(msgspec.Struct):
