@@ -16,6 +16,7 @@ import json
 import pickletools
 import zipfile
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -600,3 +601,10 @@ def test_an_objective_finds_its_trial_among_the_callers() -> None:
     assert current_trial() is None
     assert found[0] is not None
     assert (found[0].study, found[0].number, list(found[0].params)) == ("study layers", 0, ["layers"])
+
+
+def test_a_child_of_multiprocessing_prints_what_ends_it_while_it_handles_that() -> None:
+    handling = inspect.getsource(BaseProcess._bootstrap).rpartition("except:")[2]
+
+    assert "traceback.print_exc()" in handling
+    assert BaseProcess._bootstrap.__module__ == "multiprocessing.process"
