@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.proxy import Fault, running_proxy
 from tracking_callbacks import ConfigError, Delivery, InputError, MLflowTracker, TrackingError
 
 
@@ -42,6 +43,24 @@ def test_a_model_is_logged_linked_registered_and_loads(
         assert loaded.metadata.model_id == output.model_id
     finally:
         mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.parametrize("kind", ["cut", "answer"])
+def test_all_params_reach_a_model_where_answers_about_them_are_lost(server, client, mlmodel, tmp_path, kind) -> None:
+    params = {f"p{number:03}": str(number) for number in range(250)}
+    with running_proxy(server.uri) as proxy:
+        # More often than a call is repeated at once, so that the whole step is done again.
+        proxy.fault(Fault(kind, paths=("/params",), times=6, statuses=(503,)))
+        tracker = MLflowTracker(proxy.uri, record=False, delivery=Delivery(journal_root=tmp_path / "journal"))
+        with tracker.start_run() as run:
+            run.log_params(params)
+            run.log_model(mlmodel)
+        report = run.flush(timeout=60)
+
+        assert proxy.struck[f"{kind} /params"] >= 1
+    assert (report.complete, report.rejected) == (True, 0), report
+    (output,) = client.get_run(run.run_id).outputs.model_outputs
+    assert client.get_logged_model(output.model_id).params == params
 
 
 def test_a_registry_apart_from_the_store_gets_the_version_and_the_alias(

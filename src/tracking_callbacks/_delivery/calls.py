@@ -11,7 +11,7 @@ import msgspec
 
 from tracking_callbacks._delivery.batches import MAX_METRICS, Point
 from tracking_callbacks._delivery.failures import Refused
-from tracking_callbacks._delivery.models import VERSIONS_TAG, complete_mlmodel
+from tracking_callbacks._delivery.models import VERSIONS_TAG, complete_mlmodel, make_model
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.run_resolver import known_id, provisional_experiment
 from tracking_callbacks._delivery.stores.store import RECORD_TAG, Store, StoredVersion, model_id_in
@@ -127,19 +127,16 @@ class CallDelivery:
         experiment_id = self._experiment_id(call.experiment_id) if run_id is None else store.run(run_id).experiment_id
         if not is_key(key):
             raise Refused(f"the model's key {key[:200]!r} is not one")
-        model = self._once.make(
-            f"model:{key}",
-            find=lambda: store.find_models(experiment_id, key),
-            create=lambda: store.create_model(
-                experiment_id,
-                name=call.name,
-                run_id=run_id,
-                tags=call.tags | {RECORD_TAG: key},
-                params=call.params,
-                model_type=call.model_type,
-            ),
-            discard=lambda twin: store.delete_model(twin.model_id),
-            look_first=True,
+        model = make_model(
+            store,
+            self._once,
+            experiment_id,
+            key,
+            name=call.name,
+            run_id=run_id,
+            tags=call.tags,
+            params=call.params,
+            model_type=call.model_type,
         )
         self._state.made[key] = model.model_id
 

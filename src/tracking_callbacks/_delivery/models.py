@@ -7,6 +7,7 @@ it would do, in steps that are harmless when repeated.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -15,12 +16,19 @@ from pathlib import Path
 from tracking_callbacks._delivery.batches import MAX_METRICS, Point
 from tracking_callbacks._delivery.failures import NotOffered, Refused
 from tracking_callbacks._delivery.once import Once
-from tracking_callbacks._delivery.stores.store import RECORD_TAG, Store, StoredModel, StoredRun, StoredVersion
+from tracking_callbacks._delivery.stores.store import (
+    MODEL_PARAMS_PER_CALL,
+    RECORD_TAG,
+    Store,
+    StoredModel,
+    StoredRun,
+    StoredVersion,
+)
 from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.layout import LoggedModel, RunState
 from tracking_callbacks._journal.records import Model
 
-__all__ = ["VERSIONS_TAG", "complete_mlmodel", "delete_model", "deliver_model"]
+__all__ = ["VERSIONS_TAG", "complete_mlmodel", "delete_model", "deliver_model", "make_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,23 +120,56 @@ def _log_model(
     experiment_id, run_id = run.experiment_id, run.run_id
     model_type = description.get("model_type")
     context = {key: run.tags[key] for key in _CONTEXT_TAGS if key in run.tags}
-    model = once.make(
-        f"model:{record.record_key}",
-        find=lambda: store.find_models(experiment_id, record.record_key),
-        create=lambda: store.create_model(
-            experiment_id,
-            name=record.name,
-            run_id=run_id,
-            tags=context | record.tags | {RECORD_TAG: record.record_key},
-            params=dict(run.params),
-            model_type=model_type if isinstance(model_type, str) else None,
-        ),
-        discard=lambda twin: store.delete_model(twin.model_id),
-        look_first=True,
+    model = make_model(
+        store,
+        once,
+        experiment_id,
+        record.record_key,
+        name=record.name,
+        run_id=run_id,
+        tags=context | record.tags,
+        params=run.params,
+        model_type=model_type if isinstance(model_type, str) else None,
     )
     if not model.ready:
         complete_mlmodel(folder / "MLmodel", model, run_id)
         store.upload_model(model, folder)
+    return model
+
+
+def make_model(
+    store: Store,
+    once: Once,
+    experiment_id: str,
+    key: str,
+    *,
+    name: str,
+    run_id: str | None,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    model_type: str | None,
+) -> StoredModel:
+    """Return the logged model that carries `key` as a tag, created exactly once, with all its params.
+
+    Raises:
+        DeliveryError: A step failed.
+    """
+    model = once.make(
+        f"model:{key}",
+        find=lambda: store.find_models(experiment_id, key),
+        create=lambda: store.create_model(
+            experiment_id,
+            name=name,
+            run_id=run_id,
+            tags={**tags, RECORD_TAG: key},
+            params=dict(itertools.islice(params.items(), MODEL_PARAMS_PER_CALL)),
+            model_type=model_type,
+        ),
+        discard=lambda twin: store.delete_model(twin.model_id),
+        look_first=True,
+    )
+    if len(params) > MODEL_PARAMS_PER_CALL and not model.ready:
+        store.add_model_params(model.model_id, dict(params))
     return model
 
 

@@ -272,13 +272,13 @@ class MlflowStore(Store, DirectFiles):
             self._client().finalize_logged_model(model_id, LoggedModelStatus(status))
 
     @retry_transient
-    def add_model_params(self, model_id: str, params: dict[str, str]) -> None:
+    def model_params(self, model_id: str) -> dict[str, str]:
         with translate_errors(self.shown_uri):
-            there = self._client().get_logged_model(model_id).params
-            # MLflow takes a param once, also where its answer to the first request was lost.
-            new = {key: text for key, text in params.items() if there.get(key) != text}
-            if new:
-                self._client().log_model_params(model_id, new)
+            return dict(self._client().get_logged_model(model_id).params or {})
+
+    def log_model_params(self, model_id: str, params: dict[str, str]) -> None:
+        with translate_errors(self.shown_uri):
+            self._client().log_model_params(model_id, params)
 
     @retry_transient
     def untag_model(self, model_id: str, key: str) -> None:

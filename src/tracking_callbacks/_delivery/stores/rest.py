@@ -35,7 +35,6 @@ from tracking_callbacks._journal.records import Dataset
 
 __all__ = ["RestStore"]
 
-_PARAMS_PER_CALL = 100  # of a logged model, as in MLflow's client
 _MODEL_STATUSES = {
     "READY": "LOGGED_MODEL_READY",
     "FAILED": "LOGGED_MODEL_UPLOAD_FAILED",
@@ -224,34 +223,24 @@ class RestStore(Store):
         params: dict[str, str],
         model_type: str | None,
     ) -> StoredModel:
-        pairs = _pairs(params)
         body = {
             "experiment_id": experiment_id,
             "name": name,
-            "params": pairs[:_PARAMS_PER_CALL],
+            "params": _pairs(params),
             "tags": _pairs(tags),
         }
         if run_id is not None:
             body["source_run_id"] = run_id
         if model_type is not None:
             body["model_type"] = model_type
-        model = self._server.call("POST", "logged-models", _ModelAnswer, body).model.value()
-        self._add_params(model.model_id, pairs[_PARAMS_PER_CALL:])
-        return model
+        return self._server.call("POST", "logged-models", _ModelAnswer, body).model.value()
 
-    def add_model_params(self, model_id: str, params: dict[str, str]) -> None:
-        self._add_params(model_id, _pairs(params))
+    def model_params(self, model_id: str) -> dict[str, str]:
+        return _mapping(self._server.get(f"logged-models/{model_id}", _ModelAnswer).model.data.params)
 
-    def _add_params(self, model_id: str, pairs: list[dict[str, str]]) -> None:
-        for first in range(0, len(pairs), _PARAMS_PER_CALL):
-            more: dict[str, Any] = {"model_id": model_id, "params": pairs[first : first + _PARAMS_PER_CALL]}
-            try:
-                self._server.repeat("POST", f"logged-models/{model_id}/params", _Nothing, more)
-            except Refused:
-                # MLflow takes a param once, also where its answer to the first request was lost.
-                there = self._server.get(f"logged-models/{model_id}", _ModelAnswer).model.data.params
-                if not all(_Pair(**pair) in there for pair in more["params"]):
-                    raise
+    def log_model_params(self, model_id: str, params: dict[str, str]) -> None:
+        body = {"model_id": model_id, "params": _pairs(params)}
+        self._server.call("POST", f"logged-models/{model_id}/params", _Nothing, body)
 
     def get_model(self, model_id: str) -> StoredModel:
         return self._server.get(f"logged-models/{model_id}", _ModelAnswer).model.value()

@@ -17,6 +17,7 @@ from tracking_callbacks._values.store_uri import is_local_location
 
 __all__ = [
     "CONTEXT_TAG",
+    "MODEL_PARAMS_PER_CALL",
     "RECORD_TAG",
     "RUN_KEY_TAG",
     "SESSION_TAG",
@@ -31,6 +32,7 @@ __all__ = [
     "names_model",
 ]
 
+MODEL_PARAMS_PER_CALL = 100  # of a logged model, as in MLflow's client
 _MODEL_ID = re.compile(r"\bm-[0-9a-f]{32}\b")
 
 RUN_KEY_TAG = "tracking_callbacks.run_key"
@@ -290,7 +292,7 @@ class Store(ABC):
         params: dict[str, str],
         model_type: str | None,
     ) -> StoredModel:
-        """Create a logged model that is not ready.
+        """Create a logged model that is not ready, with at most `MODEL_PARAMS_PER_CALL` params.
 
         Raises:
             NotOffered: The store has no logged models.
@@ -318,8 +320,27 @@ class Store(ABC):
         """Say whether a logged model has all its files: ``READY`` or ``FAILED``."""
 
     @abstractmethod
+    def model_params(self, model_id: str) -> dict[str, str]:
+        """Return the params of a logged model."""
+
     def add_model_params(self, model_id: str, params: dict[str, str]) -> None:
-        """Add params to a logged model."""
+        """Add params to a logged model, apart from those that it has: MLflow takes a param once.
+
+        So it may be repeated after a request whose answer was lost.
+
+        Raises:
+            Refused: The model has a param with another value.
+        """
+        there = self.model_params(model_id)
+        new = {key: text for key, text in params.items() if there.get(key) != text}
+        names = list(new)
+        for first in range(0, len(names), MODEL_PARAMS_PER_CALL):
+            chunk = names[first : first + MODEL_PARAMS_PER_CALL]
+            self.log_model_params(model_id, {key: new[key] for key in chunk})
+
+    @abstractmethod
+    def log_model_params(self, model_id: str, params: dict[str, str]) -> None:
+        """Add at most `MODEL_PARAMS_PER_CALL` params to a logged model, in one request that is made once."""
 
     @abstractmethod
     def untag_model(self, model_id: str, key: str) -> None:

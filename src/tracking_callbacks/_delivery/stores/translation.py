@@ -90,9 +90,7 @@ def _translated(error: Exception, uri: str) -> DeliveryError:
         message = f"{place} answered {answer_of(status or 500, _detail(origin))}"
     elif (why := why_unreachable(error)) is not None:
         message = f"cannot reach {place} ({why})" if unsent else f"no answer from {place} ({why})"
-    elif any(
-        type(one) is ValueError for one in causes(error)
-    ):  # MLflow before 3.17: an experiment's id is not a number
+    elif any(type(one) is ValueError for one in causes(error)):  # MLflow before 3.17: no number as an experiment's id
         return Refused(_detail(_deepest(error)))
     else:
         message = f"{place}: {_detail(_deepest(error))}"
