@@ -247,7 +247,7 @@ def deliver(place: Path, store: MlflowStore, heavy: HeavyProcess, folder: RunFol
     folder.remove_planted()
     if not any(read_opened(journal) for journal in folder.journals()):
         return RunState()
-    drain = RunDrain(folder, root, store, heavy, lambda _: None, SystemSampler(), Progress())
+    drain = RunDrain(folder, root, store, heavy, lambda *_: None, SystemSampler(), Progress())
     for _ in range(MOST_STEPS):
         worked = [drain.step_points(), drain.step_files()]
         if drain.complete():

@@ -72,7 +72,7 @@ class RunDrain:
         root: The journal root that contains the folder.
         store: The store to deliver to.
         heavy: Draws pictures.
-        watch: Returns the watch over a session's owner, or None if its process cannot be seen from here.
+        watch: Returns the watch over the process that writes a journal, or None if that counts as dead.
         sampler: Samples this machine's system metrics for the runs that ask for them.
         progress: Receives what gets on.
         sends_alerts: Tell the user what they want to be told of.
@@ -84,7 +84,7 @@ class RunDrain:
         root: JournalRoot,
         store: Store,
         heavy: HeavyProcess,
-        watch: Callable[[Owner], OwnerWatch | None],
+        watch: Callable[[Owner, Path], OwnerWatch | WriterWatch | None],
         sampler: SystemSampler,
         progress: Progress,
         *,
@@ -129,9 +129,7 @@ class RunDrain:
             if session_name(journal) in known or (opened := read_opened(journal)) is None:
                 continue
             state = self.state.sessions.setdefault(session_name(journal), SessionState())
-            self.sessions.append(
-                SessionJournal(journal, opened, state, self._watch(opened.owner) or WriterWatch(journal))
-            )
+            self.sessions.append(SessionJournal(journal, opened, state, self._watch(opened.owner, journal)))
 
     def complete(self) -> bool:
         """Return whether the store has the whole run, with the end of every session, and no alert is on its way."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
-import os
 import stat
 import time
 from pathlib import Path
 
 from tracking_callbacks._delivery.failures import Refused
 from tracking_callbacks._delivery.stores.store import Store
-from tracking_callbacks._journal.confined import OutsideError, delete, inside, open_own
+from tracking_callbacks._journal.confined import OutsideError, delete, inside
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder
+from tracking_callbacks._journal.owner import is_locked
 
 __all__ = ["LiveFiles"]
 
@@ -85,7 +83,7 @@ class LiveFiles:
         since = self._ended.setdefault(session, time.monotonic())
         if time.monotonic() - since > _WRITER_SECONDS:
             return False
-        return any(_is_locked(path) for path in self._files(session))
+        return any(is_locked(path) for path in self._files(session))
 
     def _files(self, session: str) -> list[Path]:
         try:
@@ -129,18 +127,6 @@ class LiveFiles:
             self._due[path] = time.monotonic() + _UPLOAD_SECONDS
             return None
         return copy
-
-
-def _is_locked(path: Path) -> bool:
-    with contextlib.suppress(OSError):
-        fd = open_own(path, os.O_RDONLY)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-    return False
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

@@ -32,7 +32,7 @@ from tracking_callbacks._journal.handover import (
     Assignment,
 )
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, is_held
-from tracking_callbacks._journal.owner import Owner, OwnerWatch, WriterWatch
+from tracking_callbacks._journal.owner import Owner, OwnerWatch, WriterWatch, watch_over
 from tracking_callbacks._journal.pending import read_opened
 from tracking_callbacks._journal.records import SessionOpened
 
@@ -92,7 +92,7 @@ class DeliveryProcess:
         self._priority = Priority()
         self._assignment = assignment
         self._owner_watch = OwnerWatch(assignment.owner)
-        self._watches: dict[Owner, OwnerWatch | None] = {assignment.owner: self._owner_watch}
+        self._watches: dict[Owner, OwnerWatch] = {assignment.owner: self._owner_watch}
         self._headers: dict[Path, SessionOpened] = {}
         self._drains: dict[str, tuple[RunDrain, FileLock]] = {}
         self._drains_lock = threading.Lock()
@@ -278,8 +278,8 @@ class DeliveryProcess:
         if (state := folder.read_state()) is not None and state.last_error:
             self._ask_for(folder)
             return True
-        found = [(journal, header) for journal in folder.journals() if (header := self._header(journal)) is not None]
-        return not any((self._watch_of(header.owner) or WriterWatch(journal)).alive() for journal, header in found)
+        opened = self._headers_of(folder)
+        return not any(self._watch_of(header.owner, journal).alive() for journal, header in opened.items())
 
     def _leave(self, folder: RunFolder) -> bool:
         """Leave a run of our owner to the process that leads, unless that fails; return False for others' runs."""
@@ -323,36 +323,40 @@ class DeliveryProcess:
         process that leads delivers what others leave to it.
         """
         opened = self._headers_of(folder)
-        if not opened or any(not header.store.same_as(self._assignment.store) for header in opened):
+        if not opened or any(not header.store.same_as(self._assignment.store) for header in opened.values()):
             return False
         if self._syncs:
             return folder.run_key not in self._caught_up
-        if self._is_of_owner(folder) or all(self._known_dead(header.owner) for header in opened):
+        if self._is_of_owner(folder) or all(
+            self._known_dead(header.owner, journal) for journal, header in opened.items()
+        ):
             return True
         return folder.shared and all(
-            header.store == self._assignment.store and header.owner.is_local() for header in opened
+            header.store == self._assignment.store and header.owner.is_local() for header in opened.values()
         )
 
     def _is_of_owner(self, folder: RunFolder) -> bool:
-        return any(header.owner == self._assignment.owner for header in self._headers_of(folder))
+        return any(header.owner == self._assignment.owner for header in self._headers_of(folder).values())
 
-    def _known_dead(self, owner: Owner) -> bool:
-        # We cannot tell whether a process on another machine or in another container is alive.
-        watch = self._watch_of(owner)
-        return watch is not None and not watch.alive()
+    def _known_dead(self, owner: Owner, journal: Path) -> bool:
+        # Of a process on another machine or in another container, a lock that is gone is no proof.
+        return owner.is_local() and not self._watch_of(owner, journal).alive()
 
-    def _headers_of(self, folder: RunFolder) -> list[SessionOpened]:
-        return [header for journal in folder.journals() if (header := self._header(journal)) is not None]
+    def _headers_of(self, folder: RunFolder) -> dict[Path, SessionOpened]:
+        return {journal: header for journal in folder.journals() if (header := self._header(journal)) is not None}
 
     def _header(self, journal: Path) -> SessionOpened | None:
         if journal not in self._headers and (opened := read_opened(journal)) is not None:
             self._headers[journal] = opened
         return self._headers.get(journal)
 
-    def _watch_of(self, owner: Owner) -> OwnerWatch | None:
-        if owner not in self._watches:
-            self._watches[owner] = OwnerWatch(owner) if owner.is_local() else None
-        return self._watches[owner]
+    def _watch_of(self, owner: Owner, journal: Path) -> OwnerWatch | WriterWatch:
+        if owner in self._watches:
+            return self._watches[owner]
+        watch = watch_over(owner, journal)
+        if isinstance(watch, OwnerWatch):
+            self._watches[owner] = watch
+        return watch
 
     def _finish_complete(self) -> None:
         for run_key, (drain, lock) in list(self._drains.items()):

@@ -16,7 +16,18 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["Owner", "OwnerWatch", "WriterWatch", "current_owner", "lock_journal", "started_at"]
+from tracking_callbacks._journal.confined import open_own
+
+__all__ = [
+    "Owner",
+    "OwnerWatch",
+    "WriterWatch",
+    "current_owner",
+    "is_locked",
+    "lock_journal",
+    "started_at",
+    "watch_over",
+]
 
 _LINUX = sys.platform == "linux"
 
@@ -142,6 +153,19 @@ def lock_journal(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds a lock on one of our files; False where the file system has no locks."""
+    with contextlib.suppress(OSError):
+        fd = open_own(path, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+    return False
+
+
 class WriterWatch:
     """Watches whether a process that cannot be seen from here still holds its journal."""
 
@@ -149,20 +173,13 @@ class WriterWatch:
         self._journal = journal
 
     def alive(self) -> bool:
-        """Return whether the journal is locked; where the file system has no locks, it counts as let go."""
-        try:
-            fd = os.open(self._journal, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return False
+        """Return whether the journal is locked."""
+        return is_locked(self._journal)
 
     def close(self) -> None:
         """Do nothing, because nothing is kept open."""
+
+
+def watch_over(owner: Owner, journal: Path) -> OwnerWatch | WriterWatch:
+    """Return what tells whether a process still writes to its journal, wherever it runs."""
+    return OwnerWatch(owner) if owner.is_local() else WriterWatch(journal)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.frames import read_chunk, read_last_words
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder, RunState, SessionState, is_held, session_name
-from tracking_callbacks._journal.owner import OwnerWatch, WriterWatch
+from tracking_callbacks._journal.owner import watch_over
 from tracking_callbacks._journal.records import (
     Artifact,
     Dataset,
@@ -164,7 +164,7 @@ def _unacknowledged(journal: Path, state: SessionState) -> tuple[int, bool]:
 
 
 def _alive(opened: SessionOpened, journal: Path) -> bool:
-    watch = OwnerWatch(opened.owner) if opened.owner.is_local() else WriterWatch(journal)
+    watch = watch_over(opened.owner, journal)
     try:
         return watch.alive()
     finally:
