@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracking_callbacks._journal.frames import JournalWriter, read_chunk, read_last_words
+from tracking_callbacks._journal.layout import write_atomically
 from tracking_callbacks._journal.records import Metrics, Params, Record, RunEnded, decode, encode
 
 
@@ -179,3 +181,18 @@ def test_nothing_is_appended_to_a_closed_journal(tmp_path) -> None:
 
     with pytest.raises(ValueError, match="closed"):
         writer.append(points(1)[0])
+
+
+def test_a_file_may_be_replaced_by_several_at_a_time(tmp_path) -> None:
+    """Threads have one pid, as the first processes of two containers have."""
+    contents = [bytes([number]) * 50_000 for number in range(4)]
+
+    def replace(content: bytes) -> None:
+        for _ in range(50):
+            write_atomically(tmp_path / "state.json", content)
+
+    with ThreadPoolExecutor(len(contents)) as threads:
+        list(threads.map(replace, contents))
+
+    assert (tmp_path / "state.json").read_bytes() in contents
+    assert [path.name for path in tmp_path.glob(".*state*")] == []

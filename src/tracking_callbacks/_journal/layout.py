@@ -31,6 +31,7 @@ import os
 import re
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -473,7 +474,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    owner = current_owner()  # two containers may have one folder and the same pids
+    temporary = path.with_name(f".{path.name}.{_machine(owner)}-{owner.pid}-{threading.get_ident()}")
     try:
         delete(temporary, within=path.parent)
         with open(open_own(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
