@@ -322,6 +322,11 @@ def test_a_link_where_delivery_reads_or_writes_is_not_followed(place, store, hea
 @example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "one", "models:/")))])
 @example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "one", "models:/one/7")))])
 @example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "one", "models:/one@none")))])
+@example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "one", "MODELS:/none/7")))])
+@example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "one", "http://[")))])
+@example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "new", "", None, "fine")))])
+@example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "new", "", "fine", "../..")))])
+@example([records.StoreCall(calls.encode_call(calls.CreateVersion("pending-1", "new", "", "?", "fine")))])
 @settings(max_examples=350, suppress_health_check=list(HealthCheck))
 def test_records_that_lead_elsewhere_are_refused_and_the_rest_arrives(place, store, heavy, found) -> None:
     key = f"run{next(keys)}"
@@ -334,7 +339,7 @@ def test_records_that_lead_elsewhere_are_refused_and_the_rest_arrives(place, sto
         assert state.run_id is not None
         run = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_run(state.run_id)
         assert run.data.params["the last"] == "arrives"
-        assert (run.info.status, state.complete) == ("FINISHED", True), state
+        assert (run.info.status, state.complete) == ("FINISHED", True), state.last_error
 
 
 @given(

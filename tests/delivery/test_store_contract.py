@@ -180,7 +180,7 @@ class Calls:
         tags = {RECORD_TAG: "record", "task": "sentiment"}
         self.store.create_version(self.name, model=self.model, run_id=self.run, tags=tags)
         self.store.create_version_of_artifacts(self.name, run_id=self.run, place="folder/model", tags=tags)
-        self.store.create_version_of_artifacts(self.name, run_id=self.run, place="folder/model", tags={})
+        self.store.create_version_of_artifacts(self.name, run_id=self.run, place="folder/is it?/model", tags={})
         source = f"{self.store.run(self.run).artifact_uri}/folder/model"
         made = self.store.create_version_of_uri(self.name, source=source, run_id=self.run, tags={})
         self.store.delete_version(self.name, made.version)

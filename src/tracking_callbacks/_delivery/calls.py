@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -19,6 +20,8 @@ from tracking_callbacks._journal import calls
 from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.layout import JournalRoot, RunState
 from tracking_callbacks._journal.provisional import PENDING_VERSION
+from tracking_callbacks._values.names import artifact_place
+from tracking_callbacks.errors import InputError
 
 __all__ = ["CallDelivery"]
 
@@ -160,11 +163,12 @@ class CallDelivery:
     def _create_version(self, call: calls.CreateVersion) -> None:
         store, key, tags = self._store, call.version, call.tags | {RECORD_TAG: call.version}
         run_id = "" if call.run_id is None else self._run(call.run_id)
-        model_id = model_id_in(call.source) if call.place is None else ""
+        place = None if call.place is None else self._place(call)
+        model_id = model_id_in(call.source) if place is None else ""
 
         def create() -> StoredVersion:
-            if call.place is not None:
-                return store.create_version_of_artifacts(call.name, run_id=run_id, place=call.place, tags=tags)
+            if place is not None:
+                return store.create_version_of_artifacts(call.name, run_id=run_id, place=place, tags=tags)
             if model_id and call.source.startswith("models:/"):
                 model = store.get_model(self._id(model_id))
                 return store.create_version(call.name, model=model, run_id=run_id, tags=tags)
@@ -172,7 +176,7 @@ class CallDelivery:
 
         if model_id:
             self._id(model_id)  # before anything is created: it may not be there yet
-        elif call.place is None and call.source.startswith("models:"):
+        elif place is None and _is_model_uri(call.source):
             self._check_version(call.source)
         store.register_model(call.name)
         version = self._once.make(
@@ -185,6 +189,15 @@ class CallDelivery:
         if call.description:
             store.describe_version(call.name, version.version, call.description)
         self._state.made[key] = version.version
+
+    def _place(self, call: calls.CreateVersion) -> str:
+        """Return the folder among a run's artifacts that is the version's source."""
+        if call.run_id is None:
+            raise Refused(f"the version's source {call.place!r} is a folder of a run's artifacts, but no run is named")
+        try:
+            return str(artifact_place(call.place or "", "the version's source"))
+        except InputError as error:
+            raise Refused(str(error)) from error
 
     def _check_version(self, source: str) -> None:
         """Refuse a source that names no version of a model: MLflow answers it as a trouble that may pass."""
@@ -204,3 +217,11 @@ class CallDelivery:
         except (ValueError, TypeError, KeyError, AttributeError):
             return text
         return json.dumps(versions)
+
+
+def _is_model_uri(source: str) -> bool:
+    """Return whether MLflow takes `source` for one, as it does ``MODELS:/x``."""
+    try:
+        return urlsplit(source).scheme == "models"
+    except ValueError as error:  # http://[
+        raise Refused(f"the version's source {source[:200]!r} is no URI: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
 from tracking_callbacks._delivery.describing import deliver_descriptions
 from tracking_callbacks._delivery.failures import Refused, Transient
@@ -190,15 +190,13 @@ def _check_place(record: Artifact | Automatic | Drawing | Model) -> None:
     """Check what becomes part of a path or search in the store.
 
     Raises:
-        Refused: It leads out of the run's artifacts, or cannot be a path or key.
+        Refused: It leads out of the run's artifacts, or its record's key is none.
     """
     place = record.name if isinstance(record, Model) else record.artifact_path or ""
     try:
         artifact_place(place, "artifact_path")
     except InputError as error:
         raise Refused(str(error)) from error
-    if "\0" in place or PureWindowsPath(place).drive:
-        raise Refused(f"artifact_path: expected a path inside the run's artifacts, got {place!r}")
     if isinstance(record, Model) and not is_key(record.record_key):
         raise Refused(f"the model's record key {record.record_key[:200]!r} is not one")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 
 from tracking_callbacks.errors import ConfigError, InputError, InvalidNameError
 
@@ -63,10 +63,10 @@ def artifact_place(path: str, setting: str) -> PurePosixPath:
     """Return `path` as a path relative to the run's artifacts; `setting` names it in the error.
 
     Raises:
-        InputError: It is absolute or leads out of the run's artifacts.
+        InputError: It is absolute, leads out of the run's artifacts, or holds a NUL character.
     """
     place = PurePosixPath(str(path).replace("\\", "/"))
-    if place.is_absolute() or ".." in place.parts:
+    if place.is_absolute() or PureWindowsPath(place).drive or ".." in place.parts or "\0" in str(place):
         raise InputError(f"{setting}: expected a path inside the run's artifacts, got {str(path)!r}")
     return place
 

@@ -366,11 +366,12 @@ class MlflowStore(Store, DirectFiles):
             self._client().delete_model_version(name, version)
 
     def create_version_of_artifacts(self, name: str, *, run_id: str, place: str, tags: dict[str, str]) -> StoredVersion:
-        with translate_errors(self.shown_uri):
-            from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+        source = self.run(run_id).artifact_uri
+        if place != ".":
+            from mlflow.utils.uri import append_to_uri_path  # ``runs:/…`` would lose what follows a "?" or "#"
 
-            source = RunsArtifactRepository.get_underlying_uri(f"runs:/{run_id}/{place}", self._uri)
-            return self._create_version(name, source=source, run_id=run_id, tags=tags, model_id=None)
+            source = append_to_uri_path(source, place)  # type: ignore[no-untyped-call]
+        return self.create_version_of_uri(name, source=source, run_id=run_id, tags=tags)
 
     def create_version(self, name: str, *, model: StoredModel, run_id: str, tags: dict[str, str]) -> StoredVersion:
         source = f"models:/{model.model_id}"
