@@ -43,7 +43,7 @@ demo: $(READY) ## fine-tune a sentiment model, train a trading agent, load both 
 	$(BIN)/python examples/demo.py
 
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 fast: $(READY) ## run the pure and local tests: less than a minute
@@ -51,7 +51,7 @@ fast: $(READY) ## run the pure and local tests: less than a minute
 
 coverage: $(READY) ## measure which lines and branches the tests reach, child processes included
 	rm -f .coverage*
-	-$(BIN)/coverage run -m pytest -q -n 2 --dist worksteal -m "not alone" $(COVERED)
+	-$(BIN)/coverage run -m pytest -q -n 3 --dist worksteal -m "not alone" $(COVERED)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -68,7 +68,7 @@ $(RELEASE_READY): pyproject.toml $(LOCK)
 	@touch $@
 
 faults: $(READY) ## run the fault matrix alone: killed processes, broken servers, full disks
-	$(BIN)/python -m pytest tests/faults -n 2 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest tests/faults -n 3 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest tests/faults -m alone
 
 soak: $(READY) ## ten minutes of random kills, then count every point; 64 trainers at once; the large rows of the fault matrix
@@ -139,7 +139,7 @@ newest: ## run the tests on the newest version of everything, and say which vers
 	$(NEWEST)/bin/python -m pip install --quiet -c constraints.txt -e ".[all]" --group dev
 	@echo "newer than the lock:"
 	$(NEWEST)/bin/python scripts/lock.py --compare
-	$(NEWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not alone"
+	$(NEWEST)/bin/python -m pytest -n 3 --dist worksteal -m "not alone"
 	$(NEWEST)/bin/python -m pytest -m alone
 
 clean: ## remove the environments and caches

@@ -21,6 +21,7 @@ from tracking_callbacks import Delivery, MLflowTracker
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of torch that share a core wait for each other by spinning
 
 # A script's `make test &` ignores SIGINT, and so would every process that a test starts to interrupt it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -31,7 +32,11 @@ hypothesis.settings.load_profile("noisy machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need an MLflow server or processes of trainers, so that `make fast` can leave them out."""
+    """Mark the tests that need an MLflow server or processes of trainers, so that `make fast` can leave them out.
+
+    Those that mostly wait go first, on one of three workers. At the end, the others would wait with them.
+    """
+    items.sort(key=lambda item: item.path.name != "test_server.py")
     for item in items:
         if {"server", "forking_trainers"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("server")

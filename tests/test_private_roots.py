@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import uuid
 
 import pytest
 
 from tracking_callbacks import Delivery, MLflowTracker
+from tracking_callbacks._journal.layout import JournalRoot
 
 OTHER_USER = 65534
 
@@ -43,6 +46,28 @@ def test_a_root_of_another_user_is_not_used_and_neither_is_a_fallback_of_another
     assert run.journal.root.path.stat().st_mode & 0o777 == 0o700
     assert not any(list(root.iterdir()) for root in roots)
     assert caplog.text.count(f"it belongs to user {OTHER_USER}") == 2
+
+
+def test_a_root_stays_usable_while_delivery_removes_folders_of_runs(tmp_path) -> None:
+    root, stop = JournalRoot(tmp_path / "root"), threading.Event()
+    root.prepare()
+
+    def come_and_go() -> None:
+        folders = [root.path / uuid.uuid4().hex for _ in range(50)]
+        while not stop.is_set():
+            for folder in folders:
+                folder.mkdir()
+            for folder in folders:
+                folder.rmdir()
+
+    delivery = threading.Thread(target=come_and_go)
+    delivery.start()
+    try:
+        for _ in range(300):
+            root.prepare()
+    finally:
+        stop.set()
+        delivery.join()
 
 
 @pytest.mark.parametrize("spoiled", ["root", "run"])

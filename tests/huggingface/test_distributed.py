@@ -38,8 +38,10 @@ callback = MLflowTrainerCallback(registered_model_name=name, aliases=["champion"
 class Children(TrainerCallback):
     seen = 0
     def on_step_end(self, args, state, control, **kwargs):
-        lines = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
-        self.seen = max(self.seen, sum("_delivery/__main__.py" in line for line in lines))
+        below = psutil.Process().children(recursive=True)
+        found = {child.pid: child.ppid() for child in below if "_delivery/__main__.py" in " ".join(child.cmdline())}
+        # A process that delivery is just starting has delivery's command line until it has its own.
+        self.seen = max(self.seen, sum(parent not in found for parent in found.values()))
 
 children = Children()
 trainer = Trainer(

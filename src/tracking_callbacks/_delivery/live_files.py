@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import time
 from pathlib import Path
@@ -90,7 +91,8 @@ class LiveFiles:
             live = inside(self._folder.path, f"live/{session}")
         except OutsideError:
             return []
-        return sorted(live.rglob("*"))
+        # os.walk passes over a folder that its writer removes meanwhile; rglob raises.
+        return sorted(Path(folder, name) for folder, _, names in os.walk(live) for name in names)
 
     def _unsent(self, session: str) -> list[Path]:
         return [path for path in self._files(session) if path not in self._refused and self._grew(path)]

@@ -295,6 +295,8 @@ class JournalRoot:
         for folder in self.runs():
             try:
                 check_private(folder.path)
+            except FileNotFoundError:  # delivery has removed it just now
+                continue
             except PermissionError:
                 if folder.journals():  # else it is no run's
                     raise

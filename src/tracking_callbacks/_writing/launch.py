@@ -167,8 +167,9 @@ def _spawn(
         environment[REGISTRY_URI_VARIABLE] = registry_uri
     working_folder = Path(assignment.store.working_folder)
     log = root / "delivery.log"
-    if log.exists() and log.stat().st_size > _LOG_LIMIT:
-        os.replace(log, log.with_suffix(".log.1"))
+    with contextlib.suppress(FileNotFoundError):  # there is none, or another process has just replaced it
+        if log.stat().st_size > _LOG_LIMIT:
+            os.replace(log, log.with_suffix(".log.1"))
     with open(log, "ab") as output:
         # -P: a user's mlflow.py in the working folder must not shadow MLflow. No preexec_fn: it rules out vfork, which
         # cost a trainer of 3.7 GB 154 ms.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -143,7 +144,8 @@ class _Follower:
 
     def lines(self) -> Iterator[str]:
         """Yield the new lines: those of the log, then a line for each step."""
-        for log in sorted((self._folder.path / "live").rglob("*.log")):
+        live = os.walk(self._folder.path / "live")  # unlike rglob, it does not mind that delivery removes the folder
+        for log in sorted(Path(folder, name) for folder, _, names in live for name in names if name.endswith(".log")):
             yield from self._log_lines(log)
         for journal in self._folder.journals():
             with contextlib.suppress(FileNotFoundError):  # it has just been delivered

@@ -37,10 +37,11 @@ class OptunaCallback:
     """Tracks a study: one run for it, and one nested in that for each of its trials.
 
     A trial's run has its params, their distributions, its values and intermediate values, and its status: FINISHED,
-    KILLED if it was pruned, FAILED with the traceback if its objective raised an exception. If a callback of this
-    package trains within the objective, its run is the trial's. The study's run has the best trial so far, the table of
-    all trials, and pictures of its history and of what its params contribute. Processes that share a storage share the
-    study's run; they need one journal root, or one machine.
+    KILLED if it was pruned, FAILED with the traceback if its objective raised an exception. (Optuna gives none of
+    an exception that ``catch`` names.) If a callback of this package trains within the objective, its run is the
+    trial's. The study's run has the best trial so far, the table of all trials, and pictures of its history and of what
+    its params contribute. Processes that share a storage share the study's run; they need one journal root, or one
+    machine.
 
     No hook says that a study is over. With ``n_jobs=1`` its run ends with ``study.optimize``, otherwise with the
     program, and goes on with the next trial.
