@@ -126,7 +126,7 @@ def drain_at_exit(journals: Sequence[RunJournal]) -> None:
 
 def _remaining(reports: Sequence[DeliveryReport]) -> str:
     pending = sum(report.pending for report in reports)
-    return f"{pending} records" if pending else "the end of the run"
+    return f"{pending} record{'s' * (pending > 1)}" if pending else "the end of the run"
 
 
 def _reason(reports: Sequence[DeliveryReport]) -> str:

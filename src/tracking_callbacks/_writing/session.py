@@ -379,8 +379,8 @@ class RunJournal:
             self._warned = True
             kept = self._rejected_files()
             logger.warning(
-                "the store refused %d entries; rejected.jsonl among the artifacts says why%s",
-                *(refused, f", and {kept} keeps their files" if kept else ""),
+                "the store refused %d %s; rejected.jsonl among the artifacts says why%s",
+                *(refused, "entry" if refused == 1 else "entries", f", and {kept} keeps their files" if kept else ""),
             )
 
     def _elapsed_ms(self) -> int:

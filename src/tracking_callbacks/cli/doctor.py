@@ -152,7 +152,9 @@ def _look_at_root(settings: Settings) -> Iterator[Finding]:
     left = [run for run in runs if run.left and not run.in_good_hands]
     if left:
         why = next((run.last_error for run in left if run.last_error), "no process delivers them")
-        yield Finding("journal root", _BAD, f"{count_text(len(left), 'run')} wait: {why}", "tracking-callbacks sync")
+        yield Finding(
+            "journal root", _BAD, f"{count_text(len(left), 'run waits', 'runs wait')}: {why}", "tracking-callbacks sync"
+        )
     elif runs:
         yield Finding("journal root", _GOOD, f"{count_text(len(runs), 'run is', 'runs are')} being delivered")
 

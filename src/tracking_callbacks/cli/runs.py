@@ -18,7 +18,7 @@ from tracking_callbacks._journal.frames import read_chunk
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder
 from tracking_callbacks._journal.pending import PendingRun, pending_run, pending_runs
 from tracking_callbacks._journal.records import Metrics, RunEnded
-from tracking_callbacks.cli.common import AS_JSON, roots_at
+from tracking_callbacks.cli.common import AS_JSON, count_text, roots_at
 from tracking_callbacks.cli.delivering import RunRow
 
 __all__ = ["RunDetails", "show", "tail"]
@@ -91,11 +91,12 @@ def show(run: str | None, journal: Path | None, as_json: bool) -> None:
     click.echo(f"  started    {details.started}")
     click.echo(f"  run id     {row.run_id or 'not known yet'}")
     click.echo(f"  store      {row.store}, experiment {row.experiment}")
-    click.echo(f"  delivery   {row.delivery}, {row.pending} records pending")
+    click.echo(f"  delivery   {row.delivery}, {count_text(row.pending, 'record')} pending")
     for what, text in (("error", details.error), ("delivery's last error", row.last_error)):
         if text:
             click.echo(f"  {what}: {text}")
-    click.echo(f"  {details.params} params, {details.points} points of {len(details.metrics)} metrics")
+    points = f"{count_text(details.points, 'point')} of {count_text(len(details.metrics), 'metric')}"
+    click.echo(f"  {count_text(details.params, 'param')}, {points}")
     width = max((len(name) for name in details.metrics), default=0)
     for name, (step, value) in list(details.metrics.items())[:_SHOWN_METRICS]:
         figure = value if isinstance(value, str) else f"{value:.6g}"
