@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of torch that share a core wait for each other by spinning
+
+# What `mlflow.set_tracking_uri` and our own client's store set for their process.
+MLFLOW_URIS = {
+    "mlflow.tracking._tracking_service.utils": "_tracking_uri",
+    "mlflow.tracking._model_registry.utils": "_registry_uri",
+}
 
 # A script's `make test &` ignores SIGINT, and so would every process that a test starts to interrupt it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -53,11 +60,14 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 @pytest.fixture(autouse=True)
 def clean_environment(no_leaks: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Hide the developer's environment variables from each test, and run it in its own folder."""
+    """Hide the developer's environment variables and the URIs of other tests, and run each test in its own folder."""
     for name in list(os.environ):
         if name.startswith(("MLFLOW_", "TRACKING_CALLBACKS_")) and name != "MLFLOW_DISABLE_TELEMETRY":
             monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    for module, uri in MLFLOW_URIS.items():
+        if module in sys.modules:
+            monkeypatch.setattr(sys.modules[module], uri, None)
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.chdir(tmp_path)
 

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mlflow.tracking._model_registry import utils as registry_utils
-from mlflow.tracking._tracking_service import utils as tracking_utils
 
 from processes import free_port
 from tracking_callbacks._delivery.failures import Blocked, DeliveryError, Refused, Transient
@@ -62,9 +60,6 @@ def failure(uri: str, monkeypatch: pytest.MonkeyPatch) -> DeliveryError:
     monkeypatch.setenv(REQUEST_TIMEOUT_VARIABLE, "1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", uri)
-    # The store also sets MLflow's own global URIs, which must not stay for the next test.
-    monkeypatch.setattr(tracking_utils, "_tracking_uri", None)
-    monkeypatch.setattr(registry_utils, "_registry_uri", None)
     with pytest.raises(DeliveryError) as raised:
         MlflowStore(uri).run("0" * 32)
     return raised.value

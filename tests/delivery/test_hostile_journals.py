@@ -160,11 +160,6 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture
 def store(place: Path, monkeypatch) -> Iterator[MlflowStore]:
     """The local store; what it sets in this process is set back."""
-    import mlflow.tracking._model_registry.utils as registry
-    import mlflow.tracking._tracking_service.utils as tracking
-
-    monkeypatch.setattr(tracking, "_tracking_uri", None)
-    monkeypatch.setattr(registry, "_registry_uri", None)
     monkeypatch.chdir(place)
     before = dict(os.environ)
     uri = f"sqlite:///{place}/mlflow.db"

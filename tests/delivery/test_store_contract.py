@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from mlflow.tracking._model_registry import utils as registry_utils
-from mlflow.tracking._tracking_service import utils as tracking_utils
 
 from tracking_callbacks._delivery.batches import Batch, Point
 from tracking_callbacks._delivery.failures import DeliveryError, Refused
@@ -268,8 +266,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_both_stores_leave_the_same_in_the_server(server, client, folder, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(tracking_utils, "_tracking_uri", None)  # the client's store sets these for its process
-    monkeypatch.setattr(registry_utils, "_registry_uri", None)
     for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
         monkeypatch.setenv(name, "30")
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
