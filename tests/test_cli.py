@@ -151,6 +151,25 @@ def test_sync_delivers_for_a_living_trainer_whose_delivery_process_died(server, 
     assert {run.info.run_name for run in runs} == {"ended", "open"}
 
 
+def test_a_delivery_process_takes_back_what_a_sync_could_not_deliver(server, client, tmp_path) -> None:
+    with running_proxy(server.uri) as proxy:
+        proxy.refuse()
+        left_behind = OFFLINE.replace("offline=True", "flush_timeout=0.1")
+        run_script(left_behind.format(uri=proxy.uri, experiment=tmp_path.name, then="pass"), cwd=tmp_path)
+        wait_for(lambda: "connection refused" in command("status", cwd=tmp_path).stdout, "delivery fails")
+        synced = command("sync", "--stall-timeout", "3", cwd=tmp_path)
+        log = (tmp_path / ".tracking_callbacks" / "delivery.log").read_text()
+        wait_for(lambda: "under way" in command("status", cwd=tmp_path).stdout, "the first process takes the run back")
+        proxy.accept()
+        wait_for(lambda: command("status", cwd=tmp_path).returncode == 0, "the first process delivers", 60)
+
+    assert synced.returncode == 1
+    assert "left to a sync" in log
+    (run,) = client.search_runs([client.get_experiment_by_name(tmp_path.name).experiment_id])
+    assert run.info.status == "FINISHED"
+    assert len(client.get_metric_history(run.info.run_id, "loss")) == 100
+
+
 def basic(password: str) -> str:
     return "Basic " + base64.b64encode(f"me:{password}".encode()).decode()
 

@@ -372,6 +372,12 @@ class TestBadInput:
         with pytest.raises(InputError, match="MLmodel"):
             run.log_model(tmp_path)
 
+    def test_a_picture_of_no_known_kind_or_without_its_data(self, run: Run) -> None:
+        with pytest.raises(InputError, match=r"kind: expected one of learning_curves, .*, got 'nonsense'"):
+            run.draw("nonsense")
+        with pytest.raises(InputError, match="data: expected what confusion_matrix is drawn from"):
+            run.draw("confusion_matrix")
+
     def test_a_joined_run_that_is_not_named_once(self, tracker: MLflowTracker) -> None:
         with pytest.raises(InputError, match="run_key or run_id"):
             tracker.join_node()

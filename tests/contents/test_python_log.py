@@ -20,7 +20,9 @@ def log(tmp_path: Path):
 
 
 def lines(tmp_path: Path) -> list[str]:
-    return (tmp_path / "live" / "train.log").read_text().splitlines()
+    """Return the lines, without what threads of earlier tests say of their delivery."""
+    written = (tmp_path / "live" / "train.log").read_text().splitlines()
+    return [line for line in written if " tracking_callbacks." not in line]
 
 
 def test_the_users_handlers_levels_and_factory_stay_unchanged(tmp_path) -> None:
@@ -49,6 +51,15 @@ def test_loggers_that_do_not_propagate_are_recorded_at_their_own_level(log, tmp_
     assert "Traceback" in written[2]
     assert written[-1] == "ValueError: api_key=***"
     assert not any("below" in line for line in written)
+
+
+def test_what_a_notebooks_kernel_logs_is_left_out(log, tmp_path) -> None:
+    kernel = logging.getLogger("IPKernelApp")
+    kernel.setLevel(logging.DEBUG)  # as ipykernel 7 does
+    kernel.debug("Content: {'code': 'a cell'}")
+    logging.getLogger("mine").warning("heard")
+
+    assert [line[24:] for line in lines(tmp_path)] == ["WARNING mine: heard"]
 
 
 def test_a_factory_that_the_user_installs_over_ours_stays(tmp_path) -> None:

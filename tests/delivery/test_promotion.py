@@ -154,8 +154,14 @@ def test_the_figure_is_that_of_the_models_own_step(registry: Registry) -> None:
     unknown = registry.register(math.nan)
 
     assert registry.holder() == "1"
-    assert registry.outcome(late) == "not compared: eval/f1 has no value at step 2, which the model is of"
-    assert registry.outcome(unknown) == "not compared: eval/f1 is not a number at step 3, which the model is of"
+    assert registry.outcome(late) == "not compared: the run has no eval/f1 at step 2, the step of the model"
+    assert registry.outcome(unknown) == "not compared: eval/f1 is not a number at step 3, the step of the model"
+
+
+def test_a_metric_that_is_spelt_otherwise_is_named(registry: Registry) -> None:
+    version = registry.register(0.8, Promotion("champion", by="eval_F1"))
+
+    assert registry.outcome(version).endswith("the run has no eval_F1 at step 3, the step of the model; it has eval/f1")
 
 
 def test_an_evaluation_after_training_counts(registry: Registry) -> None:

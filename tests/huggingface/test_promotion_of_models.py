@@ -57,7 +57,7 @@ def test_an_evaluation_after_training_decides_where_training_had_none(
     trainer.train()
     assert finished_run(callback).report().complete
     outcome = client.get_model_version(name, "1").tags["tracking_callbacks.promotion.outcome"]
-    assert outcome.startswith("not compared: eval/loss has no value at step")
+    assert outcome.startswith("not compared: the run has no eval/loss at step")
     trainer.evaluate()
     assert finished_run(callback).report().complete
 

@@ -351,6 +351,11 @@ def test_a_log_model_choice_that_does_not_suit_the_model_raises_before_the_first
         ({"registered_model_name": "m", "aliases": ["latest"]}, "reserved"),
         ({"aliases": ["champion"]}, "need a registered_model_name"),
         ({"registered_model_name": "a/b"}, "registered_model_name"),
+        (
+            {"tracker": "team.yaml"},
+            r"tracker: expected an MLflowTracker or None, got 'team.yaml'; .*\(config='team.yaml'",
+        ),
+        ({"tracker": MLflowTracker}, "tracker: expected an MLflowTracker or None, got the class"),
     ],
 )
 def test_wrong_configuration_raises_at_construction(arguments: dict[str, Any], message: str) -> None:

@@ -377,6 +377,7 @@ def test_a_tracker_that_cannot_be_built_is_an_error_before_the_first_step(monkey
         ({"registered_model_name": "a/b"}, "registered_model_name"),
         ({"registered_model_name": "agent", "aliases": ["v1"]}, "aliases"),
         ({"aliases": ["champion"]}, "aliases"),
+        ({"tracker": "team.yaml"}, "tracker"),
     ],
 )
 def test_wrong_configuration_is_refused_at_construction(arguments: dict[str, Any], named: str) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -19,9 +20,10 @@ from tracking_callbacks._runs.exits import is_pruned
 from tracking_callbacks._runs.run import Run, active_runs
 from tracking_callbacks._runs.tracker import MLflowTracker
 from tracking_callbacks._writing.guard import never_in_the_way
+from tracking_callbacks.errors import ConfigError
 from tracking_callbacks.settings import Settings, is_switched_on
 
-__all__ = ["CallbackRun", "run_key_from", "run_reference"]
+__all__ = ["CallbackRun", "check_tracker", "run_key_from", "run_reference"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +106,20 @@ class _UsersRun:
     began: int = 0
 
 
+def check_tracker(tracker: MLflowTracker | None) -> MLflowTracker | None:
+    """Return `tracker` unchanged.
+
+    Raises:
+        ConfigError: It is no tracker, but for example the path of a config file.
+    """
+    if tracker is None or isinstance(tracker, MLflowTracker):
+        return tracker
+    got = "the class" if tracker is MLflowTracker else repr(tracker)[:200]
+    if isinstance(tracker, str | Path):
+        got += f"; a config file goes into MLflowTracker(config={str(tracker)!r})"
+    raise ConfigError(f"tracker: expected an MLflowTracker or None, got {got}", setting="tracker")
+
+
 class CallbackRun:
     """The run of one callback: found or started at the first training event, ended when training ends.
 
@@ -143,7 +159,7 @@ class CallbackRun:
         wind_up: Callable[[], object] | None = None,
         keep_model: Callable[[BaseException], object] | None = None,
     ) -> None:
-        self.tracker = tracker
+        self.tracker = check_tracker(tracker)
         self.run: Run | None = None
         self.training = False
         self.search: Run | None = None

@@ -26,6 +26,9 @@ MAX_LOG_BYTES = 4_000_000
 _NAME = "train.log"
 _NAME_BEFORE = "train.1.log"
 _PROBE = "tracking_callbacks.probe"
+# Loggers that say nothing about training: ipykernel 7 logs each message to a notebook's kernel, with the code of the
+# cell, and MLflow warns of the type hints of its own classes when it is imported.
+_NOISE = ("IPKernelApp", "traitlets", "mlflow.types.type_hints")
 _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
@@ -117,7 +120,8 @@ class _RecordFactory:
         record: logging.LogRecord = self._wrapped(*args, **kwargs)
         if record.name == _PROBE:
             self._probed.reached = True
-        elif record.name:  # makeLogRecord asks for an empty one, to fill in what another process has logged
+        # makeLogRecord asks for a record without a name, to fill in what another process has logged.
+        elif record.name and not record.name.startswith(_NOISE):
             for log in self._logs:
                 log.take(record)
         return record

@@ -102,6 +102,7 @@ class DeliveryProcess:
         self._progress = progress
         self._elsewhere: dict[str, int] = {}
         self._takeovers: dict[str, FileLock] = {}
+        self._handed_over: set[str] = set()
         self._lead = Lead(root, assignment.store)
         self._caught_up: set[str] = set()
         self._root_written = 0
@@ -146,7 +147,7 @@ class DeliveryProcess:
         self._lead.release()
         if not self._owner_watch.alive():
             self._root.remove_scratch()
-        logger.info("delivery ends with %d runs left", len(self._drains))
+        logger.info("delivery ends; runs left: %d", len(self._drains))
 
     def _step_points(self, loaded: Future[None]) -> bool:
         loaded.result()  # raises what has kept MLflow from being imported
@@ -238,7 +239,7 @@ class DeliveryProcess:
             if not leads:
                 return self._leave(folder)
             if not self._syncs and is_held(folder.takeover_lock):
-                return False
+                return folder.run_key in self._handed_over
         folder.remove_planted()
         lock = FileLock(folder.drain_lock, blocking=False)
         try:
@@ -274,7 +275,7 @@ class DeliveryProcess:
         A ``sync`` does not wait for a delivery process whose trainer lives, because it may go on for days.
         """
         if not self._syncs:
-            return self._lead.shared and self._is_of_owner(folder)
+            return folder.run_key in self._handed_over or (self._lead.shared and self._is_of_owner(folder))
         if (state := folder.read_state()) is not None and state.last_error:
             self._ask_for(folder)
             return True
@@ -298,10 +299,14 @@ class DeliveryProcess:
                 self._takeovers[folder.run_key] = lock
 
     def _hand_over(self) -> None:
-        """Leave the runs that we cannot deliver to a ``sync`` that asks for them; it may have better credentials."""
+        """Leave the runs that we cannot deliver to a ``sync`` that asks for them; it may have better credentials.
+
+        We take back what it has not delivered when it ends.
+        """
         for run_key, (drain, lock) in list(self._drains.items()):
             if not self._syncs and drain.state.last_error and is_held(drain.folder.takeover_lock) and drain.release():
                 logger.info("run %s: left to a sync", run_key)
+                self._handed_over.add(run_key)
                 self._drop(run_key, lock)
 
     def _drop(self, run_key: str, lock: FileLock) -> None:

@@ -101,9 +101,7 @@ def deliver_promotion(store: Store, once: Once, run_id: str, record: Promote, st
         promotion = state.promotions[record.record_key] = PromotionState()
     mine = Contender(version, _figure_of_run(store, run_id, record), record.data)
     if mine.figure is None or math.isnan(mine.figure):
-        at_step = "" if record.step is None else f" at step {record.step}, which the model is of"
-        missing = "is not a number" if mine.figure is not None else "has no value"
-        _conclude(store, record, mine, promotion, f"not compared: {record.by} {missing}{at_step}")
+        _conclude(store, record, mine, promotion, f"not compared: {_missing(store, run_id, record, mine)}")
         return
     store.tag_version(record.name, version, _tags(record, mine) | {OUTCOME_TAG: _PENDING})
     winner, over = _settle(store, once, record, mine, promotion)
@@ -113,6 +111,20 @@ def deliver_promotion(store: Store, once: Once, run_id: str, record: Promote, st
         store.set_alias(record.name, record.challenger, beaten.version)
     # Last, because a comparison with an outcome is begun anew, and would not know any more who held the alias.
     _conclude(store, record, mine, promotion, _outcome(record, mine, winner, over))
+
+
+def _missing(store: Store, run_id: str, record: Promote, mine: Contender) -> str:
+    """Return why there is nothing to compare, with the metric that the user may have meant (``eval_F1``)."""
+    at_step = "" if record.step is None else f" at step {record.step}, the step of the model"
+    if mine.figure is not None:
+        return f"{record.by} is not a number{at_step}"
+    names = {point.key for point in store.run(run_id).metrics} - {record.by}
+    like = [name for name in sorted(names) if _letters(name) == _letters(record.by)]
+    return f"the run has no {record.by}{at_step}" + (f"; it has {like[0]}" if like else "")
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).casefold()
 
 
 def _settle(

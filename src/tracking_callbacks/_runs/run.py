@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from tracking_callbacks._contents.datasets import describe_dataset, table_text
 from tracking_callbacks._contents.documents import document_text
@@ -435,8 +435,12 @@ class Run:
                 ``periods_per_year``.
 
         Raises:
-            InputError: `artifact_path` leaves the run's artifacts.
+            InputError: There is no such `kind`, it needs `data`, or `artifact_path` leaves the run's artifacts.
         """
+        if kind not in (kinds := get_args(records.DrawingKind)):
+            raise InputError(f"kind: expected one of {', '.join(kinds)}, got {kind!r}")
+        if data is None and kind != "learning_curves":
+            raise InputError(f"data: expected what {kind} is drawn from, got None")
         if not self.settings.record.pictures:
             return
         place = str(artifact_place(artifact_path, "artifact_path"))

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tracking_callbacks._callbacks.callback_run import CallbackRun
+from tracking_callbacks._callbacks.callback_run import CallbackRun, check_tracker
 from tracking_callbacks._callbacks.description import (
     evaluation_folder,
     framework_tags,
@@ -100,7 +100,7 @@ class MLflowTrainerCallback(TrainerCallback):
             as ``save_total_limit`` says, the best one always.
 
     Raises:
-        ConfigError: `log_model`, `registered_model_name`, `aliases` or `promote` cannot be used. That `log_model` does
+        ConfigError: An argument is invalid; the message names it and says what was expected. That `log_model` does
             not suit the model is raised at the start of training, before the first step.
     """
 
@@ -136,7 +136,7 @@ class MLflowTrainerCallback(TrainerCallback):
                 f"log_checkpoints: expected True, False or 'models', got {log_checkpoints!r}", setting="log_checkpoints"
             )
         self.log_checkpoints = log_checkpoints or is_switched_on(LOG_CHECKPOINTS_VARIABLE)
-        self._tracker = tracker
+        self._tracker = check_tracker(tracker)
         self._run_name = run_name
         self._tags = dict(tags or {})
         self._callback_run: CallbackRun | None = None
