@@ -207,6 +207,20 @@ def test_credentials_in_the_uri_are_written_nowhere(server, tmp_path) -> None:
     assert "***@127.0.0.1" in done.stdout
 
 
+def test_a_run_id_that_the_store_does_not_know_is_named_and_the_exit_does_not_wait_for_it(server, tmp_path) -> None:
+    code = f"""
+        from tracking_callbacks import MLflowTracker
+        with MLflowTracker().start_run(run_id="{"0" * 32}") as run:
+            run.log_metrics({{"loss": 1.0}})
+    """
+    done = run_script(code, cwd=tmp_path, env={"MLFLOW_TRACKING_URI": server.uri})
+
+    assert f"the store has no run '{'0' * 32}', which run_id or MLFLOW_RUN_ID names" in done.stderr
+    assert "not delivered after" in done.stderr
+    assert "after 60 s" not in done.stderr
+    assert done.stderr.count("delivering for at most 60 s") <= 1
+
+
 def test_the_training_process_never_imports_mlflow_to_log(server, tmp_path) -> None:
     env = {"MLFLOW_TRACKING_URI": server.uri, "MLFLOW_EXPERIMENT_NAME": tmp_path.name}
     done = run_script(train("print(sorted(m for m in sys.modules if m == 'mlflow'))"), cwd=tmp_path, env=env)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tracking_callbacks._delivery.failures import NotYetVisible
+from tracking_callbacks._delivery.failures import Blocked, NotYetVisible, Refused
 from tracking_callbacks._delivery.once import Once
 from tracking_callbacks._delivery.stores.store import RUN_KEY_TAG, SESSION_TAG, Store
 from tracking_callbacks._journal.layout import JournalRoot, RunState
@@ -36,7 +36,13 @@ class RunResolver:
             return
         if opened.run_id is not None or opened.intent == "join":
             run_id = self._joined_id(opened) if opened.run_id is None else known_id(self._root, opened.run_id)
-            state.experiment_id = str(self._store.run(run_id).experiment_id)
+            try:
+                state.experiment_id = str(self._store.run(run_id).experiment_id)
+            except Refused as error:
+                raise Blocked(
+                    f"the store has no run {run_id!r}, which run_id or MLFLOW_RUN_ID names: it is wrong, or the run "
+                    f"is in another store ({error})"
+                ) from error
             state.run_id = run_id
             return
         if state.experiment_id is None:

@@ -22,10 +22,14 @@ _QUIET_SECONDS = 2.0
 _LINE_SECONDS = 5.0
 
 
-def wait_for_delivery(journals: Sequence[RunJournal], timeout: float) -> list[DeliveryReport]:
-    """Wait at most `timeout` seconds until everything in `journals` is delivered, and return their reports."""
+def wait_for_delivery(journals: Sequence[RunJournal], timeout: float, *, at_exit: bool = False) -> list[DeliveryReport]:
+    """Wait at most `timeout` seconds until everything in `journals` is delivered, and return their reports.
+
+    At the exit of the interpreter, the wait ends where a person must act first.
+    """
     started = time.monotonic()
     next_line = started + _QUIET_SECONDS
+    last_line = ""
     while True:
         reports = [journal.report() for journal in journals]
         now = time.monotonic()
@@ -33,16 +37,19 @@ def wait_for_delivery(journals: Sequence[RunJournal], timeout: float) -> list[De
             for journal in journals:
                 journal.warn_if_blocked()  # a short training run ends before it could have warned
             break
-        if now - started >= timeout:
+        waited = now - started
+        if waited >= timeout or (at_exit and waited >= _QUIET_SECONDS and _all_blocked(journals)):
             for journal in journals:
-                journal.waited += timeout
-            _print_line(f"{_remaining(reports)} not delivered after {timeout:.0f} s{_reason(reports)}")
+                journal.waited += waited
+            _print_line(f"{_remaining(reports)} not delivered after {waited:.0f} s{_reason(reports)}")
             break
         for journal in journals:
             journal.ensure_delivery()
         if now >= next_line:
-            _print_line(f"delivering, {_remaining(reports)} left{_reason(reports)}")
-            next_line = now + _LINE_SECONDS
+            line = f"delivering for at most {timeout:.0f} s, {_remaining(reports)} left{_reason(reports)}"
+            if line != last_line:
+                _print_line(line)
+            next_line, last_line = now + _LINE_SECONDS, line
         time.sleep(_POLL_SECONDS)
     return reports
 
@@ -115,13 +122,17 @@ def drain_at_exit(journals: Sequence[RunJournal]) -> None:
     waiting = [journal for journal in journals if not journal.offline and not journal.report().complete]
     if waiting:
         timeout = max(journal.flush_timeout - journal.waited for journal in waiting)
-        reports = wait_for_delivery(waiting, max(timeout, 0.0))
+        reports = wait_for_delivery(waiting, max(timeout, 0.0), at_exit=True)
         if not all(report.complete for report in reports):
             _print_line(
                 f"delivery goes on in the background; if this machine stops before it ends, "
                 f"'tracking-callbacks sync {waiting[0].root.path}' will finish it"
             )
     detach_all()
+
+
+def _all_blocked(journals: Sequence[RunJournal]) -> bool:
+    return all(journal.report().complete or journal.state().blocked for journal in journals)
 
 
 def _remaining(reports: Sequence[DeliveryReport]) -> str:
