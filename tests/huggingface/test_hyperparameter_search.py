@@ -91,7 +91,7 @@ def test_a_search_is_a_run_with_a_nested_run_for_each_trial(
     runs = {run.info.run_name: run for run in runs_of(client, tracker) if run.info.run_id != ordinary.run_id}
     wait_for(lambda: client.get_run(runs["the search"].info.run_id).info.status == "FINISHED", "the search ends")
 
-    parent, trials = runs.pop("the search"), [runs[f"trial-{number}"] for number in range(4)]
+    parent, trials = runs.pop("the search"), [runs[f"trial {number}"] for number in range(4)]
     assert len(runs) == 4
     assert [run.info.status for run in trials] == ["FINISHED", "KILLED", "FAILED", "FINISHED"]
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}

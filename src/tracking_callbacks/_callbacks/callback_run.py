@@ -230,7 +230,7 @@ class CallbackRun:
         self._close_interrupted()
         if self.search is None:
             evaluated = None if self._trained else self.run
-            self.search = evaluated or self._join_or_start()
+            self.search = evaluated or self._join_or_start(self.run_name or "search")
             self.search.status_at_exit = "FINISHED"  # no hook says that a search is over
         if (call := current_call()) is not None:
             call.on_end(self._on_call_end)

@@ -333,7 +333,7 @@ class MLflowTrainerCallback(TrainerCallback):
 
     def _begin_trial(self, callback_run: CallbackRun, args: TrainingArguments, state: TrainerState) -> Run:
         number = 0 if callback_run.search is None else self._trials
-        run, search = callback_run.begin_trial(state.trial_name or f"trial-{number}")
+        run, search = callback_run.begin_trial(state.trial_name or f"trial {number}")
         if number == 0:
             tag_framework(search, "transformers")
             log_description(search, describe_search(args, varied=state.trial_params or {}))
