@@ -35,7 +35,9 @@ def command(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> su
 
 
 def test_offline_runs_are_shown_and_synced(server, client, tmp_path) -> None:
-    run_script(OFFLINE.format(uri=server.uri, experiment=tmp_path.name, then="pass"), cwd=tmp_path)
+    trained = run_script(OFFLINE.format(uri=server.uri, experiment=tmp_path.name, then="pass"), cwd=tmp_path)
+    root = tmp_path / ".tracking_callbacks"
+    assert f"logged offline is in {root}; 'tracking-callbacks sync {root}' delivers it" in trained.stderr
     before = command("status", cwd=tmp_path)
     synced = command("sync", cwd=tmp_path)
     after = command("status", str(tmp_path), cwd=tmp_path.parent)

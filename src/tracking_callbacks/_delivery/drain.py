@@ -453,7 +453,7 @@ class RunDrain:
         try:
             worked = step()
         except NotYetVisible as error:
-            self._show_error(str(error))
+            self._show_error(str(error), level=logging.INFO)
             backoff.wait(_LOOK_SECONDS)
             return False
         except DeliveryError as error:
@@ -471,11 +471,11 @@ class RunDrain:
             self._show_error("")
         return worked
 
-    def _show_error(self, message: str, *, blocked: bool = False) -> None:
+    def _show_error(self, message: str, *, blocked: bool = False, level: int = logging.WARNING) -> None:
         if message == self.state.last_error:
             return
         if message:
-            logger.warning("run %s: %s", self.state.run_id or self.folder.run_key, message)
+            logger.log(level, "run %s: %s", self.state.run_id or self.folder.run_key, message)
         self.state.last_error = message
         self.state.blocked = blocked
         self._save()

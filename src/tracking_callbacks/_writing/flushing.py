@@ -118,7 +118,10 @@ def outlast_supervisor(journal: RunJournal, timeout: float) -> None:
 
 
 def drain_at_exit(journals: Sequence[RunJournal]) -> None:
-    """Wait for the delivery of all journals that are not offline, then let the delivery process go on by itself."""
+    """Wait for the delivery of all journals that are not offline, then let the delivery process go on by itself.
+
+    Of those that are offline, it is said where they are.
+    """
     waiting = [journal for journal in journals if not journal.offline and not journal.report().complete]
     if waiting:
         timeout = max(journal.flush_timeout - journal.waited for journal in waiting)
@@ -128,6 +131,9 @@ def drain_at_exit(journals: Sequence[RunJournal]) -> None:
                 f"delivery goes on in the background; if this machine stops before it ends, "
                 f"'tracking-callbacks sync {waiting[0].root.path}' will finish it"
             )
+    offline = [journal for journal in journals if journal.offline and not journal.report().complete]
+    for root in sorted({str(journal.root.path) for journal in offline}):
+        _print_line(f"what was logged offline is in {root}; 'tracking-callbacks sync {root}' delivers it")
     detach_all()
 
 
