@@ -105,16 +105,42 @@ def test_a_malformed_uri_is_named_without_its_password(uri, expected) -> None:
     [
         ("tracking_url: http://x", "unknown key 'tracking_url'; expected one of: .*tracking_uri"),
         ("tracking_uri: 5", "tracking_uri: expected a text"),
-        ("delivery: {flush_timeout: soon}", "flush_timeout: expected a number of seconds"),
-        ("delivery: {offline: 'yes'}", "offline: expected true or false"),
+        ("delivery: {flush_timeout: soon}", "delivery.flush_timeout: expected a number of seconds"),
+        ("delivery: {offline: 'yes'}", "delivery.offline: expected true or false"),
         ("tags: [a]", "tags: expected a mapping"),
         ("- a\n- b", "expected keys and values, got list"),
         ("a: [", "expected YAML"),
-        ("default_experiment_name: a\nexperiment_name: b", "a second time"),
+        ("default_experiment_name: a\nexperiment_name: b", "'default_experiment_name' gives .* a second time"),
+        ("tracking_uri: htp://x", "tracking_uri: expected a scheme"),
+        ("registry_uri: http://", "registry_uri: expected a host"),
+        ("record: all", r"record: expected true, false, or the fields of Recording \(config, config_files, "),
+        ("record: {source: 0}", "record.source: expected true or false"),
+        ("record: {config_files: train.py}", "record.config_files: expected a list of paths"),
+        ("record: {config_files: [absent.py]}", "record.config_files: expected files, there is none at"),
+        ("delivery: offline", r"delivery: expected the fields of Delivery \(journal_root, offline, "),
+        ("delivery: {flush_timeout: -1}", "delivery.flush_timeout: expected a number of seconds, 0 or more"),
+        ("delivery: {journal_root: ' '}", "delivery.journal_root: expected a text or path"),
+        ("delivery: {max_checkpoint_bytes: 1.5}", "delivery.max_checkpoint_bytes: expected a number of bytes"),
+        ("promote: champion", r"promote: expected the fields of Promotion \(alias, by, .*\), got 'champion'"),
+        ("promote: {alias: champion}", "promote.by is missing"),
+        ("promote: {alias: latest, by: eval/f1}", "promote.alias: 'latest' is reserved"),
+        ("promote: {alias: a, challenger: 'b c', by: eval/f1}", "promote.challenger: 'b c' is not a model alias"),
+        ("promote: {alias: a, challenger: a, by: eval/f1}", "promote.challenger: expected another alias than 'a'"),
+        ("promote: {alias: a, by: eval/f1, minimum_gain: -1}", "promote.minimum_gain: expected a number, 0 or more"),
+        ("promote: {alias: a, by: eval/turnover}", "promote.greater_is_better: expected True or False"),
+        ("alerts: fails", "alerts: expected a list of alerts"),
+        ("alerts: [fails]", r"alerts\[0\]: expected the fields of Alert \(when, notify\), got 'fails'"),
+        ("alerts: [{when: fails, notify: $A}, {when: fails}]", r"alerts\[1\].notify is missing"),
+        ("alerts: [{wenn: fails, notify: $A}]", r"unknown key 'alerts\[0\].wenn'"),
+        ("alerts: [{when: soon, notify: $A}]", r"alerts\[0\].when: expected a condition such as"),
+        ("alerts: [{when: \"' ' > 1\", notify: $A}]", r"alerts\[0\].when: expected a condition such as"),
+        ("alerts: [{when: 5, notify: $A}]", r"alerts\[0\].when: expected a text that is not empty, got 5"),
+        ("alerts: [{when: fails, notify: 5}]", r"alerts\[0\].notify: expected '\$NAME'.* got 5"),
+        ("alerts: [{when: fails, notify: [$A, slack]}]", r"alerts\[0\].notify: expected '\$NAME'.* got 'slack'"),
     ],
 )
 def test_a_wrong_config_file_is_named_with_its_key(config, text, expected) -> None:
-    with pytest.raises(ConfigError, match=rf"mlflow_config.yaml.*{expected}"):
+    with pytest.raises(ConfigError, match=rf"^config file \S*mlflow_config.yaml: {expected}"):
         MLflowTracker(config=config(text))
 
 
@@ -133,12 +159,20 @@ def test_a_missing_config_file_is_named(tmp_path) -> None:
         (lambda: MLflowTracker(record="all"), "record"),
         (lambda: MLflowTracker(record=Recording(source=0)), "source"),
         (lambda: MLflowTracker(delivery={"graze": 1}), "unknown key 'delivery.graze'; expected one of: .*grace"),
-        (lambda: MLflowTracker(registry_uri="htp://host"), "registry_uri"),
+        (lambda: MLflowTracker(registry_uri="htp://host"), "argument: registry_uri: expected a scheme"),
+        (lambda: MLflowTracker(alerts=[{"when": "soon", "notify": "$A"}]), r"argument: alerts\[0\].when: expected"),
+        (lambda: MLflowTracker(record=Recording(config_files=["absent"])), "argument: record.config_files: expected"),
     ],
 )
 def test_a_wrong_argument_is_named(build, named) -> None:
     with pytest.raises(ConfigError, match=named):
         build()
+
+
+def test_a_malformed_uri_in_the_environment_is_named_with_its_variable(config, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "htp://host")
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI: tracking_uri: expected a scheme"):
+        MLflowTracker("http://host", config=config("tracking_uri: http://x"))
 
 
 def test_groups_are_merged_field_by_field(config) -> None:

@@ -21,7 +21,7 @@ from msgspec import Meta
 from tracking_callbacks._journal.handover import REGISTRY_URI_VARIABLE, TRACKING_URI_VARIABLE
 from tracking_callbacks._journal.records import StoreAddress
 from tracking_callbacks._values.alerts import Alert, alerts_from
-from tracking_callbacks._values.checking import check_fields, struct_from
+from tracking_callbacks._values.checking import check_fields, fields_of, struct_from
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._values.secrets import mask_uri
 from tracking_callbacks._values.store_uri import absolute_uri, check_uri, real_uri
@@ -163,9 +163,9 @@ class _Given(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     default_experiment_name: Text = _NOT_GIVEN  # the config file's own word for it
     registry_uri: PathText = _NOT_GIVEN
     tags: Tags = _NOT_GIVEN
-    record: Annotated[Flag | Recording, Meta(description="true, false, or the fields of Recording")] = _NOT_GIVEN
-    delivery: Annotated[Delivery, Meta(description="the fields of Delivery")] = _NOT_GIVEN
-    promote: Annotated[Promotion, Meta(description="the fields of Promotion")] = _NOT_GIVEN
+    record: Annotated[Flag | Recording, Meta(description=f"true, false, or {fields_of(Recording)}")] = _NOT_GIVEN
+    delivery: Annotated[Delivery, Meta(description=fields_of(Delivery))] = _NOT_GIVEN
+    promote: Annotated[Promotion, Meta(description=fields_of(Promotion))] = _NOT_GIVEN
     alerts: Annotated[list[Any], Meta(description="a list of alerts")] = _NOT_GIVEN
 
 
@@ -263,6 +263,7 @@ def resolve_settings(
     given = struct_from(_Given, arguments, "argument", _GROUPS)
     config = config or environ.get(CONFIG_VARIABLE, "").strip() or None
     in_file = _read_config(Path(config)) if config is not None else _Given()
+    file = f"config file {config}"
 
     # A worker of Ray Tune has left the folder that the program was started in.
     here = Path(environ.get("TUNE_ORIG_WORKING_DIR") or Path.cwd())
@@ -273,8 +274,17 @@ def resolve_settings(
     if disabled:  # nothing goes there, so what it needs need not be installed
         uri = registry = None
     name = _chosen("experiment_name", EXPERIMENT_VARIABLE, environ, given.experiment_name, in_file.experiment_name)
-    resolved_uri = _default_store(project) if uri is None else absolute_uri(check_uri(uri, "tracking_uri"))
-    resolved_registry = None if registry is None else absolute_uri(check_uri(registry, "registry_uri"))
+
+    def checked(uri: str, setting: str, variable: str) -> str:
+        argument = file if getattr(given, setting) is None else "argument"
+        where = variable if environ.get(variable, "").strip() else argument
+        try:
+            return absolute_uri(check_uri(uri, setting))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}", setting=setting) from error
+
+    resolved_uri = _default_store(project) if uri is None else checked(uri, "tracking_uri", TRACKING_URI_VARIABLE)
+    resolved_registry = None if registry is None else checked(registry, "registry_uri", REGISTRY_URI_VARIABLE)
     experiment_id = _chosen_experiment_id(environ, resolved_uri) if name is None else None
     return Settings(
         tracking_uri=resolved_uri,
@@ -283,12 +293,10 @@ def resolve_settings(
         working_folder=project if uri is None else here,
         tags={key: str(value) for key, value in (given.tags or in_file.tags or {}).items()},
         config_file=None if config is None else Path(os.path.abspath(config)),
-        record=_resolve_recording(given.record, in_file.record, environ),
+        record=_resolve_recording(given.record, in_file.record, environ, file),
         delivery=_resolve_delivery(given.delivery, in_file.delivery, project, environ),
         promote=in_file.promote,
-        alerts=alerts_from(alerts, "argument")
-        if alerts is not None
-        else alerts_from(in_file.alerts, f"config file {config}"),
+        alerts=alerts_from(alerts, "argument") if alerts is not None else alerts_from(in_file.alerts, file),
         experiment_id=experiment_id,
         disabled=disabled,
     )
@@ -341,7 +349,9 @@ def _chosen_experiment_id(environ: Mapping[str, str], tracking_uri: str) -> str 
     return None
 
 
-def _resolve_recording(given: bool | Recording | None, in_file: bool | Recording | None, environ: Any) -> Recording:
+def _resolve_recording(
+    given: bool | Recording | None, in_file: bool | Recording | None, environ: Any, file: str
+) -> Recording:
     # As mlflow.start_run does it: the variable counts where nothing was said.
     sampled = is_switched_on(SYSTEM_METRICS_VARIABLE, environ)
     default = msgspec.structs.replace(_EVERYTHING, system_metrics=sampled)
@@ -356,8 +366,10 @@ def _resolve_recording(given: bool | Recording | None, in_file: bool | Recording
     files = [os.path.abspath(path) for path in chosen.config_files]
     for path in files:
         if not os.path.isfile(path):
+            where = file if getattr(given, "config_files", None) is None else "argument"
             raise ConfigError(
-                f"record.config_files: expected files, there is none at {path!r}", setting="record.config_files"
+                f"{where}: record.config_files: expected files, there is none at {path!r}",
+                setting="record.config_files",
             )
     return msgspec.structs.replace(chosen, config_files=tuple(files))
 

@@ -202,7 +202,7 @@ def test_alerts_come_from_the_config_file(tmp_path: Path) -> None:
     assert [one.when for one in found] == ["eval/f1 < 0.5", "fails"]
     assert found[1].channels == ("$HOOK", "mailto:a@b")
     config.write_text("alerts: [{wenn: fails, notify: $HOOK}]")
-    with pytest.raises(ConfigError, match=r"unknown key 'alerts\.wenn'"):
+    with pytest.raises(ConfigError, match=r"unknown key 'alerts\[0\]\.wenn'"):
         MLflowTracker(config=config)
 
 

@@ -295,11 +295,11 @@ def test_the_name_tells_whether_greater_is_better(metric: str, greater: bool | N
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"alias": "champion", "by": "eval/turnover"}, "greater_is_better=True or False"),
+        ({"alias": "champion", "by": "eval/turnover"}, "greater_is_better: expected True or False"),
         ({"alias": "latest", "by": "eval/f1"}, "reserved by MLflow"),
         ({"alias": "champion", "by": " "}, "by: expected a text"),
         ({"alias": "champion", "by": "eval/f1", "minimum_gain": -1}, "a number, 0 or more"),
-        ({"alias": "champion", "by": "eval/f1", "challenger": "champion"}, "alias and challenger are both"),
+        ({"alias": "champion", "by": "eval/f1", "challenger": "champion"}, "challenger: expected another alias"),
         ({"alias": "champion"}, "by is missing"),
         ({"alias": "champion", "by": "eval/f1", "aliass": "x"}, "unknown key 'aliass'"),
         ("champion", "expected a Promotion or its fields, got 'champion'"),

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tracking_callbacks._values.checking import check_fields, struct_from
+from tracking_callbacks._values.checking import check_fields, fields_of, struct_from
 from tracking_callbacks._values.names import safe_name
 from tracking_callbacks.errors import ConfigError
 
@@ -112,9 +112,9 @@ def parse_condition(text: str) -> Condition:
         parts = found.groupdict()
         try:
             number = float(parts.get("number") or "nan") * _SECONDS.get(parts.get("unit", ""), 1.0)
-        except ValueError:
+            metric = safe_name(parts["metric"].strip("'\"")) if "metric" in parts else ""
+        except ValueError:  # no number, or no name
             break
-        metric = safe_name(parts["metric"].strip("'\"")) if "metric" in parts else ""
         return Condition(kind, metric, parts.get("relation") or ">", number)
     raise ConfigError(f"Alert: when: expected {_EXPECTED}, got {text!r}", setting="when")
 
@@ -134,8 +134,9 @@ def alerts_from(given: Any, where: str) -> tuple[Alert, ...]:
     if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
         raise ConfigError(f"{where}: alerts: expected a list of alerts, got {given!r}", setting="alerts")
     found = []
-    for one in given:
+    for number, one in enumerate(given):
+        name = f"alerts[{number}]"
         if not isinstance(one, (Alert, Mapping)):
-            raise ConfigError(f"{where}: alerts: expected an Alert or its fields, got {one!r}", setting="alerts")
-        found.append(one if isinstance(one, Alert) else struct_from(Alert, one, where, {}, "alerts."))
+            raise ConfigError(f"{where}: {name}: expected {fields_of(Alert)}, got {one!r}", setting=name)
+        found.append(one if isinstance(one, Alert) else struct_from(Alert, one, where, {}, f"{name}."))
     return tuple(found)

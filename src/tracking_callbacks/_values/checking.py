@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from tracking_callbacks.errors import ConfigError
 
-__all__ = ["check_fields", "struct_from"]
+__all__ = ["check_fields", "fields_of", "struct_from"]
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
@@ -37,7 +37,7 @@ def struct_from(
         prefix: Text that the error puts before a key.
 
     Raises:
-        ConfigError: A key is unknown, or a value has the wrong type.
+        ConfigError: A key is unknown, or a value has the wrong type or cannot be used.
     """
     fields = {one.name: one.type for one in msgspec.structs.fields(kind)}
     values = {}
@@ -55,7 +55,16 @@ def struct_from(
             raise ConfigError(
                 f"{where}: {prefix}{one.name} is missing; expected {_expected(one.type)}", setting=f"{prefix}{one.name}"
             )
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError as error:  # its message begins as for a struct that a program builds
+        message = str(error).removeprefix(f"{kind.__name__}: ")
+        raise ConfigError(f"{where}: {prefix}{message}", setting=f"{prefix}{error.setting}") from error
+
+
+def fields_of(kind: type[msgspec.Struct]) -> str:
+    """Return what an error says was expected where a mapping describes a struct of this type."""
+    return f"the fields of {kind.__name__} ({', '.join(kind.__struct_fields__)})"
 
 
 def check_fields(group: msgspec.Struct, where: str) -> None:

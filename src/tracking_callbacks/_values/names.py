@@ -71,8 +71,12 @@ def artifact_place(path: str, setting: str) -> PurePosixPath:
     return place
 
 
-def check_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
+def check_aliases(aliases: Iterable[str], setting: str = "aliases") -> tuple[str, ...]:
     """Return `aliases` as a tuple.
+
+    Args:
+        aliases: Names of aliases.
+        setting: What they were given as, for the error.
 
     Raises:
         ConfigError: An alias holds anything but letters, digits, ``_`` and ``-``, is longer than 255 characters, or is
@@ -84,12 +88,12 @@ def check_aliases(aliases: Iterable[str]) -> tuple[str, ...]:
     for alias in checked:
         if not isinstance(alias, str) or not _ALIAS.fullmatch(alias) or len(alias) > MAX_ALIAS_LENGTH:
             raise ConfigError(
-                f"aliases: {alias!r} is not a model alias; expected letters, digits, '_' and '-' "
+                f"{setting}: {alias!r} is not a model alias; expected letters, digits, '_' and '-' "
                 f"(1 to {MAX_ALIAS_LENGTH} characters)",
-                setting="aliases",
+                setting=setting,
             )
         if _RESERVED_ALIAS.fullmatch(alias):
-            raise ConfigError(f"aliases: {alias!r} is reserved by MLflow ('latest' and 'v<number>')", setting="aliases")
+            raise ConfigError(f"{setting}: {alias!r} is reserved by MLflow ('latest' and 'v<number>')", setting=setting)
     return checked
 
 

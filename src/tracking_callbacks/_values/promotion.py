@@ -56,17 +56,19 @@ class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         check_fields(self, "Promotion")
-        aliases = [one for one in (self.alias, self.challenger) if one is not None]
-        check_aliases(aliases)
+        for name in ("alias", "challenger"):
+            if (given := getattr(self, name)) is not None:
+                check_aliases((given,), name)
         if self.alias == self.challenger:
-            raise ConfigError(f"Promotion: alias and challenger are both {self.alias!r}", setting="challenger")
+            raise ConfigError(
+                f"Promotion: challenger: expected another alias than {self.alias!r}", setting="challenger"
+            )
         msgspec.structs.force_setattr(self, "by", safe_name(self.by))
         if self.greater_is_better is None:
             greater = is_greater_better(self.by)
             if greater is None:
                 raise ConfigError(
-                    f"Promotion: is a higher {self.by} better? Its name does not tell; "
-                    "expected greater_is_better=True or False",
+                    f"Promotion: greater_is_better: expected True or False, because the name {self.by} does not tell",
                     setting="greater_is_better",
                 )
             msgspec.structs.force_setattr(self, "greater_is_better", greater)
