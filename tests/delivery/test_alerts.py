@@ -192,6 +192,29 @@ def test_what_is_no_alert_is_refused_before_training(when: str, notify: str, exp
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, ["HOOK", "SMTP_HOST"]),
+        ({"HOOK": " ", "SMTP_HOST": "127.0.0.1", "SMTP_USERNAME": "me"}, ["HOOK", "SMTP_PASSWORD"]),
+        ({"HOOK": "http://127.0.0.1:9", "SMTP_HOST": "127.0.0.1"}, []),
+    ],
+)
+def test_a_variable_that_an_alert_needs_and_that_is_not_set_is_said_once_at_the_start(
+    given: dict[str, str], missing: list[str], tmp_path: Path
+) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    text = RUN.format(uri=uri, conditions=["dies", "records are refused"], flush=0.1, then="tracker.start_run().end()")
+    text = text.replace('sys.argv[1:] or "$HOOK"', '("$HOOK", "mailto:a@b", "command:true")')
+    done = run_script(text, cwd=tmp_path, env=given)
+    offline = run_script(text.replace("Delivery(", "Delivery(offline=True, "), cwd=tmp_path, env=given)
+
+    said = [line for line in done.stderr.splitlines() if "not set" in line]
+    assert done.returncode == 0
+    assert said == [f"alerts cannot be sent: {' and '.join(missing)} not set in the environment"] * bool(missing)
+    assert "not set" not in offline.stderr  # an offline run sends no alerts
+
+
 def test_alerts_come_from_the_config_file(tmp_path: Path) -> None:
     config = tmp_path / "tracking.yaml"
     config.write_text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from tracking_callbacks._values.checking import check_fields, fields_of, struct_
 from tracking_callbacks._values.names import safe_name
 from tracking_callbacks.errors import ConfigError
 
-__all__ = ["Alert", "Condition", "alerts_from", "parse_condition"]
+__all__ = ["Alert", "Condition", "alerts_from", "lacking_variables", "parse_condition"]
 
 _NAME = r"(?P<metric>\S+|'[^']+'|\"[^\"]+\")"
 _FORMS = {
@@ -117,6 +117,15 @@ def parse_condition(text: str) -> Condition:
             break
         return Condition(kind, metric, parts.get("relation") or ">", number)
     raise ConfigError(f"Alert: when: expected {_EXPECTED}, got {text!r}", setting="when")
+
+
+def lacking_variables(channels: Collection[str], environ: Mapping[str, str]) -> str:
+    """Return what these ways to notify lack: ``A and B not set in the environment``; empty if they lack nothing."""
+    needed = [channel[1:] for channel in channels if channel.startswith("$")]
+    if any(channel.startswith("mailto:") for channel in channels):
+        needed += ["SMTP_HOST", *(["SMTP_PASSWORD"] if environ.get("SMTP_USERNAME") else [])]
+    lacking = sorted({name for name in needed if not environ.get(name, "").strip()})
+    return f"{' and '.join(lacking)} not set in the environment" if lacking else ""
 
 
 def alerts_from(given: Any, where: str) -> tuple[Alert, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import tempfile
@@ -26,6 +27,7 @@ from tracking_callbacks._journal.records import (
     count_entries,
     now_ms,
 )
+from tracking_callbacks._values.alerts import lacking_variables
 from tracking_callbacks._writing.clock import MetricClock
 from tracking_callbacks._writing.forks import ForkedCount
 from tracking_callbacks._writing.launch import DeliveryLauncher
@@ -151,6 +153,9 @@ class RunJournal:
         self._last_state = RunState()
         self._sessions: list[Session] = []
         self._session = self._open(opened)
+        channels = [channel for alert in opened.alerts for channel in alert.notify]
+        if launcher is not None and (lacking := lacking_variables(channels, os.environ)):
+            _warn_of_alerts(lacking)
 
     @property
     def offline(self) -> bool:
@@ -441,3 +446,8 @@ def writable_root(path: Path) -> JournalRoot:
             return root
     root.prepare()
     return root
+
+
+@functools.cache
+def _warn_of_alerts(lacking: str) -> None:
+    logger.warning("alerts cannot be sent: %s", lacking)
