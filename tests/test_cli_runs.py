@@ -140,6 +140,78 @@ def test_the_doctor_finds_what_is_wrong_and_advises(fault: str, folder: Path) ->
     assert not (folder / "mlflow.db").exists()
 
 
+def test_the_doctor_names_the_variables_that_alerts_lack(folder: Path) -> None:
+    (folder / "tracking.yaml").write_text("alerts: [{when: fails, notify: [$NOT_SET_HERE, 'mailto:a@b']}]")
+    found = command("doctor", "--config", "tracking.yaml", cwd=folder)
+    healthy = command(
+        "doctor", "--config", "tracking.yaml", cwd=folder, env={"NOT_SET_HERE": "http://x", "SMTP_HOST": "x"}
+    )
+
+    assert (found.returncode, healthy.returncode) == (1, 0)
+    assert "✗ alerts: NOT_SET_HERE and SMTP_HOST not set in the environment" in found.stdout
+    assert "alerts" not in healthy.stdout
+
+
+@pytest.mark.parametrize("runs", [0, 1, 2])
+def test_the_doctor_calls_runs_that_wait_offline_nothing_wrong(folder: Path, runs: int) -> None:
+    (folder / "tracking.yaml").write_text("delivery: {offline: true}")
+    offline = f"""
+        from tracking_callbacks import MLflowTracker
+        for _ in range({runs}):
+            MLflowTracker(config="tracking.yaml").start_run().end()
+    """
+    run_script(offline, cwd=folder)
+    found = command("doctor", cwd=folder, env={"TRACKING_CALLBACKS_CONFIG": "tracking.yaml"})
+    by_argument = command("doctor", cwd=folder)  # the file is not named, and the runs say that they are offline
+
+    waits = {0: "no run waits", 1: "1 run waits", 2: "2 runs wait"}[runs]
+    assert found.returncode == 0, found.stdout
+    assert f"· journal root: delivery.offline is on; {waits} for tracking-callbacks sync\n" in found.stdout
+    assert by_argument.returncode == (1 if runs else 0)
+
+
+@pytest.mark.parametrize("how_named", ["option", "variable", "wrong key"])
+def test_a_config_file_that_cannot_be_used_is_named_and_the_rest_is_looked_at(folder: Path, how_named: str) -> None:
+    (folder / "wrong.yaml").write_text("delivery: {graze: 5}")
+    name = "wrong.yaml" if how_named == "wrong key" else "absent.yaml"
+    option = ["--config", name] if how_named == "option" else []
+    env = {} if how_named == "option" else {"TRACKING_CALLBACKS_CONFIG": name}
+    found = command("doctor", *option, cwd=folder, env=env)
+    shown = [command(*words, cwd=folder, env=env) for words in (["status"], ["show"], ["sync"], ["tail"])]
+    registry = command("models", *option, cwd=folder, env=env)
+
+    what = "unknown key 'delivery.graze'" if how_named == "wrong key" else "No such file or directory"
+    assert found.returncode == 1
+    assert f"✗ config file: {name}: {what}" in found.stdout
+    assert all(f"✓ {subject}" in found.stdout for subject in ("store", "versions", "journal root"))
+    assert "Usage" not in "".join(one.stderr for one in (found, registry, *shown))
+    assert f"Error: config file {name}: {what}" in registry.stderr
+    assert (registry.returncode, registry.stdout) == (2, "")
+    if how_named != "option":
+        assert [one.returncode for one in shown] == [2] * 4
+        assert all(f"Error: config file {name}: {what}" in one.stderr for one in shown)
+
+
+def test_the_doctor_goes_on_after_a_malformed_uri(folder: Path) -> None:
+    found = command("doctor", cwd=folder, env={"MLFLOW_TRACKING_URI": "htp://x"})
+
+    assert found.returncode == 1
+    assert "✗ settings: MLFLOW_TRACKING_URI: tracking_uri: expected a scheme" in found.stdout
+    assert "✓ versions" in found.stdout
+
+
+def test_models_makes_no_store(folder: Path) -> None:
+    here = command("models", cwd=folder)
+    as_json = command("models", "--json", "--tracking-uri", "mlruns", cwd=folder)
+    registry = command("models", cwd=folder, env={"MLFLOW_REGISTRY_URI": "sqlite:///registry.db?timeout=5"})
+
+    assert (here.returncode, as_json.returncode, registry.returncode) == (0, 0, 0)
+    assert here.stdout == f"{folder}/mlflow.db does not exist yet; the first run creates it\n"
+    assert registry.stdout.startswith(f"{folder}/registry.db does not exist yet")
+    assert as_json.stdout == "[]\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["pyproject.toml"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_the_ui_leaves_no_process_when_it_is_ended(how: signal.Signals, folder: Path) -> None:
     port = free_port()

@@ -524,6 +524,7 @@ def test_the_command_line_says_why_a_version_is_champion(registry: Registry, ser
 
     table = models(registry.name, MLFLOW_TRACKING_URI=server.uri)
     rows = json.loads(models("--json", "--tracking-uri", server.uri).stdout)
+    (tmp_path / "none.db").touch()  # `models` makes no store
     local = models(f"--tracking-uri=sqlite:///{tmp_path}/none.db")
     unknown = models("no-such-model", MLFLOW_TRACKING_URI=server.uri)
 

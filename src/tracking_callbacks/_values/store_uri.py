@@ -16,6 +16,7 @@ __all__ = [
     "check_uri",
     "is_local_location",
     "is_local_store",
+    "local_path",
     "real_uri",
     "run_link",
 ]
@@ -43,6 +44,13 @@ def is_local_location(uri: str) -> bool:
 def is_local_store(uri: str) -> bool:
     """Return whether the store at an absolute `uri` is a file or a folder."""
     return uri.startswith(("sqlite:", "file:"))
+
+
+def local_path(uri: str) -> Path | None:
+    """Return the file or folder of the store at an absolute `uri`; None where it is neither."""
+    if uri.startswith("file:"):
+        return Path(unquote(urlsplit(uri).path))
+    return Path(uri.partition(":///")[2].partition("?")[0]) if uri.startswith("sqlite") else None
 
 
 def run_link(uri: str, experiment_id: str | None, run_id: str | None) -> str:

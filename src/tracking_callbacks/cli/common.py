@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tracking_callbacks._journal.layout import JournalRoot
 from tracking_callbacks._journal.pending import journal_root_at
+from tracking_callbacks._values.store_uri import local_path
 from tracking_callbacks.errors import ConfigError
 from tracking_callbacks.settings import Settings, resolve_settings
 
@@ -19,6 +20,8 @@ __all__ = [
     "AS_JSON",
     "CONFIG",
     "PATHS",
+    "SettingsError",
+    "absent_store",
     "count_text",
     "duration_text",
     "roots_at",
@@ -27,9 +30,15 @@ __all__ = [
     "table",
 ]
 
-CONFIG = click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file with the tracking URI.")
+CONFIG = click.option("--config", help="YAML file with the tracking URI.")
 PATHS = click.argument("paths", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, whose fields docs/command-line.md lists.")
+
+
+class SettingsError(click.ClickException):
+    """Settings that cannot be used; exits as other wrong use does, because 1 says that something is left."""
+
+    exit_code = 2
 
 
 def roots_at(paths: Iterable[Path]) -> list[JournalRoot]:
@@ -52,12 +61,18 @@ def settings_of(config: str | None, tracking_uri: str | None = None) -> Settings
     """Return the settings of the current project's trackers.
 
     Raises:
-        UsageError: They cannot be used.
+        SettingsError: They cannot be used.
     """
     try:
         return resolve_settings(tracking_uri, config=config)
     except ConfigError as error:
-        raise click.UsageError(str(error)) from error
+        raise SettingsError(str(error)) from error
+
+
+def absent_store(uri: str) -> str:
+    """Return that the local store at `uri` does not exist yet, empty for any other: who opens it would create it."""
+    path = local_path(uri)
+    return f"{path} does not exist yet; the first run creates it" if path is not None and not path.exists() else ""
 
 
 def count_text(number: int, one: str, many: str = "") -> str:

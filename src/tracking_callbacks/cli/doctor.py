@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -20,10 +20,19 @@ from tracking_callbacks import __version__
 from tracking_callbacks._journal.handover import TRACKING_URI_VARIABLE, Checkup
 from tracking_callbacks._journal.layout import JournalRoot
 from tracking_callbacks._journal.pending import pending_runs
+from tracking_callbacks._values.alerts import lacking_variables
 from tracking_callbacks._writing.launch import ask_store
 from tracking_callbacks._writing.supervisor import current_supervisor
-from tracking_callbacks.cli.common import AS_JSON, CONFIG, count_text, settings_of
-from tracking_callbacks.settings import CONFIG_VARIABLE, DISABLING_VARIABLES, JOURNAL_VARIABLE, Settings, is_switched_on
+from tracking_callbacks.cli.common import AS_JSON, CONFIG, absent_store, count_text
+from tracking_callbacks.errors import ConfigError
+from tracking_callbacks.settings import (
+    CONFIG_VARIABLE,
+    DISABLING_VARIABLES,
+    JOURNAL_VARIABLE,
+    Settings,
+    is_switched_on,
+    resolve_settings,
+)
 
 __all__ = ["Finding", "doctor"]
 
@@ -59,8 +68,11 @@ def doctor(config: str | None, tracking_uri: str | None, as_json: bool) -> None:
     Looks at the settings, the store and its credentials, the installed versions, the journal root and its disk, and at
     what ends processes. The exit code is 1 if something is wrong.
     """
-    settings = settings_of(config, tracking_uri)
-    findings = [finding for look in _LOOKS for finding in look(settings)]
+    settings, findings = _settle(config, tracking_uri)
+    if settings is not None:
+        for look in (_look_at_settings, _look_at_store, _look_at_alerts, _look_at_root):
+            findings += look(settings)
+    findings += [*_look_at_versions(), *_look_at_machine()]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2))
     else:
@@ -73,11 +85,28 @@ def doctor(config: str | None, tracking_uri: str | None, as_json: bool) -> None:
     sys.exit(1 if any(one.verdict == _BAD for one in findings) else 0)
 
 
+def _settle(config: str | None, tracking_uri: str | None) -> tuple[Settings | None, list[Finding]]:
+    """Return the settings and what is wrong with them; those without the config file where that cannot be used."""
+    wrong: list[Finding] = []
+    without_file = {name: text for name, text in os.environ.items() if name != CONFIG_VARIABLE}
+    for file, environ in ((config, os.environ), (None, without_file)):
+        try:
+            return resolve_settings(tracking_uri, config=file, environ=environ), wrong
+        except ConfigError as error:
+            advice = "a training run raises this as a ConfigError at its start"
+            if not (text := str(error)).startswith("config file "):
+                wrong.append(Finding("settings", _BAD, text, advice))
+                break
+            advice += "; the other lines are about a run without the file"
+            wrong.append(Finding("config file", _BAD, text.removeprefix("config file "), advice))
+    return None, wrong
+
+
 def _look_at_settings(settings: Settings) -> Iterator[Finding]:
     origin = TRACKING_URI_VARIABLE if os.environ.get(TRACKING_URI_VARIABLE) else "argument, config file or default"
     yield Finding("tracking URI", _GOOD, f"{settings.masked_uri} ({origin}), experiment {settings.experiment_name}")
-    if named := os.environ.get(CONFIG_VARIABLE):
-        yield Finding("config file", _GOOD, f"{named} ({CONFIG_VARIABLE})")
+    if settings.config_file is not None:
+        yield Finding("config file", _GOOD, str(settings.config_file))
     for variable in DISABLING_VARIABLES:
         if is_switched_on(variable):
             yield Finding("switch", _BAD, f"{variable} switches tracking off", f"unset {variable}")
@@ -86,9 +115,8 @@ def _look_at_settings(settings: Settings) -> Iterator[Finding]:
 def _look_at_store(settings: Settings) -> Iterator[Finding]:
     if settings.disabled:
         return
-    local = settings.tracking_uri.removeprefix("sqlite:///")
-    if local != settings.tracking_uri and not Path(local).exists():
-        yield Finding("store", _GOOD, f"{local} does not exist yet; the first run creates it")
+    if absent := absent_store(settings.tracking_uri):
+        yield Finding("store", _GOOD, absent)
         return
     answered = ask_store(settings, "checkup", settings.experiment_name)
     if answered.returncode:
@@ -105,7 +133,13 @@ def _look_at_store(settings: Settings) -> Iterator[Finding]:
     yield Finding("store", _GOOD, f"answers ({server}); the experiment {there}")
 
 
-def _look_at_versions(_: Settings) -> Iterator[Finding]:
+def _look_at_alerts(settings: Settings) -> Iterator[Finding]:
+    channels = [channel for alert in settings.alerts for channel in alert.channels]
+    if not settings.delivery.offline and (lacking := lacking_variables(channels, os.environ)):
+        yield Finding("alerts", _BAD, lacking, "set it where training starts; without it, the alert is not sent")
+
+
+def _look_at_versions() -> Iterator[Finding]:
     yield Finding("versions", _GOOD, f"tracking-callbacks {__version__}, Python {sys.version.split()[0]}")
     try:
         needs = [Requirement(text) for text in requires("tracking-callbacks") or []]
@@ -150,16 +184,18 @@ def _look_at_root(settings: Settings) -> Iterator[Finding]:
         yield Finding("journal root", _GOOD, room)
     runs = pending_runs(root)
     left = [run for run in runs if run.left and not run.in_good_hands]
-    if left:
-        why = next((run.last_error for run in left if run.last_error), "no process delivers them")
-        yield Finding(
-            "journal root", _BAD, f"{count_text(len(left), 'run waits', 'runs wait')}: {why}", "tracking-callbacks sync"
-        )
+    waits = count_text(len(left), "run waits", "runs wait") if left else "no run waits"
+    if settings.delivery.offline:
+        yield Finding("journal root", _NOTE, f"delivery.offline is on; {waits} for tracking-callbacks sync")
+    elif left:
+        unheld = f"no process delivers {'it' if len(left) == 1 else 'them'}"
+        why = next((run.last_error for run in left if run.last_error), unheld)
+        yield Finding("journal root", _BAD, f"{waits}: {why}", "tracking-callbacks sync")
     elif runs:
         yield Finding("journal root", _GOOD, f"{count_text(len(runs), 'run is', 'runs are')} being delivered")
 
 
-def _look_at_machine(_: Settings) -> Iterator[Finding]:
+def _look_at_machine() -> Iterator[Finding]:
     if (supervisor := current_supervisor()) is not None:
         what = f"{supervisor} ends all processes of a job together; the end of a run waits for delivery"
         yield Finding("supervisor", _NOTE, what, "keep the journal root on a disk that outlives the job")
@@ -168,12 +204,3 @@ def _look_at_machine(_: Settings) -> Iterator[Finding]:
         yield Finding("supervisor", _NOTE, what, "keep the journal root on a volume")
     if not sys.platform.startswith("linux"):
         yield Finding("platform", _NOTE, f"{sys.platform} is supported on a best-effort basis")
-
-
-_LOOKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    _look_at_settings,
-    _look_at_store,
-    _look_at_versions,
-    _look_at_root,
-    _look_at_machine,
-)

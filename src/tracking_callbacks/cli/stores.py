@@ -10,7 +10,7 @@ import msgspec
 
 from tracking_callbacks._journal.handover import TRACKING_URI_VARIABLE, VersionRow
 from tracking_callbacks._writing.launch import ask_store
-from tracking_callbacks.cli.common import AS_JSON, CONFIG, settings_of, show_table
+from tracking_callbacks.cli.common import AS_JSON, CONFIG, absent_store, settings_of, show_table
 
 __all__ = ["models", "ui"]
 
@@ -49,7 +49,11 @@ def models(name: str | None, config: str | None, tracking_uri: str | None, as_js
     NAME is a registered model; the default is all of them. Each row has the version's aliases, the figure that it was
     compared by, the digest of the data behind that, and what came of the comparison.
     """
-    found = ask_store(settings_of(config, tracking_uri), "registry", *filter(None, [name]))
+    settings = settings_of(config, tracking_uri)
+    if absent := absent_store(settings.registry_uri or settings.tracking_uri):
+        click.echo("[]" if as_json else absent)
+        return
+    found = ask_store(settings, "registry", *filter(None, [name]))
     if found.returncode:
         raise click.ClickException(found.stderr.decode(errors="replace").strip())
     if as_json:
