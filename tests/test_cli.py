@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from faults.proxy import Fault, running_proxy
 from processes import free_port, own_artifacts, run_script, script, stop_delivery, wait_for
 from tracking_callbacks._journal import pending
-from tracking_callbacks._journal.layout import JournalRoot
+from tracking_callbacks._journal.layout import JournalRoot, RunState
 
 OFFLINE = """
     import sys
@@ -269,6 +270,73 @@ def test_sync_waits_for_what_another_process_delivers(server, client, tmp_path) 
     assert run.info.status == "FINISHED"
     assert len(client.get_metric_history(run.info.run_id, "loss")) == 100
     assert (tmp_path / ".tracking_callbacks" / "delivery.log").read_text().count(" ended, status") == 1
+
+
+def test_sync_says_what_stops_it_at_once_and_again_when_that_changes(server, tmp_path) -> None:
+    with running_proxy(server.uri) as proxy:
+        run_script(OFFLINE.format(uri=proxy.uri, experiment=tmp_path.name, then="pass"), cwd=tmp_path)
+        proxy.refuse()
+        assert command("sync", "--stall-timeout", "1", cwd=tmp_path).returncode == 1
+        sync = subprocess.Popen(
+            [sys.executable, "-m", "tracking_callbacks.cli", "sync"], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            first = [sync.stderr.readline() for _ in range(2)]
+            proxy.fault(Fault("answer", statuses=(503,)))
+            proxy.accept()
+            second = sync.stderr.readline()
+            proxy.fault()
+            rest, errors = sync.communicate(timeout=60)
+        finally:
+            sync.kill()
+
+    assert first[0].startswith("Delivering 1 run")
+    assert first[1].startswith(f"not delivered yet: cannot reach {proxy.uri}")
+    assert second.startswith("not delivered yet: ")
+    assert "503" in second
+    assert (sync.returncode, rest, errors) == (0, "Everything is delivered.\n", "")
+
+
+def test_status_watch_prints_each_change_where_the_output_is_no_terminal(server, tmp_path) -> None:
+    code = textwrap.dedent(NOTEBOOK).format(uri=server.uri, experiment=tmp_path.name, offline=True)
+    with script(code, cwd=tmp_path) as notebook:
+        notebook.stdout.readline()
+        watch = subprocess.Popen(
+            [sys.executable, "-m", "tracking_callbacks.cli", "status", "--watch"], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            first = [watch.stdout.readline() for _ in range(3)]
+            notebook.stdin.write("2.0\n")
+            notebook.stdin.flush()
+            second = [watch.stdout.readline() for _ in range(3)]
+            notebook.stdin.write("end\n")
+            notebook.stdin.flush()
+            notebook.wait(60)
+            assert command("sync", cwd=tmp_path).returncode == 0
+            rest, _ = watch.communicate(timeout=60)
+        finally:
+            watch.kill()
+
+    assert first[0].split() == second[0].split()
+    assert [line.split()[:1] for line in first] == [["RUN"], ["ended"], ["open"]]
+    assert (first[2].split()[2], second[2].split()[2]) == ("2", "3")
+    assert (watch.returncode, rest.splitlines()[-1]) == (0, "Everything is delivered.")
+
+
+def test_a_run_without_a_name_is_shown_by_the_beginning_of_its_id(tmp_path) -> None:
+    code = OFFLINE.format(uri="http://127.0.0.1:9", experiment="e", then="pass").replace('"night run"', "")
+    run_script(code, cwd=tmp_path)
+    (folder,) = JournalRoot(tmp_path / ".tracking_callbacks").runs()
+    folder.write_state(RunState(run_id=""))  # as of the calls of a program, which belong to no run
+    shown = command("status", cwd=tmp_path)
+    (row,) = json.loads(command("status", "--json", cwd=tmp_path).stdout)
+    details = command("show", folder.run_key[:8], cwd=tmp_path)
+
+    assert shown.stdout.splitlines()[1].split()[0] == folder.run_key[:8]
+    assert (row["name"], row["run_id"]) == (folder.run_key, None)
+    assert details.stdout.startswith(f"{folder.run_key[:8]}: FINISHED\n")
 
 
 def test_wrong_use_exits_with_2(tmp_path) -> None:

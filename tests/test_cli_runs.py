@@ -106,6 +106,27 @@ def test_a_run_that_is_not_there_or_not_the_only_one_is_named(folder: Path) -> N
     assert "no run that waits for delivery is called 'day run'" in unknown.stderr
 
 
+def test_a_delivered_run_is_named_with_the_way_to_it(server, client, folder: Path) -> None:
+    one_run = """
+        from tracking_callbacks import MLflowTracker
+        MLflowTracker(experiment_name="delivered").start_run().end()
+    """
+    run_script(one_run, cwd=folder)
+    local = command("show", cwd=folder)
+    run_script(one_run, cwd=folder, env={"MLFLOW_TRACKING_URI": server.uri})
+    remote = command("tail", cwd=folder)
+    (run,) = client.search_runs([client.get_experiment_by_name("delivered").experiment_id])
+    by_name = command("show", run.info.run_name, cwd=folder)
+    unknown = command("show", "day run", cwd=folder)
+
+    page = f"{server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert {one.returncode for one in (local, remote, by_name, unknown)} == {1}
+    assert "tracking-callbacks ui" in local.stderr
+    assert f"{run.info.run_name} is the last that was delivered: {page}" in remote.stderr
+    assert f"{run.info.run_name} is delivered: {page}" in by_name.stderr
+    assert "is delivered:" not in unknown.stderr
+
+
 def test_the_doctor_finds_a_healthy_store_and_says_its_version(server, folder: Path) -> None:
     found = command("doctor", "--json", cwd=folder, env={"MLFLOW_TRACKING_URI": server.uri})
     by_subject = {one["subject"]: one for one in json.loads(found.stdout)}

@@ -57,6 +57,7 @@ _ASKING_BYTES = 256 * 1024  # of a journal, above which the store is asked what 
 _LOOK_SECONDS = 1.0  # between two searches for something that is not visible yet
 _REJECTED_TAG = "tracking_callbacks.rejected"
 _RESUMED_AT_TAG = "tracking_callbacks.resumed_at_step"
+_NAME_TAG = "mlflow.runName"
 _DROPPED_CHECKPOINTS_TAG = "tracking_callbacks.dropped_checkpoints"
 
 
@@ -345,9 +346,10 @@ class RunDrain:
         if ending.status is not None and (self._newest(session) or self._ended_last(session, ending)):
             if ending.status == "FINISHED" and session.opened.resumed:
                 self._store.delete_tag(self.state.run_id, ERROR_TAG)  # an earlier session failed
-            began = self._store.run(self.state.run_id).start_time or 0
+            there = self._store.run(self.state.run_id)
+            self.state.run_name, self.state.store = there.tags.get(_NAME_TAG, ""), session.opened.store.uri
             # The clock may have been set back since, or differ from that of the machine where the run began.
-            self._store.set_terminated(self.state.run_id, ending.status, max(ending.timestamp, began))
+            self._store.set_terminated(self.state.run_id, ending.status, max(ending.timestamp, there.start_time or 0))
             if self.state.described and session.state.ended is None:  # it died, and could not ask for it
                 deliver_descriptions(self._store, self.state.run_id, self.state, ending.status)
         logger.info("run %s: session %s ended, status %s", self.state.run_id, session.name, ending.status)

@@ -140,6 +140,8 @@ class RunState(msgspec.Struct):
         described: Time of the last description (ms since the epoch); 0 if there is none.
         alerted: The alerts that were sent, or could not be: condition and channel.
         made: The server's ids of what calls of the plugin have created, by their provisional ids; empty if refused.
+        run_name: The store's name of the run, known once its end is delivered.
+        store: Tracking URI of that store, without credentials.
     """
 
     run_id: str | None = None
@@ -156,6 +158,8 @@ class RunState(msgspec.Struct):
     described: int = 0
     alerted: list[str] = []
     made: dict[str, str] = {}
+    run_name: str = ""
+    store: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +389,15 @@ class JournalRoot:
     def final_state(self, run_key: str) -> RunState | None:
         """Return the state of a delivered run, or None if the run is not known as delivered."""
         return _read_state(self.path / _DELIVERED / f"{run_key}.json")
+
+    def delivered(self) -> list[tuple[str, RunState]]:
+        """Return the keys and final states of the runs that were delivered from here, the last one first."""
+        found = []
+        for path in (self.path / _DELIVERED).glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                if is_key(path.stem) and (state := self.final_state(path.stem)) is not None and state.run_id:
+                    found.append((path.stat().st_mtime_ns, path.stem, state))
+        return [(key, state) for _, key, state in sorted(found, key=lambda one: one[0], reverse=True)]
 
     def remove_delivered(self, folder: RunFolder, state: RunState) -> bool:
         """Remove a delivered run's folder but keep its final state; return False if a session has opened in it."""

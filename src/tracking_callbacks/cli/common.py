@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,9 +27,12 @@ __all__ = [
     "duration_text",
     "roots_at",
     "settings_of",
+    "short_name",
     "show_table",
     "table",
 ]
+
+_ID = re.compile(r"[0-9a-f]{32}")
 
 CONFIG = click.option("--config", help="YAML file with the tracking URI.")
 PATHS = click.argument("paths", nargs=-1, type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -78,6 +82,11 @@ def absent_store(uri: str) -> str:
 def count_text(number: int, one: str, many: str = "") -> str:
     """Return a number with its noun: ``1 run``, ``3 runs``."""
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def short_name(name: str) -> str:
+    """Return what a person can read of a run's name: the beginning of an id or key, which commands take too."""
+    return name[:8] if _ID.fullmatch(name) else name
 
 
 def duration_text(seconds: float) -> str:

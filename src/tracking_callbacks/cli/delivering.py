@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,13 +24,23 @@ from tracking_callbacks._values.credentials import CREDENTIALS, same_place
 from tracking_callbacks._values.secrets import MASK, mask_uri
 from tracking_callbacks._values.store_uri import real_uri
 from tracking_callbacks._writing.launch import start_sync
-from tracking_callbacks.cli.common import AS_JSON, PATHS, count_text, duration_text, roots_at, show_table, table
+from tracking_callbacks.cli.common import (
+    AS_JSON,
+    PATHS,
+    count_text,
+    duration_text,
+    roots_at,
+    short_name,
+    show_table,
+    table,
+)
 from tracking_callbacks.errors import ConfigError
 
 __all__ = ["RunRow", "status", "sync"]
 
 _POLL_SECONDS = 0.2
 _WATCH_SECONDS = 1.0
+_STILL_SECONDS = 2.0
 # https://mlflow.org/docs/latest/self-hosting/security/basic-http-auth
 _CREDENTIALS_FILE = Path("~/.mlflow/credentials")
 _HEADER = ("RUN", "STORE", "PENDING", "LAST RECORD", "TRAINER", "DELIVERY", "LAST ERROR")
@@ -70,7 +81,7 @@ class RunRow(msgspec.Struct, frozen=True):
         return cls(
             name=run.name,
             run_key=run.folder.run_key,
-            run_id=run.run_id,
+            run_id=run.run_id or None,
             store=run.opened.store.uri,
             experiment=run.opened.experiment,
             pending=run.pending,
@@ -84,7 +95,15 @@ class RunRow(msgspec.Struct, frozen=True):
     def cells(self) -> tuple[str, ...]:
         """Return the row's cells."""
         age = f"{duration_text(self.last_record_seconds)} ago"
-        return self.name, self.store, str(self.pending), age, self.trainer, self.delivery, self.last_error or "-"
+        return (
+            short_name(self.name),
+            self.store,
+            str(self.pending),
+            age,
+            self.trainer,
+            self.delivery,
+            self.last_error or "-",
+        )
 
 
 @click.command()
@@ -99,7 +118,7 @@ def status(paths: tuple[Path, ...], watch: bool, as_json: bool) -> None:
     """
     roots = roots_at(paths)
     if watch:
-        _watch(roots)
+        _watch(roots, quiet=as_json)
     runs = [run for root in roots for run in pending_runs(root)]
     rows = [RunRow.of(run) for run in runs]
     if as_json:
@@ -110,10 +129,19 @@ def status(paths: tuple[Path, ...], watch: bool, as_json: bool) -> None:
     _conclude(roots, runs)
 
 
-def _watch(roots: Sequence[JournalRoot]) -> None:
-    with Live(console=Console(markup=False, highlight=False), auto_refresh=False, transient=True) as live:
+def _watch(roots: Sequence[JournalRoot], *, quiet: bool) -> None:
+    """Show the runs until none is left: in place on a terminal, elsewhere again after each change of more than ages."""
+    console = Console(markup=False, highlight=False)
+    shown: list[RunRow] = []
+    with Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else nullcontext() as live:
         while rows := [RunRow.of(run) for root in roots for run in pending_runs(root)]:
-            live.update(table([_HEADER, *(row.cells() for row in rows)]), refresh=True)
+            cells = [_HEADER, *(row.cells() for row in rows)]
+            ageless = [msgspec.structs.replace(row, last_record_seconds=0.0) for row in rows]
+            if live is not None:
+                live.update(table(cells), refresh=True)
+            elif not quiet and ageless != shown:
+                show_table(cells)
+            shown = ageless
             time.sleep(_WATCH_SECONDS)
 
 
@@ -147,7 +175,7 @@ def sync(paths: tuple[Path, ...], tracking_uri: str | None, stall_timeout: float
     for run in runs:
         if run.left and not run.in_good_hands:
             why = reasons.get(run.folder.path) or run.last_error or _stalled(run, stall_timeout)
-            click.echo(f"{run.name}: {run.pending} left; {why}", err=True)
+            click.echo(f"{short_name(run.name)}: {run.pending} left; {why}", err=True)
     _conclude(roots, runs)
 
 
@@ -196,15 +224,41 @@ def _deliver(
             except ConfigError as error:
                 reasons |= {run.folder.path: str(error) for run in waiting if run.opened.store == store}
                 continue
+            errors = _Errors([run for run in waiting if run.opened.store == store])
             try:
                 while process.poll() is None:
                     time.sleep(_POLL_SECONDS)
-                    shown = _advance(bar.update, total - sum(run.pending for run in _remaining(waiting)), shown)
+                    remaining = _remaining(waiting)
+                    shown = _advance(bar.update, total - sum(run.pending for run in remaining), shown)
+                    errors.show(remaining)
             finally:
                 if process.poll() is None:  # interrupted: what is acknowledged stays acknowledged
                     process.kill()
         _advance(bar.update, total, shown)
     return reasons
+
+
+class _Errors:
+    """Shows what stops the delivery of some runs: once, and again when it changes."""
+
+    def __init__(self, runs: Sequence[PendingRun]) -> None:
+        self._written = {run.folder.path: run.folder.state_written() for run in runs}
+        self._pending = -1
+        self._moved = 0.0
+        self._shown: set[str] = set()
+
+    def show(self, runs: Sequence[PendingRun]) -> None:
+        """Show the errors of those of `runs` that are meant; an error of an earlier try only if nothing moves."""
+        own = [run for run in runs if run.folder.path in self._written]
+        if (pending := sum(run.pending for run in own)) != self._pending:
+            self._pending, self._moved = pending, time.monotonic()
+        still = time.monotonic() - self._moved > _STILL_SECONDS
+        new = [run for run in own if still or run.folder.state_written() != self._written[run.folder.path]]
+        errors = {run.last_error for run in new if run.last_error}
+        if errors and errors != self._shown:
+            self._shown = errors
+            line = "\n" if sys.stderr.isatty() else ""  # below the bar
+            click.echo(f"{line}not delivered yet: {'; '.join(sorted(errors))}", err=True)
 
 
 def _start(

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from tracking_callbacks._journal.frames import read_chunk
 from tracking_callbacks._journal.layout import JournalRoot, RunFolder
 from tracking_callbacks._journal.pending import PendingRun, pending_run, pending_runs
 from tracking_callbacks._journal.records import Metrics, RunEnded
-from tracking_callbacks.cli.common import AS_JSON, count_text, roots_at
+from tracking_callbacks._values.store_uri import run_link
+from tracking_callbacks.cli.common import AS_JSON, count_text, roots_at, short_name
 from tracking_callbacks.cli.delivering import RunRow
 
 __all__ = ["RunDetails", "show", "tail"]
@@ -87,7 +88,7 @@ def show(run: str | None, journal: Path | None, as_json: bool) -> None:
         return
     row = details.run
     trainer = "" if row.trainer == "running" or details.status != "RUNNING" else ", its trainer is gone"
-    click.echo(f"{row.name}: {details.status}{trainer}")
+    click.echo(f"{short_name(row.name)}: {details.status}{trainer}")
     click.echo(f"  started    {details.started}")
     click.echo(f"  run id     {row.run_id or 'not known yet'}")
     click.echo(f"  store      {row.store}, experiment {row.experiment}")
@@ -127,7 +128,7 @@ def tail(run: str | None, journal: Path | None, lines: int, follow: bool) -> Non
         if now is None or not now.alive:
             break
     if follow:
-        click.echo(f"{found.name}: {follower.status or 'its trainer is gone'}", err=True)
+        click.echo(f"{short_name(found.name)}: {follower.status or 'its trainer is gone'}", err=True)
 
 
 class _Follower:
@@ -189,11 +190,28 @@ def _find(run: str | None, journal: Path | None) -> PendingRun:
     if not runs:
         what = "no run waits for delivery" if run is None else f"no run that waits for delivery is called {run!r}"
         places = ", ".join(str(root.path) for root in roots)
-        raise click.ClickException(f"{what} in {places}; delivered runs are in MLflow")
+        raise click.ClickException(f"{what} in {places}; {_delivered_text(roots, run)}")
     if run is not None and len(runs) > 1:
         keys = ", ".join(one.folder.run_key for one in runs)
         raise click.ClickException(f"{run!r} names {len(runs)} runs; give the beginning of a key: {keys}")
     return runs[-1]
+
+
+def _delivered_text(roots: Sequence[JournalRoot], run: str | None) -> str:
+    """Return where the delivered run is that the user names; without such a one, where the last one is."""
+    delivered = [one for root in roots for one in root.delivered()]
+    if not delivered:
+        return "delivered runs are in MLflow: tracking-callbacks ui"
+    named = [
+        (key, state)
+        for key, state in delivered
+        if run is not None
+        and (run == state.run_name or any(known.startswith(run) for known in (key, state.run_id or "")))
+    ]
+    _, state = (named or delivered)[0]
+    name = state.run_name or f"run {state.run_id}"
+    page = run_link(state.store, state.experiment_id, state.run_id) or "tracking-callbacks ui"
+    return f"{name} is {'delivered' if named else 'the last that was delivered'}: {page}"
 
 
 def _keys(run: PendingRun) -> tuple[str, ...]:
