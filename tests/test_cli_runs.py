@@ -238,10 +238,12 @@ def test_the_ui_leaves_no_process_when_it_is_ended(how: signal.Signals, folder: 
     port = free_port()
     ui = subprocess.Popen(
         [sys.executable, "-m", "tracking_callbacks.cli", "ui", "--port", str(port)], cwd=folder,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}, start_new_session=True,
     )  # fmt: skip
     try:
+        assert ui.stdout is not None
+        assert ui.stdout.readline() == f"MLflow UI of sqlite:///{folder}/mlflow.db: http://127.0.0.1:{port}\n"
         process = psutil.Process(ui.pid)
         wait_for(lambda: answers(port), "the UI answers", seconds=90)
         started = process.children(recursive=True)
@@ -254,7 +256,7 @@ def test_the_ui_leaves_no_process_when_it_is_ended(how: signal.Signals, folder: 
                 child.kill()
         if ui.poll() is None:
             ui.kill()
-            ui.wait()
+        ui.communicate()
 
 
 def answers(port: int) -> bool:

@@ -19,11 +19,13 @@ _JOBS_VARIABLE = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @CONFIG
+@click.option("--host", default="127.0.0.1", envvar="MLFLOW_HOST", show_default=True, help="Where the UI listens.")
+@click.option("-p", "--port", default="5000", envvar="MLFLOW_PORT", show_default=True, help="Its port.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def ui(config: str | None, arguments: tuple[str, ...]) -> None:
+def ui(config: str | None, host: str, port: str, arguments: tuple[str, ...]) -> None:
     """Open the MLflow UI on the store that this project's trackers use.
 
-    ARGUMENTS are passed to `mlflow ui`, for example `--port 5001`.
+    ARGUMENTS are passed to `mlflow ui`, for example `--workers 1`.
     """
     settings = settings_of(config)
     if settings.tracking_uri.startswith(("http://", "https://")):
@@ -32,7 +34,9 @@ def ui(config: str | None, arguments: tuple[str, ...]) -> None:
     # MLflow's server does not end the seven processes that wait for background jobs, and nothing here gives it one.
     environment = {_JOBS_VARIABLE: "false"} | os.environ
     environment |= {TRACKING_URI_VARIABLE: settings.tracking_uri, "MLFLOW_ALLOW_FILE_STORE": "true"}
-    command = [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", settings.tracking_uri, *arguments]
+    command = [sys.executable, "-P", "-m", "mlflow", "ui", "--backend-store-uri", settings.tracking_uri]
+    command += ["--host", host, "--port", port, *arguments]
+    click.echo(f"MLflow UI of {settings.masked_uri}: http://{host}:{port}")
     os.chdir(settings.working_folder)
     # In place of this process, so that a signal to it reaches the server, which ends its own processes.
     os.execve(command[0], command, environment)  # noqa: S606
