@@ -45,7 +45,8 @@ def struct_from(
         name = f"{prefix}{key}"
         if key not in fields:
             known = ", ".join(sorted(fields))
-            raise ConfigError(f"{where}: unknown key {name!r}; expected one of: {known}", setting=name)
+            read = "" if isinstance(key, str) else f" ({type(key).__name__}; YAML reads on, off, yes and no as such)"
+            raise ConfigError(f"{where}: unknown key {name!r}{read}; expected one of: {known}", setting=name)
         if isinstance(value, Mapping) and key in groups:
             values[key] = struct_from(groups[key], value, where, {}, f"{key}.")
         elif value is not None:
@@ -90,8 +91,10 @@ def _checked(value: Any, kind: Any, name: str, where: str) -> Any:
     try:
         return msgspec.convert(plain, kind)
     except msgspec.ValidationError as error:
+        expected = _expected(kind)
+        hint = "; put it in quotes" if expected.startswith("a text") and isinstance(value, int | float) else ""
         raise ConfigError(
-            f"{where}: {name}: expected {_expected(kind)}, got {value!r} ({type(value).__name__})", setting=name
+            f"{where}: {name}: expected {expected}, got {value!r} ({type(value).__name__}){hint}", setting=name
         ) from error
 
 

@@ -85,6 +85,8 @@ def check_uri(uri: str, setting: str) -> str:
     if not known and scheme not in _plugin_schemes():
         if package := _PLUGIN_PACKAGES.get(scheme):
             raise malformed(f"an installed MLflow plugin for {scheme}:, which the package {package} brings")
+        if uri[len(scheme) + 1 :].split("/")[0].isdigit():
+            raise malformed("http:// or https:// before the host")
         raise malformed(
             f"a scheme that MLflow knows ({', '.join(sorted(_MLFLOW_SCHEMES))}), one that an installed plugin brings "
             "(an entry point of the group mlflow.tracking_store), or a folder"
