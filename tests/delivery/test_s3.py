@@ -187,11 +187,15 @@ def test_wrong_keys_keep_everything_and_are_said_once(team, s3, tmp_path: Path, 
         list(bucket_of(wrong).objects.all())
     done = run_script(
         f"""
+        import time
         from tracking_callbacks import Delivery, MLflowTracker
-        delivery = Delivery(flush_timeout=8, grace=0)
+        delivery = Delivery(flush_timeout=3, grace=0)
         with MLflowTracker({team.uri!r}, "wrong keys", record=False, delivery=delivery).start_run() as run:
             run.log_metrics({{"loss": 1.0}})
             run.log_text("content", "{tmp_path.name}.txt")
+        deadline = time.monotonic() + 90
+        while not run.report().last_error and time.monotonic() < deadline:
+            time.sleep(0.05)
         print(run.flush().pending)
         """,
         cwd=tmp_path,
