@@ -12,6 +12,7 @@ import scipy.stats
 from numpy.typing import NDArray
 
 from tracking_callbacks import finance
+from tracking_callbacks._episodes.market import MarketEpisode, account_statistics, independent_returns
 
 Series = NDArray[np.float64]
 
@@ -177,6 +178,72 @@ def test_the_best_of_many_lucky_trials_does_not_look_like_skill() -> None:
     assert deflated is not None
     assert probable > 0.95
     assert deflated < 0.8
+
+
+def windows(*starts: int, size: int = 100, **known: bool) -> list[MarketEpisode]:
+    """Return episodes over windows of one market, each played a little differently, as a stochastic policy does."""
+    random = np.random.default_rng(7)
+    market = random.normal(0.001, 0.01, 1000)
+    prices = 50.0 * np.cumprod(np.append(1.0, 1.0 + market))
+    return [
+        MarketEpisode(
+            market[start : start + size] + random.normal(0.0, 1e-4, size),
+            benchmark=market[start : start + size] if known.get("benchmark") else None,
+            prices=prices[start : start + size + 1] if known.get("prices") else None,
+            dates=tuple(f"day {day}" for day in range(start, start + size)) if known.get("dates") else (),
+        )
+        for start in starts
+    ]
+
+
+@pytest.mark.parametrize("known", ["dates", "prices", "benchmark"])
+def test_each_period_of_the_data_counts_once(known: str) -> None:
+    assert independent_returns(windows(0, **{known: True})) == 100
+    assert independent_returns(windows(0, 0, 0, **{known: True})) == 100
+    assert independent_returns(windows(0, 60, **{known: True})) == 160
+    assert independent_returns(windows(0, 100, 500, **{known: True})) == 300
+
+
+def test_without_data_each_series_of_returns_counts_once() -> None:
+    first, second = windows(0, 0)
+
+    assert independent_returns([first, first, second]) == 200
+    assert independent_returns([]) == 0
+
+
+def test_the_steps_of_a_day_and_of_a_market_that_stands_still_all_count() -> None:
+    flat = MarketEpisode(np.full(6, 0.01), prices=np.full(7, 9.0))
+    hourly = MarketEpisode(np.full(6, 0.01), dates=("Monday",) * 3 + ("Tuesday",) * 3)
+
+    assert independent_returns([flat, flat]) == 6
+    assert independent_returns([hourly, hourly]) == 6
+
+
+def test_the_errors_of_an_evaluation_count_each_period_once() -> None:
+    episodes = windows(0, 0, 60, dates=True)
+    returns = np.concatenate([one.returns for one in episodes])
+    found = account_statistics(episodes, periods_per_year=252, trials=9)
+    ratio, adjusted = found["sharpe_ratio"], found["sharpe_adjusted_error"]
+
+    assert found["sharpe_standard_error"] == pytest.approx(math.sqrt((252 + ratio**2 / 2) / 160))
+    assert adjusted == pytest.approx(
+        (finance.sharpe_standard_error(returns, normal=False) or 0.0) * math.sqrt(299 / 159)
+    )
+    assert found["probabilistic_sharpe_ratio"] == pytest.approx(scipy.stats.norm.cdf(ratio / adjusted))
+    luck = finance.expected_maximum_sharpe(9, math.sqrt(252 / 159))
+    assert found["deflated_sharpe_ratio"] == pytest.approx(scipy.stats.norm.cdf((ratio - luck) / adjusted))
+    assert finance.sharpe_standard_error(returns, observations=1) is None
+
+
+def test_trades_fees_and_turnover_are_those_of_an_episode() -> None:
+    held, flat = np.array([1.0, 0.0, 1.0]), np.zeros(3)
+    traded = MarketEpisode(np.array([0.1, 0.0, -0.1]), positions=held, fees=np.array([0.3, 0.3, 0.3]))
+    still = MarketEpisode(flat, positions=flat, fees=flat)
+    found = account_statistics([traded, traded, still], periods_per_year=3)
+
+    assert [found[name] for name in ("trades", "fees", "turnover")] == pytest.approx([4 / 3, 0.6, 2.0])
+    assert found["win_rate"] == 1.0
+    assert found["exposure"] == pytest.approx(4 / 9)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -205,6 +205,31 @@ def test_an_evaluation_is_judged_against_the_market(store: Store, tmp_path: Path
     assert float(rows[0]["return"]) == pytest.approx(trades[0].total_return)
 
 
+ERRORS = ("sharpe_standard_error", "sharpe_adjusted_error", "probabilistic_sharpe_ratio", "deflated_sharpe_ratio")
+
+
+@pytest.mark.parametrize("known", ["dates", "prices", "nothing but the account"])
+def test_repeating_the_test_period_makes_no_evaluation_surer_and_changes_no_figure(store: Store, known: str) -> None:
+    left_out = {"dates": {"price"}, "prices": {"date"}, "nothing but the account": {"price", "date"}}[known]
+
+    class Known(Market):
+        def _info(self, fee: float = 0.0) -> dict[str, Any]:
+            return {key: value for key, value in super()._info(fee).items() if key not in left_out}
+
+    figures = []
+    for count in (1, 5):
+        callback = callback_for(store, trials=20, benchmark=None)
+        evaluation = EvalCallback(Monitor(Known()), eval_freq=32, n_eval_episodes=count, verbose=0)
+        PPO("MlpPolicy", Monitor(Known()), **TINY).learn(32, callback=[callback, evaluation])
+        metrics = store.delivered(callback.run).data.metrics
+        figures.append({name: value for name, value in metrics.items() if name.startswith("eval/")})
+    once, often = figures
+
+    assert {f"eval/{name}" for name in (*ERRORS, "trades", "fees", "turnover")} <= once.keys()
+    # The deviations of all returns together, with ddof=1, differ a little.
+    assert often == pytest.approx(once, rel=0.02)
+
+
 def test_a_tear_sheet_is_one_page_that_opens_offline(store: Store, tmp_path: Path) -> None:
     callback = callback_for(store)
     evaluation = EvalCallback(Monitor(Market(400)), eval_freq=32, n_eval_episodes=1, verbose=0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ __all__ = [
     "MarketRecorder",
     "account_statistics",
     "check_benchmark",
+    "independent_returns",
     "load_statistics",
     "trades_of",
 ]
@@ -215,13 +218,50 @@ def load_statistics() -> None:
         import empyrical  # noqa: F401
 
 
+def independent_returns(episodes: Sequence[MarketEpisode]) -> int:
+    """Return how many of the returns of all episodes together are independent: each period of the data counts once.
+
+    Episodes over the same data are repetitions, and no longer track record. Their returns are nearly equal even if the
+    policy is stochastic, because the market moves all of them: observations within a cluster, here a date, are not
+    independent of each other (M. A. Petersen, "Estimating Standard Errors in Finance Panel Data Sets", The Review of
+    Financial Studies 22 (1), 2009). The number of clusters is the least that they may count as.
+
+    A step is known by its date; without dates by the move of the price, without prices by that of the benchmark,
+    without either by its place in the whole series of returns. What occurs several times within an episode, for example
+    a date of hourly steps, counts as often as in the episode in which it occurs most.
+
+    Args:
+        episodes: The episodes of one evaluation.
+    """
+    periods: Counter[Hashable] = Counter()
+    for episode in episodes:
+        periods |= Counter(_periods(episode))
+    return periods.total()
+
+
+def _periods(episode: MarketEpisode) -> Iterable[Hashable]:
+    """Return what tells the data of each step from the data of others."""
+    size = episode.returns.size
+    known: list[Hashable] | None = None
+    if episode.dates:
+        known = list(episode.dates)
+    elif episode.prices is not None:
+        known = list(itertools.pairwise(np.nan_to_num(episode.prices).tolist()))
+    elif episode.benchmark is not None:
+        known = np.nan_to_num(episode.benchmark).tolist()
+    if known is None:
+        return [(episode.returns.tobytes(), step) for step in range(size)]
+    return itertools.islice(reversed(known), size)
+
+
 def account_statistics(
     episodes: Sequence[MarketEpisode], *, periods_per_year: float, trials: int = 1
 ) -> dict[str, float]:
     """Return the statistics of an evaluation: see `finance.performance`, `finance.trade_statistics`, `significance`.
 
-    Ratios are those of the returns of all episodes together. Total returns are means over the episodes, and drawdowns
-    are the deepest and the longest within an episode, because each episode starts with a new account.
+    Ratios are those of the returns of all episodes together; their errors and probabilities count
+    `independent_returns`. Total returns, the turnover and the numbers of trades and fees are means over the episodes,
+    and drawdowns are the deepest and the longest within an episode, because each episode starts with a new account.
 
     Args:
         episodes: The episodes whose returns are known.
@@ -237,6 +277,7 @@ def account_statistics(
     except ModuleNotFoundError as error:
         logger.info("most trading statistics need pip install 'tracking-callbacks[finance]': %s", error)
         statistics = statistics_over_episodes([one.returns for one in episodes], compounded=True, **year)
+    year["observations"] = independent_returns(episodes)
     significance = {
         "sharpe_standard_error": finance.sharpe_standard_error(returns, **year),
         "sharpe_adjusted_error": finance.sharpe_standard_error(returns, normal=False, **year),
@@ -259,13 +300,8 @@ def _performance(episodes: Sequence[MarketEpisode], returns: Series, periods_per
         )
         for one in episodes
     ]
-    combined: dict[str, Callable[[list[float]], float]] = {
-        **dict.fromkeys(
-            ("total_return", "benchmark_total_return", "excess_return"), lambda all_: math.fsum(all_) / len(all_)
-        ),
-        "max_drawdown": min,
-        "max_drawdown_length": max,
-    }
+    statistics |= _means(each, ("total_return", "benchmark_total_return", "excess_return"))
+    combined: dict[str, Callable[[list[float]], float]] = {"max_drawdown": min, "max_drawdown_length": max}
     for name, combine in combined.items():
         if known := [one[name] for one in each if name in one]:
             statistics[name] = combine(known)
@@ -278,10 +314,17 @@ def _of_trades(episodes: Sequence[MarketEpisode], periods_per_year: float) -> di
     known = [one for one in episodes if one.positions is not None]
     if not known:
         return {}
-    fees = [one.fees for one in known if one.fees is not None]
-    return finance.trade_statistics(
-        [trade for one in known for trade in trades_of(one)],
-        np.concatenate([one.positions for one in known if one.positions is not None]),
-        fees=np.concatenate(fees) if len(fees) == len(known) else None,
-        periods_per_year=periods_per_year,
-    )
+    trades, year = [trades_of(one) for one in known], {"periods_per_year": periods_per_year}
+    positions = [one.positions for one in known if one.positions is not None]
+    statistics = finance.trade_statistics(list(itertools.chain(*trades)), np.concatenate(positions), **year)
+    each = [
+        finance.trade_statistics(own, held, fees=one.fees, **year)
+        for one, own, held in zip(known, trades, positions, strict=True)
+    ]
+    return statistics | _means(each, ("trades", "turnover", "fees"))
+
+
+def _means(each: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, float]:
+    """Return the means of statistics over the episodes in which they are known."""
+    values = {name: [one[name] for one in each if name in one] for name in names}
+    return {name: math.fsum(known) / len(known) for name, known in values.items() if known}
