@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -112,6 +114,29 @@ PICTURES: dict[str, Callable[[], Figure | None]] = {
 }
 
 
+def sheet(**changes: Any) -> dict[str, Any]:
+    """Return the content of a tear sheet: a market that stands still for a while, held on every third day."""
+    returns = RANDOM.normal(0.0, 0.01, 140)
+    returns[20:100] = 0.0
+    held = [float(step % 3 == 0) for step in range(140)]
+    trades = [
+        {"side": "long", "entry": "", "exit": "", "entry_step": step, "exit_step": step, "periods": 1}
+        | {"entry_price": 1.0, "exit_price": None, "return": 0.01, "closed": True}
+        for step in range(0, 140, 3)
+    ]
+    days = [f"{day}T00:00:00" for day in np.arange("2026-01-09", "2026-05-29", dtype="datetime64[D]")]
+    series = {"returns": returns.tolist(), "prices": np.cumprod(1.0 + returns).tolist(), "positions": held}
+    statistics = {"trades": 46.5, "max_drawdown_length": 12.0, "fees": 3.0}
+    content: dict[str, Any] = {"title": "Sheet", "statistics": statistics, "episodes": 2, "periods_per_year": 252}
+    return content | {"series": series | {"dates": days} | changes, "trades": trades}
+
+
+SHEETS = {
+    name: functools.partial(lambda name: pictures.sheet_figures(sheet())[name], name)
+    for name in ("performance", "rolling_sharpe", "monthly_returns", "positions", "distribution")
+}
+
+
 def drawn(figure: Figure | None) -> Figure:
     assert figure is not None
     return figure
@@ -132,9 +157,9 @@ def tick_texts(axes: Axes) -> list[str]:
 # -- the look ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", [*PICTURES, "performance", "rolling_sharpe"])
 def test_no_text_is_cut_off_or_overlaps_or_takes_the_space_of_a_panel(name: str) -> None:
-    figure = drawn(PICTURES[name]())
+    figure = drawn((PICTURES | SHEETS)[name]())
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
 
@@ -149,6 +174,37 @@ def test_no_text_is_cut_off_or_overlaps_or_takes_the_space_of_a_panel(name: str)
         for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
             boxes = [label.get_window_extent(renderer) for label in labels if label.get_rotation() != 45]
             assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize("name", [*PICTURES, *SHEETS])
+def test_drawing_warns_of_nothing(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pictures.png(drawn((PICTURES | SHEETS)[name]()))
+
+
+def test_a_tear_sheet_has_dates_and_its_table_says_what_it_covers() -> None:
+    page = pictures.tear_sheet(sheet())
+
+    assert "140 steps, 2026-01-09 to 2026-05-28;" in page
+    assert "the last of 2 episodes, the statistics are those of all, trades and fees per episode" in page
+    assert "<td>Trades</td><td>46.5</td>" in page
+    assert "<td>Longest drawdown (steps)</td><td>12</td>" in page
+
+
+def test_the_time_axes_of_a_tear_sheet_have_the_dates_of_their_steps() -> None:
+    def axes_of(**changes: Any) -> Axes:
+        return pictures.sheet_figures(sheet(**changes))["performance"].axes[0]
+
+    def labels(axes: Axes) -> dict[float, str]:
+        return dict(zip(axes.get_xticks(), (text.get_text() for text in axes.get_xticklabels()), strict=True))
+
+    days, plain = axes_of(), axes_of(dates=[])
+    hours = axes_of(dates=[f"2026-01-09 {step // 60:02}:{step % 60:02}:00" for step in range(140)])
+    assert labels(days)[50.0] == "2026-02-27"
+    assert labels(hours)[50.0] == "00:49"
+    assert (days.get_xlabel(), plain.get_xlabel(), labels(plain)[50.0]) == ("date", "step", "50")
+    assert axes_of(dates=[f"bar {step}" for step in range(140)]).get_xlabel() == "step"
 
 
 @pytest.mark.parametrize("name", ["learning", "confusion-2", "episodes", "equity"])

@@ -9,6 +9,7 @@ import base64
 import datetime
 import html
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -100,10 +101,11 @@ def tear_sheet(content: Mapping[str, Any]) -> str:
     series = content["series"]
     returns = _known(series["returns"])
     dates = series.get("dates") or []
-    span = f", {dates[0]} to {dates[-1]}" if dates else ""
+    span = f", {_day(dates[0])} to {_day(dates[-1])}" if dates else ""
     notes = [f"{returns.size} steps{span}", f"{content['periods_per_year']:g} steps a year"]
     if content["episodes"] > 1:
-        notes.append(f"the pictures show the last of {content['episodes']} episodes, the statistics are those of all")
+        shown = f"the pictures show the last of {content['episodes']} episodes"
+        notes.append(f"{shown}, the statistics are those of all, trades and fees per episode")
     notes.append("returns are after the fees that the account value holds" if "fees" in series else "no fees are known")
     pictures = "".join(
         f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png(figure)).decode()}">'
@@ -129,7 +131,13 @@ def sheet_figures(content: Mapping[str, Any]) -> dict[str, Figure]:
         "positions": _positions(series, content["trades"]),
         "distribution": _distribution(returns),
     }
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    if ticks := _date_ticks(dates):
+        for axes in (axes for figure in drawn.values() for axes in figure.axes if axes.get_xlabel() == "step"):
+            steps = axes.get_xticks()
+            axes.set_xticks(steps, [ticks[int(step) - 1] if 1 <= step <= len(ticks) else "" for step in steps])
+            axes.set_xlabel("date")
+    return drawn
 
 
 def importance_bars(importance: Mapping[str, float], *, note: str = "") -> Figure | None:
@@ -185,7 +193,7 @@ def _rolling_sharpe(returns: Series, periods_per_year: float) -> Figure | None:
     variance = (squares - sums**2 / window) / (window - 1)
     ratio = np.full(sums.shape, np.nan)
     clear = variance > 1e-12 * np.maximum(squares / window, 1e-300)
-    np.divide(math.sqrt(periods_per_year) * sums / window, np.sqrt(variance, where=clear), out=ratio, where=clear)
+    np.divide(math.sqrt(periods_per_year) * sums / window, np.sqrt(np.abs(variance)), out=ratio, where=clear)
     figure = new_figure(2.9)
     axes = figure.subplots()
     draw_line(axes, np.arange(window, returns.size + 1, dtype=np.float64), ratio, pen=_AGENT, label="Sharpe ratio")
@@ -276,6 +284,21 @@ def _distribution(returns: Series) -> Figure | None:
     return finish(figure)
 
 
+def _day(date: str) -> str:
+    """Return a date without a midnight."""
+    return re.sub(r"[T ]00:00(:00(\.0+)?)?$", "", date)
+
+
+def _date_ticks(dates: Sequence[str]) -> list[str]:
+    """Return a short text for each date: the day, or the time if all are of one day; none if they are no dates."""
+    try:
+        moments = [datetime.datetime.fromisoformat(date) for date in dates]
+    except ValueError:
+        return []
+    days = {moment.date() for moment in moments}
+    return [f"{moment:%H:%M}" if len(days) == 1 else f"{moment:%Y-%m-%d}" for moment in moments]
+
+
 def _known(values: Sequence[Any]) -> Series:
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
@@ -319,5 +342,6 @@ def _cells(trade: Mapping[str, Any]) -> list[str]:
 def _shown(value: float | None, kind: str) -> str:
     if value is None:
         return "–"
-    texts = {"percent": f"{value:+,.2%}", "share": f"{value:,.2%}", "count": f"{value:,.0f}", "number": f"{value:,.3g}"}
+    count = f"{value:,.1f}".removesuffix(".0")  # a mean over the episodes may be no whole number
+    texts = {"percent": f"{value:+,.2%}", "share": f"{value:,.2%}", "count": count, "number": f"{value:,.3g}"}
     return texts[kind].replace("-", "−")
