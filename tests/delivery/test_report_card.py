@@ -58,6 +58,33 @@ def test_a_run_says_what_was_trained_on_what_and_how_well(tracker: MLflowTracker
     assert "under way" not in version.description.lower()
 
 
+def test_the_figures_of_a_registered_model_are_those_of_its_step(
+    tracker: MLflowTracker, client, mlmodel, tmp_path
+) -> None:
+    """Also those of the version that held the alias, and what was measured at another step only says so."""
+    name = f"card-{tmp_path.name}"
+    promote = Promotion("champion", by="eval/f1")
+    for best in (0.5, 0.75):
+        run = tracker.start_run(tags={"framework": "f"})
+        run.log_dataset("reviews", digest="abc", context="evaluation")
+        for step, figure in ((2, best), (4, 0.25)):
+            run.log_metrics({"eval/f1": figure, "eval/loss": 1.0 - figure, "train/loss": 3.0}, step=step)
+        run.log_metrics({"test/f1": best - 0.125}, step=4)
+        run.log_model(mlmodel, registered_model_name=name, promote=promote, step=2)
+        run.end()
+        assert run.flush().complete
+    note = client.get_run(run.run_id).data.tags[NOTE]
+
+    assert "- champion: eval/f1 0.75 is better than 0.5 of version 1, on the same data" in note
+    assert [line for line in note.splitlines() if line.startswith("|")] == [
+        "| metric | value at step 2 | version 1 at step 2 |",
+        "| --- | --- | --- |",
+        "| eval/f1 | 0.75 | 0.5 |",
+        "| test/f1 | 0.625 (step 4) | 0.375 (step 4) |",
+        "| eval/loss | 0.25 | 0.5 |",
+    ]
+
+
 def test_a_failed_run_says_why(tracker: MLflowTracker, client) -> None:
     run = tracker.start_run()
     run.log_metrics({"eval/loss": 1.0})
@@ -66,7 +93,7 @@ def test_a_failed_run_says_why(tracker: MLflowTracker, client) -> None:
 
     note = client.get_run(run.run_id).data.tags[NOTE]
     assert "FAILED." in note
-    assert "- ⚠ The training run failed: ValueError: no such file \\*x\\*" in note
+    assert "- ⚠ The run failed: ValueError: no such file \\*x\\*" in note
 
 
 @pytest.mark.parametrize("words", ["mine", "mine before the end"])
@@ -127,6 +154,23 @@ def test_the_description_of_a_killed_run_says_so(server, client, tmp_path: Path)
 
 
 # -- pure ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"framework": "f"}, "Training failed: RuntimeError: burst"),
+        ({}, "The run failed: RuntimeError: burst"),
+        ({"framework": "f", "tracking_callbacks.error": "KeyboardInterrupt"}, "Training was stopped by Ctrl-C"),
+        ({"tracking_callbacks.error": "KeyboardInterrupt"}, "The run was stopped by Ctrl-C"),
+    ],
+)
+def test_the_card_says_once_what_ended_the_run(tags: dict[str, str], said: str) -> None:
+    error = tags.get("tracking_callbacks.error", "RuntimeError: burst")
+    interrupted = {"tracking_callbacks.interrupted": error.partition(":")[0], "tracking_callbacks.error": error}
+    card = run_card(stored(tags=interrupted | tags), "KILLED", [], [])
+
+    assert [line for line in card.splitlines() if "⚠" in line] == [f"- ⚠ {said}"]
 
 
 @given(st.text())

@@ -138,6 +138,9 @@ def test_the_status_is_correct_when_other_code_announces_the_end(store: Store, t
     assert tags.get("tracking_callbacks.interrupted") == stopped_by[status]
     if status == "FAILED":
         assert run.data.tags["tracking_callbacks.error"] == "RuntimeError: burst"
+    said = {"KILLED": ["Training was stopped by Ctrl-C"], "FAILED": ["Training failed: RuntimeError: burst"]}
+    warnings = [line[4:] for line in run.data.tags["mlflow.note.content"].splitlines() if line.startswith("- ⚠ ")]
+    assert warnings == said.get(status, [])
 
 
 def test_training_that_was_interrupted_is_killed_at_once_whatever_callback_comes_next(store: Store) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from tracking_callbacks._delivery.batches import Batch
+from tracking_callbacks._delivery.batches import Batch, Point
 from tracking_callbacks._delivery.failures import NotOffered, Refused
 from tracking_callbacks._delivery.report_card import (
     NOTE_TAG,
     CardModel,
+    Column,
+    column,
     is_ours,
     loading_call,
     run_card,
@@ -46,7 +48,11 @@ def deliver_descriptions(store: Store, run_id: str, state: RunState, status: Sta
     run = store.run(run_id)
     models = {key: _card_model(key, state) for key in state.models}
     if is_ours(run.tags.get(NOTE_TAG, "")):
-        text = run_card(run, status, list(models.values()), state.pictures.values(), _reference(store, run, state))
+        registered = [state.models[key].model_id for key, model in models.items() if model.registered is not None]
+        # While training goes on, its last figures are of more interest.
+        own = _linked(store, registered[-1]) if registered and status is not None else []
+        figures, reference = column("value", run.metrics, own), _reference(store, run, state)
+        text = run_card(run, status, list(models.values()), state.pictures.values(), figures, reference)
         if text and (note := signed(text)) != run.tags.get(NOTE_TAG):
             store.log_batch(run_id, Batch(tags={NOTE_TAG: note}))
     if status is None:
@@ -65,7 +71,7 @@ def _describe_version(
     except (Refused, NotOffered):  # deleted meanwhile, or a store that keeps no logged models
         return
     if is_ours(version.description):
-        text = signed(version_card(run, model, {point.key: point.value for point in points}))
+        text = signed(version_card(run, model, points))
         if text != version.description:
             store.describe_version(name, number, text)
 
@@ -77,17 +83,25 @@ def _card_model(key: str, state: RunState) -> CardModel:
     return CardModel(loading_call(model.flavors), registered, outcome, model.deflated)
 
 
-def _reference(store: Store, run: StoredRun, state: RunState) -> tuple[str, dict[str, float]] | None:
+def _linked(store: Store, model_id: str | None) -> list[Point]:
+    """Return the points that belong to a logged model; none if the store has none."""
+    try:
+        return store.model_points(model_id) if model_id else []
+    except Refused:  # deleted meanwhile, or a store that keeps no logged models
+        return []
+
+
+def _reference(store: Store, run: StoredRun, state: RunState) -> Column | None:
     """Return the figures to show next to the run's: those of the version that held the alias, else of the parent."""
     try:
         for key, promotion in state.promotions.items():
             if promotion.over is not None and (name := state.models[key].registered) is not None:
                 other = store.version(name, promotion.over)
                 if other.run_id:
-                    points = store.run(other.run_id).metrics
-                    return f"version {promotion.over}", {point.key: point.value for point in points}
+                    last = store.run(other.run_id).metrics
+                    return column(f"version {promotion.over}", last, _linked(store, other.model_id))
         if parent := run.tags.get(PARENT_TAG):
-            return "parent run", {point.key: point.value for point in store.run(parent).metrics}
+            return column("parent run", store.run(parent).metrics)
     except Refused as error:
         logger.info("run %s: described without another one's figures: %s", run.run_id, error)
     return None

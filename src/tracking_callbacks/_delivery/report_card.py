@@ -12,10 +12,21 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from tracking_callbacks._delivery.batches import Point
 from tracking_callbacks._delivery.stores.store import StoredRun
 from tracking_callbacks._journal.records import ERROR_TAG, TRIALS_TAG, Status
 
-__all__ = ["NOTE_TAG", "CardModel", "is_ours", "loading_call", "run_card", "signed", "version_card"]
+__all__ = [
+    "NOTE_TAG",
+    "CardModel",
+    "Column",
+    "column",
+    "is_ours",
+    "loading_call",
+    "run_card",
+    "signed",
+    "version_card",
+]
 
 NOTE_TAG = "mlflow.note.content"  # what the UI shows as the description
 _MARK = re.compile(r"\n\n<!-- tracking_callbacks ([0-9a-f]{16}) -->\n?\Z")
@@ -29,8 +40,6 @@ _TELLING = (
 _GROUPS = ("eval/", "test/")
 _USES = {"on": ("training", "train", ""), "evaluated on": ("evaluation", "eval", "validation"), "tested on": ("test",)}
 _TROUBLE = {
-    ERROR_TAG: "The training run failed",
-    "tracking_callbacks.interrupted": "Training was stopped by an exception",
     "tracking_callbacks.stopped_early": "Training stopped before its planned end",
     "tracking_callbacks.model_error": "The model could not be saved in a flavor",
     "tracking_callbacks.rejected": "Entries that the store refused (see tracking_callbacks/rejected.jsonl)",
@@ -62,12 +71,42 @@ class CardModel(NamedTuple):
         return "\n".join(f"- {line}" for line in (self.outcome, deflated) if line)
 
 
+class Column(NamedTuple):
+    """A column of figures: its heading, and the texts by metric."""
+
+    heading: str
+    cells: dict[str, str]
+
+
+def column(heading: str, last: Iterable[Point], own: Iterable[Point] = ()) -> Column:
+    """Return the figures of a run: those of its registered model, if training has gone on since, else its last ones.
+
+    The heading names the model's step then, and a figure of another step says so.
+
+    Args:
+        heading: What the figures are.
+        last: The run's last points.
+        own: The points that belong to its registered model.
+    """
+    points = {point.key: point for point in last}
+    of_model = {point.key: point for point in own if point.key.startswith(_GROUPS)}
+    if all(key in points and points[key].step == point.step for key, point in of_model.items()):
+        return Column(heading, {key: _number(point.value) for key, point in points.items()})
+    step = max(point.step for point in of_model.values())
+    cells = {
+        key: _number(point.value) + ("" if point.step == step else f" (step {point.step})")
+        for key, point in (points | of_model).items()
+    }
+    return Column(f"{heading} at step {step}", cells)
+
+
 def run_card(
     run: StoredRun,
     status: Status | None,
     models: Sequence[CardModel],
     pictures: Iterable[str],
-    reference: tuple[str, Mapping[str, float]] | None = None,
+    figures: Column | None = None,
+    reference: Column | None = None,
 ) -> str:
     """Return the description of a run; empty if there is nothing to say.
 
@@ -76,14 +115,14 @@ def run_card(
         status: How it ended; None while it goes on.
         models: Its models.
         pictures: Paths of its pictures among its artifacts.
-        reference: What its figures are shown next to: a heading, and values by metric.
+        figures: Its figures; None means its last ones.
+        reference: What they are shown next to.
     """
-    values = {point.key: point.value for point in run.metrics}
     parts = [
         _headline(run, status),
         _trouble(run.tags),
         "\n".join(model.judgement for model in models if model.judgement),
-        _table(values, reference),
+        _table(figures or column("value", run.metrics), reference),
         _pictures(run, pictures),
         _loading(models),
     ]
@@ -92,17 +131,23 @@ def run_card(
     return _joined(parts)
 
 
-def version_card(run: StoredRun, model: CardModel, values: Mapping[str, float]) -> str:
+def version_card(run: StoredRun, model: CardModel, points: Iterable[Point]) -> str:
     """Return the description of a registered version.
 
     Args:
         run: The run that made it.
         model: The version.
-        values: Its figures: those that its logged model is linked to.
+        points: Its figures: those that its logged model is linked to.
     """
     name = run.tags.get("mlflow.runName", run.run_id)
     link = f"From the run [{_inline(name)}](#/experiments/{run.experiment_id}/runs/{run.run_id})."
-    parts = [_headline(run, None, running=False), model.judgement, _table(values, None), link, _loading([model])]
+    parts = [
+        _headline(run, None, running=False),
+        model.judgement,
+        _table(column("value", points)),
+        link,
+        _loading([model]),
+    ]
     return _joined(parts)
 
 
@@ -164,22 +209,25 @@ def _origin(base: str) -> str:
 
 
 def _trouble(tags: Mapping[str, str]) -> str:
-    found = {said: tags[name] for name, said in _TROUBLE.items() if tags.get(name)}
-    return "\n".join(f"- ⚠ {said}: {_inline(text)}" for said, text in found.items())
+    found = [f"{said}: {_inline(tags[name])}" for name, said in _TROUBLE.items() if tags.get(name)]
+    if error := tags.get(ERROR_TAG):
+        actor = "Training" if "framework" in tags else "The run"
+        stopped = error.partition(":")[0] == "KeyboardInterrupt"
+        found.insert(0, f"{actor} was stopped by Ctrl-C" if stopped else f"{actor} failed: {_inline(error)}")
+    return "\n".join(f"- ⚠ {line}" for line in found)
 
 
-def _table(values: Mapping[str, float], reference: tuple[str, Mapping[str, float]] | None) -> str:
-    shown = (name for name in values if name.startswith(_GROUPS) and "/class/" not in name)
+def _table(figures: Column, reference: Column | None = None) -> str:
+    shown = (name for name in figures.cells if name.startswith(_GROUPS) and "/class/" not in name)
     names = sorted(shown, key=_rank)[:_MOST_METRICS]
     if not names:
         return ""
-    heading, others = reference or ("", {})
-    compared = any(name in others for name in names)
-    lines = [f"| metric | value |{f' {heading} |' if compared else ''}", f"| --- | --- |{' --- |' if compared else ''}"]
-    for name in names:
-        other = f" {_number(others[name]) if name in others else '–'} |" if compared else ""
-        lines.append(f"| {_inline(name)} | {_number(values[name])} |{other}")
-    return "\n".join(lines)
+    columns = [figures]
+    if reference is not None and any(name in reference.cells for name in names):
+        columns.append(reference)
+    rows = [["metric", *(one.heading for one in columns)], ["---"] * (len(columns) + 1)]
+    rows += [[_inline(name), *(one.cells.get(name, "–") for one in columns)] for name in names]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _rank(name: str) -> tuple[int, int, str]:
