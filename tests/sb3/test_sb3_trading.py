@@ -198,6 +198,18 @@ def test_episodes_too_short_for_a_ratio_are_counted(store: Store) -> None:
     assert run.data.tags["sharpe.left_out"].endswith("32 × fewer than two returns, or all of them equal")
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"), [({}, False), ({"periods_per_year": 12}, True), ({"returns": "reward"}, True)]
+)
+def test_only_an_account_or_a_user_that_asks_for_a_ratio_has_episodes_without_one_counted(
+    store: Store, asked: dict[str, Any], said: bool
+) -> None:
+    callback = callback_for(store, **asked)
+    PPO("MlpPolicy", Monitor(gym.make("CartPole-v1")), **TINY).learn(64, callback=callback)
+
+    assert ("sharpe.left_out" in store.delivered(callback.run).data.tags) is said
+
+
 def test_episodes_with_nan_or_infinite_rewards_are_counted(store: Store) -> None:
     callback = callback_for(store)
     PPO("MlpPolicy", DummyVecEnv([lambda: Market(reward=math.nan)]), **TINY).learn(32, callback=callback)

@@ -175,12 +175,13 @@ class EpisodeLog:
             self._under_way = True
             self._run.set_tags({UNDER_WAY_TAG: f"{len(lengths)}, the longest for {max(lengths)} steps or more"})
 
-    def log_artifacts(self, captions: Mapping[str, str], steps: StepWindows) -> None:
+    def log_artifacts(self, captions: Mapping[str, str], steps: StepWindows, *, trades: bool = True) -> None:
         """Log the table of all episodes so far, the equity curves of the last ones, pictures, and what was skipped.
 
         Args:
             steps: The steps of the running episodes.
             captions: Texts for the picture of the Sharpe ratio, see `Run.draw`.
+            trades: Episodes are meant to have a Sharpe ratio, so those without one are counted.
         """
         self._log_table()
         self._run.draw("episodes", data=self._table.write(), **captions)
@@ -193,7 +194,7 @@ class EpisodeLog:
             "episodes": "episodes that are not in the run",
         }
         for name, subject in subjects.items():
-            if counts := self._skipped[name]:
+            if (counts := self._skipped[name]) and (trades or name != "sharpe"):
                 reasons = "; ".join(f"{count} × {reason}" for reason, count in sorted(counts.items()))
                 self._run.set_tags({f"{name}.left_out": f"{subject}: {reasons}"})
 

@@ -105,8 +105,10 @@ class EpisodeRecorder:
         """Log what is logged once per training run."""
         self.run.draw("learning_curves", step="environment step")
         if self._tracker is not None:
-            captions = {"source": self._tracker.source.name, "periods_per_year": str(self._account.periods_per_year)}
-            self._log.log_artifacts(captions, self._tracker)
+            source, periods = self._tracker.source, self._account.periods_per_year
+            captions = {"source": source.name, "periods_per_year": str(periods)}
+            trades = source.declared or periods != AccountSettings().periods_per_year
+            self._log.log_artifacts(captions, self._tracker, trades=trades)
         elif self._blind:
             algorithm = type(self._model).__name__
             self.run.set_tags({"episodes.left_out": f"all episodes: {algorithm} tells its callbacks no rewards"})
