@@ -72,6 +72,12 @@ def clean_environment(no_leaks: None, monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def children_without_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep coverage's own modules and memory out of child processes that a test measures."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
 @pytest.fixture(autouse=True)
 def no_leaks(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Fail a test that leaves behind a process, an environment variable or a file outside its folder."""

@@ -34,6 +34,7 @@ def test_a_callback_does_not_import_mlflow_before_a_model_is_saved(part: str) ->
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.usefixtures("children_without_coverage")
 def test_the_core_loads_few_modules() -> None:
     """Count modules because timings on a busy machine mean little; benchmark row 6 holds the bar of 100 ms."""
     code = "import sys; before = set(sys.modules); import tracking_callbacks; print(len(set(sys.modules) - before))"
@@ -42,6 +43,7 @@ def test_the_core_loads_few_modules() -> None:
     assert int(done.stdout) <= 165
 
 
+@pytest.mark.usefixtures("children_without_coverage")
 def test_the_delivery_process_of_a_server_imports_no_large_library() -> None:
     parts = "tracking_callbacks._delivery.process, tracking_callbacks._delivery.stores.rest"
     code = f"import sys, {parts}; print(*sys.modules)"

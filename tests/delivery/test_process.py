@@ -251,6 +251,7 @@ def test_a_run_started_right_before_its_trainer_dies_is_found(server, client, tm
     assert [run.info.status for run in runs] == ["KILLED"] * 3
 
 
+@pytest.mark.usefixtures("children_without_coverage")
 def test_delivery_to_a_server_stays_small_whatever_it_delivers(server, client, mlmodel, tmp_path) -> None:
     """Pictures, a model, system metrics and a large file: 40 MB is the bar, and an import of MLflow takes 180."""
     (tmp_path / "large.bin").write_bytes(os.urandom(50_000_000))
