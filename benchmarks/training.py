@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
 from typing import Any
 
+from benchmarks.bare_sender import sending
 from benchmarks.timing import Stopwatch, percentile
 
 __all__ = ["train_bert", "train_example", "train_ppo"]
@@ -20,7 +22,8 @@ def train_bert(contender: str, uri: str, threads: int, steps: int, everything: b
     """Fine-tune a tiny BERT with LoRA, logging every step, and time the steps and the tracking's hooks.
 
     Args:
-        contender: ``untracked``, ``ours`` or ``transformers`` (its own ``MLflowCallback``).
+        contender: ``untracked``, ``bare`` (untracked, next to a bare sender that starts with the training), ``ours`` or
+            ``transformers`` (its own ``MLflowCallback``).
         uri: The store.
         threads: Number of torch threads; 0 leaves it to torch.
         steps: Number of steps.
@@ -90,9 +93,11 @@ def train_bert(contender: str, uri: str, threads: int, steps: int, everything: b
     hooks = Stopwatch()
     if callback is not None:
         hooks.time_methods(callback, _own_hooks(type(callback), TrainerCallback))
-    spent, began = time.thread_time(), time.perf_counter()
-    trainer.train()
-    train_s, cpu_s = time.perf_counter() - began, time.thread_time() - spent
+    # 200 steps a second, each with four points.
+    with sending(uri, 800) if contender == "bare" else contextlib.nullcontext():
+        spent, began = time.thread_time(), time.perf_counter()
+        trainer.train()
+        train_s, cpu_s = time.perf_counter() - began, time.thread_time() - spent
     begin_wall, begin_cpu = hooks.first.get("on_train_begin", (0.0, 0.0))
     result = {
         "train_s": train_s,
@@ -173,15 +178,14 @@ def train_ppo(contender: str, uri: str, envs: int, rollout: int, steps: int, tim
     """Train PPO on CartPole and return the steps per second of ``learn()``.
 
     Args:
-        contender: ``untracked``, ``ours``, ``docs`` (the MLflow writer of SB3's documentation) or ``wandb``.
+        contender: ``untracked``, ``bare`` (untracked, next to a bare sender), ``ours``, ``docs`` (the MLflow writer of
+            SB3's documentation) or ``wandb``.
         uri: The store.
         envs: Number of environments.
         rollout: Steps of each environment between two updates, each of which dumps the logger.
         steps: Steps of all environments together.
         timed: Time our hooks, which lengthens each call by a microsecond.
     """
-    import contextlib
-
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
@@ -229,6 +233,8 @@ def train_ppo(contender: str, uri: str, envs: int, rollout: int, steps: int, tim
             if timed:
                 hooks.time_methods(callback, _SB3_HOOKS)
                 hooks.time_methods(RunWriter, ["write"])
+        elif contender == "bare":
+            stack.enter_context(sending(uri, 250))  # ours are some 3 000 points in twelve seconds
         elif contender == "docs":
             import mlflow
 

@@ -12,12 +12,13 @@ from benchmarks.training import train_ppo
 __all__ = ["ROW"]
 
 UNTRACKED = "untracked"
+BARE = "untracked, next to a bare sender"
 OURS = "this package, HTTP"
 TIMED = "the same, its hooks timed"
 
 
 def _measure(bench: Bench, contender: str, envs: int, rollout: int, *, timed: bool = False) -> Figures:
-    uri = bench.server(contender).uri if contender in ("ours", "docs") else ""
+    uri = bench.server(contender).uri if contender in ("bare", "ours", "docs") else ""
     steps = bench.size(50_000, 4_096)
     return bench.run(train_ppo, contender=contender, uri=uri, envs=envs, rollout=rollout, steps=steps, timed=timed)
 
@@ -30,6 +31,7 @@ def _group(title: str, envs: int, rollout: int) -> Group:
         title=title,
         contenders={
             UNTRACKED: of("untracked"),
+            BARE: of("bare"),
             OURS: of("ours"),
             TIMED: of("ours", timed=True),
             "writer of SB3's docs, HTTP": of("docs"),
@@ -44,6 +46,7 @@ def _group(title: str, envs: int, rollout: int) -> Group:
         ),
         bars=(
             Bar("fps ≥ 0.985 × untracked", lambda of: of.ratio("fps", OURS, UNTRACKED), 0.985, at_least=True),
+            Bar("fps next to a bare sender, × untracked", lambda of: of.ratio("fps", BARE, UNTRACKED)),
             Bar("time inside hooks, % of `learn()`", lambda of: of.median(TIMED, "hooks_percent")),
         ),
     )
@@ -56,8 +59,8 @@ ROW = Row(
         "50 000 steps, an update and a dump of the logger every 512 steps (98 dumps), ten epochs in batches of 256, "
         "one torch thread, no console output. This package also records every episode. `log_model=False`. "
         "On most virtual machines two cores are two threads of one physical core, so anything on the other thread "
-        "slows down training: here the start of delivery and the server, for some seconds once per run. The time "
-        "inside hooks does not include that."
+        "slows down training: here delivery and the server. The time inside hooks does not include that; the bare "
+        "sender of row 2 next to an untracked training run does."
     ),
     groups=(_group("1 environment", 1, 512), _group("16 environments", 16, 32)),
 )
