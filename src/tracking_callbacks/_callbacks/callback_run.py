@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import filelock  # noqa: F401 - the start of a run needs it, and would wait 6 ms for its import
+
 from tracking_callbacks._callbacks.searches import Trial, current_trial
 from tracking_callbacks._callbacks.training_watch import current_call
 from tracking_callbacks._journal.confined import is_key
