@@ -103,6 +103,9 @@ def test_a_search_is_a_run_with_a_nested_run_for_each_trial(
     ]
     assert [run.data.metrics.get("eval/loss") is None for run in trials] == [False, False, True, False]
     assert trials[int(best.run_id)].data.metrics["eval/loss"] == best.objective
+    assert parent.data.metrics["best_value"] == best.objective
+    assert parent.data.tags["best_trial"] == best.run_id
+    assert float(parent.data.tags["best.learning_rate"]) == best.hyperparameters["learning_rate"]
     assert "checkpoints/checkpoint-6/model.safetensors" in artifacts(client, trials[3].info, "checkpoints")
     assert "learning_rate" not in parent.data.params
     assert parent.data.params["max_steps"] == "6"
@@ -169,3 +172,24 @@ def test_a_search_joins_the_users_own_run(
     assert set(runs) == {"mine", "first of 0"}
     assert runs["first of 0"].data.tags["mlflow.parentRunId"] == mine.run_id
     assert runs["first of 0"].data.metrics["eval/loss"] > 0  # from the evaluation that follows the search
+
+
+def test_a_search_for_two_objectives_names_the_trials_that_no_other_is_better_than(
+    tracker: MLflowTracker, client: MlflowClient, make_trainer: TrainerFactory, model_init: Callable[[], Any]
+) -> None:
+    callback = MLflowTrainerCallback(tracker, log_model=False)
+    trainer = make_trainer(None, callback, model_init=model_init, max_steps=1)
+    found = trainer.hyperparameter_search(
+        backend="optuna",
+        n_trials=2,
+        direction=["minimize", "minimize"],
+        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", RATES)},
+        compute_objective=lambda metrics: [trainer.args.learning_rate, -trainer.args.learning_rate],
+        sampler=InOrder(),
+    )
+    finished_run(callback)
+    runs = {stored.info.run_name: stored for stored in runs_of(client, tracker)}
+
+    assert {trial.run_id for trial in found} == {"0", "1"}
+    assert set(runs["search"].data.tags["best_trials"].split(", ")) == {"0", "1"}
+    assert runs["search"].info.status == "FINISHED"

@@ -50,7 +50,10 @@ class WatchedCall:
     Attributes:
         name: Name of the method.
         outer: The watched call that this one was made in.
+        result: What the method has returned; None before that.
     """
+
+    result: Any = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -95,8 +98,9 @@ def _watch_own(cls: type, name: str) -> None:
 
     @functools.wraps(method)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        with WatchedCall(name):
-            return method(*args, **kwargs)
+        with WatchedCall(name) as call:
+            call.result = method(*args, **kwargs)
+        return call.result
 
     setattr(watched, _WATCHED, True)
     setattr(cls, name, watched)

@@ -19,7 +19,7 @@ from tracking_callbacks._callbacks.description import (
     tag_framework,
 )
 from tracking_callbacks._callbacks.trained_model import ModelLogger, PreparedModel, check_code_paths
-from tracking_callbacks._callbacks.training_watch import watch_method
+from tracking_callbacks._callbacks.training_watch import current_call, watch_method
 from tracking_callbacks._journal.records import PRUNED_TAG, TRIALS_TAG
 from tracking_callbacks._runs.run import Run
 from tracking_callbacks._runs.tracker import MLflowTracker
@@ -27,6 +27,7 @@ from tracking_callbacks._values.conversion import to_scalar
 from tracking_callbacks._values.promotion import Promotion
 from tracking_callbacks._writing.guard import never_in_the_way
 from tracking_callbacks.errors import ConfigError, MetricValueError
+from tracking_callbacks.huggingface.best_trial import log_best_trial
 from tracking_callbacks.huggingface.evaluations import EvaluationLogger
 from tracking_callbacks.huggingface.explanation import log_explanation
 from tracking_callbacks.huggingface.forms import check_choice
@@ -337,6 +338,9 @@ class MLflowTrainerCallback(TrainerCallback):
         if number == 0:
             tag_framework(search, "transformers")
             log_description(search, describe_search(args, varied=state.trial_params or {}))
+            call = current_call()
+            if call is not None and (search_call := call.surrounding()) is not None:
+                search_call.on_end(lambda _: log_best_trial(search, search_call.result))
         self._trials = number + 1
         search.set_tags({TRIALS_TAG: self._trials})
         return run
