@@ -49,6 +49,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
 
 
+def pytest_sessionfinish() -> None:
+    """Save what coverage has measured: xdist kills a worker that takes more than ten seconds to exit."""
+    if (module := sys.modules.get("coverage")) is not None and (measured := module.Coverage.current()) is not None:
+        measured.save()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give the session its own temp folder, so that what SB3 and MLflow leave there is removed with it."""
