@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
@@ -57,6 +58,12 @@ def search(trainer: Trainer) -> Any:
     )
 
 
+def finished_search(client: MlflowClient, run_id: str) -> Run:
+    """Return the run of a search once it has ended."""
+    wait_for(lambda: client.get_run(run_id).info.status == "FINISHED", "the search ends")
+    return client.get_run(run_id)
+
+
 @pytest.fixture
 def model_init(base_folder: Path) -> Callable[[], BertForSequenceClassification]:
     return lambda: BertForSequenceClassification.from_pretrained(base_folder)
@@ -89,9 +96,9 @@ def test_a_search_is_a_run_with_a_nested_run_for_each_trial(
     trainer.train()
     ordinary = finished_run(callback)
     runs = {run.info.run_name: run for run in runs_of(client, tracker) if run.info.run_id != ordinary.run_id}
-    wait_for(lambda: client.get_run(runs["the search"].info.run_id).info.status == "FINISHED", "the search ends")
+    parent = finished_search(client, runs.pop("the search").info.run_id)
 
-    parent, trials = runs.pop("the search"), [runs[f"trial {number}"] for number in range(4)]
+    trials = [runs[f"trial {number}"] for number in range(4)]
     assert len(runs) == 4
     assert [run.info.status for run in trials] == ["FINISHED", "KILLED", "FAILED", "FINISHED"]
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}
@@ -188,8 +195,8 @@ def test_a_search_for_two_objectives_names_the_trials_that_no_other_is_better_th
         sampler=InOrder(),
     )
     finished_run(callback)
-    runs = {stored.info.run_name: stored for stored in runs_of(client, tracker)}
+    ids = {stored.info.run_name: stored.info.run_id for stored in runs_of(client, tracker)}
+    stored = finished_search(client, ids["search"])
 
     assert {trial.run_id for trial in found} == {"0", "1"}
-    assert set(runs["search"].data.tags["best_trials"].split(", ")) == {"0", "1"}
-    assert runs["search"].info.status == "FINISHED"
+    assert set(stored.data.tags["best_trials"].split(", ")) == {"0", "1"}

@@ -76,31 +76,19 @@ class Session:
             self.append(opened)
             self.append(opened)
 
-    def append(self, record: Record, entries: int = 0) -> None:
-        """Write one record, or count its entries as dropped.
-
-        Args:
-            record: The record.
-            entries: How many of the user's entries it holds, see `count_entries`.
-        """
+    def append(self, record: Record) -> None:
+        """Write one record, or count it as dropped."""
         try:
             if self._writer is None:
                 raise FileNotFoundError("no journal")
-            self._writer.append(record)
+            if type(record) is RunEnded:
+                self._writer.append_last(record)
+            else:
+                self._writer.append(record)
         except (OSError, ValueError) as error:
-            self.drop(entries, error)
+            self.drop(count_entries(record), error)
         else:
-            self.appended += entries
-
-    def end(self, record: RunEnded) -> None:
-        """Write the last record, and seal the journal."""
-        try:
-            if self._writer is None:
-                raise FileNotFoundError("no journal")
-            self._writer.append_last(record)
-        except (OSError, ValueError) as error:
-            self.drop(0, error)
-        self.close()
+            self.appended += count_entries(record)
 
     @property
     def position(self) -> int:
@@ -206,7 +194,7 @@ class RunJournal:
             return
         with self._lock:  # in the order of their stamps
             session = self._writable_session() if self._session.closed else self._session
-            session.append(Metrics(self._clock.stamp(step, points), step, points), len(points))
+            session.append(Metrics(self._clock.stamp(step, points), step, points))
 
     def append(self, record: Record) -> None:
         """Write a record, to a new session where the run has ended."""
@@ -214,7 +202,7 @@ class RunJournal:
             self.drop_in_fork(count_entries(record))
             return
         with self._lock:
-            self._writable_session().append(record, count_entries(record))
+            self._writable_session().append(record)
 
     def stage(self, name: str, write: Callable[[Path], object], record: Callable[[str], Record]) -> Path | None:
         """Write files under the run's folder, then the record that names them.
@@ -249,8 +237,7 @@ class RunJournal:
         finally:
             with self._lock:
                 if written:
-                    named = record(staged)
-                    session.append(named, count_entries(named))
+                    session.append(record(staged))
                 self._staging.remove(threading.current_thread())
                 self._all_staged.notify_all()
             if not written:
@@ -291,7 +278,8 @@ class RunJournal:
                 if lost := self._dropped_in_forks.total():
                     self._session.append(Automatic({_DROPPED_IN_FORKS_TAG: str(lost)}))
                 now = max(now_ms(), self._started + self._elapsed_ms()) if at is None else at
-                self._session.end(RunEnded(now, status))
+                self._session.append(RunEnded(now, status))
+                self._session.close()
                 if self._session.dropped:
                     logger.warning("%d entries could not be kept in %s", self._session.dropped, self.root.path)
                 self.ensure_delivery()
