@@ -252,11 +252,18 @@ def test_a_search_ends_with_the_call_around_its_trials(tracker: MLflowTracker, c
         def search(self, trials) -> None:
             for number, work in enumerate(trials):
                 try:
-                    self.fit(lambda number=number: callback_run.begin_trial(f"trial-{number}"), work)
+                    self.study(lambda number=number, work=work: self.fit(lambda: begin(f"trial-{number}"), work))
                 except ValueError:
                     failed.append(number)
 
+        def study(self, train) -> None:
+            train()
+
+    def begin(name: str) -> None:
+        callback_run.begin_trial(name, current_call().around("search"))
+
     watch_method(Search, "search")
+    watch_method(Search, "study")  # as Optuna's is, once its callback is imported
     failed: list[int] = []
     callback_run = CallbackRun(tracker, run_name="search")
     Search().search([lambda: None, fail(ValueError("diverged"))])

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
+import tracking_callbacks.integrations.optuna  # noqa: F401 - it watches the study that the search runs, too
 from huggingface.reading import artifacts, finished_run, runs_of
 from processes import wait_for
 from tracking_callbacks import MLflowTracker

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import filelock  # noqa: F401 - the start of a run needs it, and would wait 6 ms for its import
 
 from tracking_callbacks._callbacks.searches import Trial, current_trial
-from tracking_callbacks._callbacks.training_watch import current_call
+from tracking_callbacks._callbacks.training_watch import WatchedCall, current_call
 from tracking_callbacks._journal.confined import is_key
 from tracking_callbacks._journal.records import Status
 from tracking_callbacks._runs.exits import is_pruned
@@ -219,15 +219,15 @@ class CallbackRun:
             call.on_end(self._on_call_end)
         return run
 
-    def begin_trial(self, run_name: str) -> tuple[Run, Run]:
+    def begin_trial(self, run_name: str, search_call: WatchedCall | None = None) -> tuple[Run, Run]:
         """Return a new run for a trial, and the run of the search that it is nested under.
 
-        The first trial begins the search. The search uses the run that training would join, else a new one. It ends
-        with the watched call around those of its trials. If there is none, it ends at the next training that is not a
-        trial, or with the program.
+        The first trial begins the search. The search uses the run that training would join, else a new one.
 
         Args:
             run_name: Name of the trial's run.
+            search_call: The search, whose end ends its run. With None, that ends at the next training that is not a
+                trial, or with the program.
         """
         self._close_interrupted()
         if self.search is None:
@@ -236,8 +236,8 @@ class CallbackRun:
             self.search.status_at_exit = "FINISHED"  # no hook says that a search is over
         if (call := current_call()) is not None:
             call.on_end(self._on_call_end)
-            if (search_call := call.surrounding()) is not None:
-                search_call.on_end(self._on_search_call_end)
+        if search_call is not None:
+            search_call.on_end(self._on_search_call_end)
         self.run = MLflowTracker.of(self.search).start_run(run_name, tags=self._first_tags(), parent=self.search)
         self.run.status_at_exit = "FAILED"  # the search has caught what stopped its last trial
         self.training = self._trained = True

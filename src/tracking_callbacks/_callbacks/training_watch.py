@@ -67,10 +67,13 @@ class WatchedCall:
         if callback not in self._on_end:
             self._on_end.append(callback)
 
-    def surrounding(self) -> WatchedCall | None:
-        """Return the nearest outer call of another method; an override and its ``super()`` call count as one."""
+    def around(self, name: str) -> WatchedCall | None:
+        """Return the nearest call of the method `name` that this one was made in.
+
+        By name, because a search may run another library's study, whose method is watched too.
+        """
         call = self.outer
-        while call is not None and call.name == self.name:
+        while call is not None and call.name != name:
             call = call.outer
         return call
 

@@ -51,6 +51,7 @@ Hook = TypeVar("Hook", bound=Callable[..., None])
 logger = logging.getLogger(__name__)
 
 LOG_CHECKPOINTS_VARIABLE = "HF_MLFLOW_LOG_ARTIFACTS"  # of transformers' own callback
+_SEARCH = "hyperparameter_search"
 _AS_GIVEN: dict[str, Any] = {}
 SUMMARY_KEY = "total_flos"  # only the summary at the end of training has it
 
@@ -334,12 +335,13 @@ class MLflowTrainerCallback(TrainerCallback):
 
     def _begin_trial(self, callback_run: CallbackRun, args: TrainingArguments, state: TrainerState) -> Run:
         number = 0 if callback_run.search is None else self._trials
-        run, search = callback_run.begin_trial(state.trial_name or f"trial {number}")
+        call = current_call()
+        search_call = None if call is None else call.around(_SEARCH)
+        run, search = callback_run.begin_trial(state.trial_name or f"trial {number}", search_call)
         if number == 0:
             tag_framework(search, "transformers")
             log_description(search, describe_search(args, varied=state.trial_params or {}))
-            call = current_call()
-            if call is not None and (search_call := call.surrounding()) is not None:
+            if search_call is not None:
                 search_call.on_end(lambda _: log_best_trial(search, search_call.result))
         self._trials = number + 1
         search.set_tags({TRIALS_TAG: self._trials})
@@ -383,4 +385,4 @@ def _watch_trainers() -> None:
     from transformers.trainer import Trainer
 
     watch_method(Trainer, "train")
-    watch_method(Trainer, "hyperparameter_search")
+    watch_method(Trainer, _SEARCH)
